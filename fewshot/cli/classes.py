@@ -1,0 +1,99 @@
+"""`fewshot classes`, `remove`, `rename` and `inspect`: the classes of an index."""
+
+import click
+
+from fewshot.cli.options import common, open_gallery
+from fewshot.cli.output import json_line, progress, table
+
+
+@click.command()
+@common
+def classes(index: str, as_json: bool) -> None:
+    """List the enrolled classes, with how many photos and prototypes each has."""
+    with open_gallery(index) as gallery:
+        summaries = gallery.classes()
+    if as_json:
+        for summary in summaries:
+            json_line(summary.as_dict())
+        return
+    rows = [[summary.label, str(summary.supports), str(summary.prototypes)] for summary in summaries]
+    for line in table(["class", "photos", "prototypes"], rows, right=(1, 2)):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("label")
+@common
+def remove(label: str, index: str, as_json: bool) -> None:
+    """Remove a class and its photos from the index (the files you enrolled from stay where they are)."""
+    with open_gallery(index) as gallery:
+        n = gallery.remove(label)
+    if as_json:
+        json_line({"label": label, "removed": n})
+    else:
+        click.echo(f"{click.style(label, bold=True)}: removed, with {n} photo{'s' if n != 1 else ''}")
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@common
+def rename(old: str, new: str, index: str, as_json: bool) -> None:
+    """Give a class another label."""
+    with open_gallery(index) as gallery:
+        gallery.rename(old, new)
+    if as_json:
+        json_line({"label": new, "was": old})
+    else:
+        click.echo(f"{click.style(old, bold=True)} is now {click.style(new, bold=True)}")
+
+
+@click.command()
+@click.argument("label", required=False)
+@common
+def inspect(label: str | None, index: str, as_json: bool) -> None:
+    """Show how classes (or one) look from inside.
+
+    For each class: how alike its photos are to each other (`alike`, the mean cosine of a photo to the prototype of
+    the others) and how much that varies (`spread`), the classes it is most easily confused with, and the photos that
+    lie nearer to another class than to their own, which are the first to check for a wrong label.
+    """
+    with open_gallery(index) as gallery:
+        n = 1 if label is not None else len(gallery.classes())
+        found = []
+        with progress("inspecting", n) as on_class:
+            for inspection in gallery.inspect(label):
+                found.append(inspection)
+                if as_json:
+                    json_line(inspection.as_dict())
+                on_class()
+    if as_json:
+        return
+    rows = [
+        [
+            each.label,
+            str(each.supports),
+            "-" if each.similarity is None else f"{each.similarity:.2f}",
+            "-" if each.spread is None else f"{each.spread:.2f}",
+            ", ".join(f"{other} {similarity:.2f}" for other, similarity in each.confusable[: 3 if label else 1]) or "-",
+            str(len(each.suspicious)),
+        ]
+        for each in found
+    ]
+    headings = [
+        "class",
+        "photos",
+        "alike",
+        "spread",
+        "nearest class" if label is None else "nearest classes",
+        "suspicious",
+    ]
+    for line in table(headings, rows, right=(1, 2, 3, 5)):
+        click.echo(line)
+    suspicious = [(photo, each.label) for each in found for photo in each.suspicious]
+    if suspicious:
+        click.echo("\nPhotos that lie nearer to another class (right label?):")
+    for photo, own_label in sorted(suspicious, key=lambda pair: pair[0].own_similarity - pair[0].similarity):
+        click.echo(
+            f"  {own_label}/{photo.file}: own {photo.own_similarity:.2f}, {photo.looks_like} {photo.similarity:.2f}"
+        )

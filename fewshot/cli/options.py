@@ -1,0 +1,93 @@
+"""The options that commands share, and how they become an opened index."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fewshot.gallery import Gallery
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+DEFAULT_INDEX = "indexes/default"
+
+
+def common(function: Function) -> Function:
+    """`--index` and `--json`, which every command takes."""
+
+    @click.option(
+        "--index",
+        "index",
+        metavar="NAME_OR_PATH",
+        envvar="FEWSHOT_INDEX",
+        default=DEFAULT_INDEX,
+        show_default=True,
+        show_envvar=True,
+        help="The index: a folder, or the name of one under indexes/.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout; the rest on stderr.")
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        click.get_current_context().meta["fewshot.json"] = kwargs["as_json"]
+        return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def embedding(function: Function) -> Function:
+    """`--backbone`, `--precision` and `--engine`, which commands that embed photos take."""
+    for option in (
+        click.option(
+            "--engine",
+            default="auto",
+            show_default=True,
+            help="auto, openvino or torch; auto is torch on a CUDA GPU and OpenVINO elsewhere.",
+        ),
+        click.option("--precision", help="f32 or bf16; by default the index's own, in a new index the CPU's best."),
+        click.option(
+            "--backbone",
+            metavar="NAME",
+            help="An installed backbone, a timm model, or [ARCHITECTURE:]FILE.safetensors; "
+            "by default the index's own, in a new index lite0.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def index_folder(name_or_path: str) -> Path:
+    """The folder that `--index` names: a bare name stands for one under indexes/.
+
+    >>> index_folder("plants").as_posix(), index_folder("./plants").as_posix()
+    ('indexes/plants', 'plants')
+    """
+    is_bare = "/" not in name_or_path and "\\" not in name_or_path
+    return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
+
+
+def open_gallery(
+    index: str,
+    *,
+    create: bool = False,
+    backbone: str | None = None,
+    precision: str | None = None,
+    engine: str = "auto",
+) -> "Gallery":
+    """The index that a command works on."""
+    from fewshot.embedder import EmbedderChoice
+    from fewshot.gallery import Gallery
+
+    choice = EmbedderChoice(backbone, precision, engine)
+    return Gallery(index_folder(index), create=create, choice=choice, on_notice=notice)
+
+
+def notice(text: str) -> None:
+    """Tell the user, on stderr, of something that takes a while."""
+    click.echo(click.style(f"{text} ...", dim=True), err=True)
+
+
+def warn(text: str) -> None:
+    """Tell the user, on stderr, of something to look at."""
+    click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)

@@ -1,0 +1,81 @@
+"""How answers look: JSON lines for programs, aligned lines with bars for people, a progress bar for long work."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fewshot.records import Prediction
+
+BAR_WIDTH = 12
+# A bar for work that is over at once would only flicker.
+PROGRESS_FROM = 8
+
+
+def json_line(value: dict[str, Any]) -> None:
+    """One JSON object on a line of stdout, at once."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def progress(what: str, n: int) -> Iterator[Callable[[], None]]:
+    """A bar with the time left, on stderr and only on a terminal; gives the function to call after each step."""
+    if n < PROGRESS_FROM or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", Left())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=n)
+        yield lambda: bars.advance(task)
+
+
+def prediction_lines(prediction: Prediction, *, file_width: int, label_width: int) -> Iterator[str]:
+    """An answer for people: the photo, its classes with probability bars, and the nearest enrolled photos."""
+    name = _shortened(Path(prediction.file).name, file_width)
+    if prediction.reason == "bad_image":
+        yield f"{name:<{file_width}}  {click.style('not readable', fg='red')}  {prediction.message}"
+        return
+    color = "yellow" if prediction.reason == "unknown" else "green"
+    for i, match in enumerate(prediction.matches):
+        label = _shortened(match.label, label_width)
+        bar = _bar(match.probability)
+        figures = f"{match.probability:4.0%} {bar} {match.similarity:.2f}"
+        if i == 0:
+            answer = click.style(f"{_shortened(prediction.answer, label_width):<{label_width}}", fg=color, bold=True)
+            if prediction.reason == "unknown":
+                yield f"{name:<{file_width}}  {answer}  {prediction.message}"
+                yield f"{'':<{file_width}}  {label:<{label_width}}  {figures}"
+            else:
+                yield f"{name:<{file_width}}  {answer}  {figures}"
+        else:
+            yield click.style(f"{'':<{file_width}}  {label:<{label_width}}  {figures}", dim=True)
+    near = ", ".join(f"{photo.label}/{photo.file} {photo.similarity:.2f}" for photo in prediction.nearest)
+    if near:
+        yield click.style(f"{'':<{file_width}}  nearest: {near}", dim=True)
+
+
+def table(headings: list[str], rows: list[list[str]], *, right: tuple[int, ...] = ()) -> Iterator[str]:
+    """Aligned columns under headings; the columns numbered in `right` are right-aligned."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+    for number, row in enumerate([headings, *rows]):
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        line = "  ".join(cells).rstrip()
+        yield click.style(line, bold=True) if number == 0 else line
+
+
+def _bar(share: float) -> str:
+    n_eighths = round(share * BAR_WIDTH * 8)
+    full, rest = divmod(n_eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(BAR_WIDTH)
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width // 2] + "…" + text[len(text) - (width - width // 2 - 1) :]

@@ -1,0 +1,47 @@
+"""`fewshot reindex`."""
+
+from pathlib import Path
+
+import click
+
+from fewshot.cli.options import common, embedding, open_gallery, warn
+from fewshot.cli.output import json_line, progress
+
+
+@click.command()
+@click.option(
+    "--photos", "folders", multiple=True, metavar="FOLDER", help="Where the original photos are; may be repeated."
+)
+@embedding
+@common
+def reindex(
+    folders: tuple[str, ...],
+    index: str,
+    as_json: bool,
+    backbone: str | None,
+    precision: str | None,
+    engine: str,
+) -> None:
+    """Embed all photos of an index anew, with another backbone (default: the program's own).
+
+    The index keeps every photo at 256 px on its short side and embeds those; originals that are found by content
+    under --photos are used instead. The index answers with its old embeddings until all are done; an interrupted
+    reindex goes on where it stopped.
+    """
+    from fewshot.datasets import query_photos
+
+    originals = query_photos([Path(folder) for folder in folders]) if folders else []
+    with open_gallery(index, backbone=backbone, precision=precision, engine=engine) as gallery:
+        before = gallery.about().fingerprint
+        n = sum(each.supports for each in gallery.classes())
+        try:
+            with progress("embedding", n) as on_photo:
+                n_photos, n_originals = gallery.reindex(originals=originals, on_photo=on_photo)
+        except KeyboardInterrupt:
+            warn("interrupted; the index is as it was. The same command goes on from here.")
+            raise
+        after = gallery.about().fingerprint
+    if as_json:
+        json_line({"photos": n_photos, "from_originals": n_originals, "before": before, "after": after})
+    else:
+        click.echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {before} -> {after}")

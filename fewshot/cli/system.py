@@ -1,0 +1,143 @@
+"""`fewshot backbones`, `doctor` and `sample-data`: the machine and what is on it."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fewshot.cli.options import common, index_folder, open_gallery
+from fewshot.cli.output import json_line, progress, table
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@common
+def backbones(pattern: str | None, index: str, as_json: bool) -> None:
+    """List the backbones that can be used: those installed, and with PATTERN (such as 'resnet*') those of timm too.
+
+    A timm model's weights are taken from its hub the first time, which needs a network. A local file works as
+    `--backbone ARCHITECTURE:FILE.safetensors`.
+    """
+    from fewshot.backbones import DEFAULT_BACKBONE, available
+
+    rows = available(pattern)
+    if as_json:
+        for row in rows:
+            json_line({**row, "default": row["name"] == DEFAULT_BACKBONE})
+        return
+    cells = [
+        [row["name"] + (" (default)" if row["name"] == DEFAULT_BACKBONE else ""), row["architecture"], row["weights"]]
+        for row in rows
+    ]
+    for line in table(["backbone", "architecture", "weights"], cells):
+        click.echo(line)
+
+
+@click.command()
+@common
+def doctor(index: str, as_json: bool) -> None:
+    """Show what runs here (engine, CPU, GPU, weights) and check the index, reading all of it.
+
+    Exits with 1 if the index is damaged. An index that does not exist yet is no fault.
+    """
+    facts = _machine()
+    problems: list[str] = []
+    folder = index_folder(index)
+    if folder.exists():
+        with open_gallery(index) as gallery:
+            about = gallery.about()
+            summaries = gallery.classes()
+            problems = gallery.problems()
+        facts["index"] = {
+            "folder": str(folder),
+            "backbone": about.fingerprint,
+            "precision": about.precision,
+            "classes": len(summaries),
+            "supports": sum(summary.supports for summary in summaries),
+            "generation": about.generation,
+            "problems": problems,
+        }
+    else:
+        facts["index"] = None
+    if as_json:
+        json_line(facts)
+    else:
+        _print_facts(facts, folder)
+    if problems:
+        click.get_current_context().exit(1)
+
+
+@click.command(name="sample-data")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--support", "n_support", default=10, show_default=True, help="Photos to enroll, a class.")
+@click.option("--query", "n_query", default=5, show_default=True, help="Photos to ask, a class.")
+@click.option("--seed", default=0, show_default=True, help="The same seed renders the same pictures.")
+@common
+def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: str, as_json: bool) -> None:
+    """Render pictures of leaves into FOLDER/support/CLASS and FOLDER/query/CLASS, to try the program with.
+
+    Six classes (healthy, rust, powdery mildew, blight, mosaic, shot hole), each leaf with its own shape, light,
+    angle and background. They are drawings: good for a first try and for tests, no measure of accuracy.
+    """
+    from fewshot.samples import CLASSES, write_samples
+
+    n = len(CLASSES) * (max(0, n_support) + max(0, n_query))
+    with progress("rendering", n) as step:
+        files = write_samples(folder, n_support=n_support, n_query=n_query, seed=seed, on_photo=lambda _: step())
+    if as_json:
+        json_line({"folder": str(folder), "classes": list(CLASSES), "photos": len(files)})
+        return
+    click.echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
+    click.echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
+
+
+def _machine() -> dict[str, Any]:
+    from fewshot import engines
+    from fewshot.backbones import DEFAULT_BACKBONE, installed
+    from fewshot.embedder import cache_folder
+
+    cuda = engines.cuda_available()
+    versions = {}
+    for package in ("fewshot", "openvino", "faiss-cpu", "torch", "timm", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "engine": "torch" if cuda else "openvino",
+        "precision": "bf16" if cuda else engines.native_precision(),
+        "cpu": engines.cpu_name(),
+        "cpu_features": engines.cpu_capabilities(),
+        "gpu": engines.gpu_name() if cuda else None,
+        "python": platform.python_version(),
+        "versions": versions,
+        "weights": {source.name: source.architecture for source in installed()},
+        "default_backbone": DEFAULT_BACKBONE,
+        "cache": str(cache_folder()),
+    }
+
+
+def _print_facts(facts: dict[str, Any], folder: Path) -> None:
+    weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
+    rows = [
+        ["engine", f"{facts['engine']}, {facts['precision']}"],
+        ["CPU", f"{facts['cpu']}: {', '.join(facts['cpu_features'])}"],
+        ["GPU", facts["gpu"] or "none that torch can use"],
+        ["weights", f"{weights}; default {facts['default_backbone']}"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+        ["prepared backbones", facts["cache"]],
+    ]
+    index = facts["index"]
+    if index is None:
+        rows.append(["index", f"none at {folder} yet"])
+    else:
+        pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
+        rows.append(["index", f"{folder}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
+        rows.append(["index health", "sound" if not index["problems"] else f"{len(index['problems'])} problems"])
+    width = max(len(row[0]) for row in rows)
+    for name, value in rows:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+    for problem in (index or {}).get("problems", []):
+        click.echo(f"{click.style('problem:', fg='red')} {problem}")

@@ -1,0 +1,166 @@
+"""A folder -> the photos in it, and the classes its sub-folders name."""
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewshot.errors import EmptyFolderError, LabelError, MissingFolderError, NestedFolderError
+from fewshot.records import UNKNOWN
+
+MAX_LABEL_LENGTH = 200
+# What operating systems leave behind in every folder; nobody means to enroll it.
+LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFolder:
+    """The photos of one class-to-be: files in name order, and what the folder holds beside them."""
+
+    label: str
+    photos: tuple[Path, ...]
+    n_sub_folders: int = 0
+
+
+def checked_label(label: str) -> str:
+    """A label as it is stored: NFC-normalised, without white space around it.
+
+    Normalised because macOS names folders in decomposed form: the same name typed and read from disk must be one.
+
+    Raises:
+        LabelError: empty, over 200 characters, with a slash, a line break or a control character, `.`, `..`, or
+            `unknown`, which is the answer that names no class.
+
+    >>> checked_label(" corn rust ")
+    'corn rust'
+    """
+    clean = unicodedata.normalize("NFC", label).strip()
+    if not clean:
+        raise LabelError("the label is empty.", hint="Give the class a name, such as 'corn-rust'.")
+    if len(clean) > MAX_LABEL_LENGTH:
+        raise LabelError(
+            f"the label has {len(clean)} characters; at most {MAX_LABEL_LENGTH} are kept.",
+            hint="Shorten it; notes belong beside the index.",
+        )
+    for character in clean:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs", "Zl", "Zp"):
+            raise LabelError(
+                f"the label {clean!r} holds the control character or line break U+{ord(character):04X}.",
+                hint="A label is one line of visible characters.",
+            )
+        if character in "/\\":
+            raise LabelError(
+                f"the label {clean!r} holds a slash.", hint=f"Write {clean.replace(character, '-')!r} instead."
+            )
+    if clean in (".", ".."):
+        raise LabelError(f"the label {clean!r} is a folder's name for itself.", hint="Give the class a name.")
+    if clean.casefold() == UNKNOWN:
+        raise LabelError(
+            f"the label {clean!r} is the answer that names no class.", hint="Choose another, such as 'unidentified-1'."
+        )
+    return clean
+
+
+def class_folder(label: str, folder: Path) -> ClassFolder:
+    """The photos of one class: every file in `folder` (or the one file that it is), not those in its sub-folders.
+
+    Raises:
+        LabelError: the label cannot be stored.
+        MissingFolderError: there is nothing there.
+        EmptyFolderError: no files, no sub-folders.
+        NestedFolderError: only sub-folders, so `--each` was meant.
+    """
+    label = checked_label(label)
+    if folder.is_file():
+        return ClassFolder(label, (folder,))
+    files, folders = _listing(folder)
+    if not files and folders:
+        raise NestedFolderError(
+            f"{folder} holds no photos but {len(folders)} folders ({_names(folders)}).",
+            hint=f"If each is a class, use `fewshot enroll --each {folder}`; else name one of them.",
+        )
+    if not files:
+        raise EmptyFolderError(f"{folder} holds no photos.", hint="Put 5 to 20 photos of the class into it.")
+    return ClassFolder(label, tuple(files), len(folders))
+
+
+def class_folders(folder: Path) -> list[ClassFolder]:
+    """Every sub-folder as a class named after it, in name order; an empty one comes with no photos.
+
+    Raises:
+        MissingFolderError: there is nothing there.
+        EmptyFolderError: no sub-folders.
+        LabelError: a sub-folder's name cannot be a label, or two names are the same label.
+    """
+    files, folders = _listing(folder)
+    if not folders:
+        what = f"{len(files)} files but no sub-folders" if files else "nothing"
+        raise EmptyFolderError(
+            f"{folder} holds {what}; --each wants one sub-folder a class.",
+            hint=f"For a single class: `fewshot enroll LABEL {folder}`.",
+        )
+    classes: dict[str, ClassFolder] = {}
+    for sub_folder in folders:
+        label = checked_label(sub_folder.name)
+        if label in classes:
+            raise LabelError(
+                f"two sub-folders of {folder} are named {label!r} (they differ in spaces or in how accents are coded).",
+                hint="Merge or rename one of them.",
+            )
+        inner_files, inner_folders = _listing(sub_folder)
+        classes[label] = ClassFolder(label, tuple(inner_files), len(inner_folders))
+    return list(classes.values())
+
+
+def query_photos(targets: list[Path]) -> list[Path]:
+    """The photos to answer: files as named, and of folders every photo in them and below, in name order.
+
+    A file that is named is always asked, whatever it is; in a folder only files with a picture's ending count, so
+    that notes and tables lying beside the photos raise no alarm.
+
+    Raises:
+        MissingFolderError: a target does not exist.
+        EmptyFolderError: a folder holds no photo.
+    """
+    photos: list[Path] = []
+    for target in targets:
+        if not target.is_dir():
+            if not target.exists() and not target.is_symlink():
+                raise MissingFolderError(
+                    f"there is no file or folder {target}.", hint="Check the name and where you are."
+                )
+            photos.append(target)
+            continue
+        found = sorted(path for path in target.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and _visible(path))
+        found = [path for path in found if not path.is_dir()]
+        if not found:
+            raise EmptyFolderError(
+                f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
+            )
+        photos.extend(found)
+    return photos
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    try:
+        entries = sorted(path for path in folder.iterdir() if _visible(path))
+    except FileNotFoundError as error:
+        raise MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.") from error
+    except NotADirectoryError as error:
+        raise MissingFolderError(f"{folder} is a file, not a folder.", hint="Name the folder it is in.") from error
+    except OSError as error:
+        raise MissingFolderError(
+            f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from error
+    folders = [path for path in entries if path.is_dir()]
+    return [path for path in entries if path not in set(folders)], folders
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in LITTER
+
+
+def _names(paths: list[Path], most: int = 3) -> str:
+    names = ", ".join(path.name for path in paths[:most])
+    return names if len(paths) <= most else f"{names}, ..."

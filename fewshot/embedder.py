@@ -1,0 +1,301 @@
+"""Images -> (n, dim) unit vectors, and the fingerprint that names them."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import platformdirs
+
+from fewshot import engines, images
+from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, resolve, source_key
+from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
+from fewshot.errors import CacheDamagedError, EngineError, FewshotError, ImageError, UsageError, did_you_mean
+from fewshot.records import EmbeddedPhoto, Float32s, LoadedPhoto, NamedBytes, Pixels, Refused, SkippedPhoto
+from fewshot.sealed import read_facts, verify
+
+Outcome = EmbeddedPhoto | SkippedPhoto | Refused
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# Up to so many photos the engine is compiled for the first answer, beyond for the most answers a second.
+FEW_PHOTOS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderChoice:
+    """What a user chose of an embedder; None leaves it to the index, and in a new index to the default."""
+
+    backbone: str | None = None
+    precision: str | None = None
+    engine: str = "auto"
+
+
+class Embedder:
+    """Preprocessing and backbone together: photos in, unit vectors out.
+
+    Args:
+        backbone: the description whose fingerprint names the vectors.
+        source: where its weights came from; kept in an index so that it can be opened again.
+        precision: the engine's, part of the fingerprint.
+        open_engine: gives the engine; called with True when many photos are to come.
+    """
+
+    def __init__(
+        self, backbone: Backbone, source: WeightsSource, precision: str, open_engine: Callable[[bool], Engine]
+    ) -> None:
+        self.backbone = backbone
+        self.source = source
+        self.precision = precision
+        self.fingerprint = backbone.fingerprint(precision)
+        self._open_engine = open_engine
+        self._engines: dict[bool, Engine] = {}
+
+    @property
+    def name(self) -> str:
+        """The backbone's name."""
+        return self.backbone.name
+
+    @property
+    def dim(self) -> int:
+        """The embedding's length."""
+        return self.backbone.dim
+
+    def embed_pixels(self, pixels: Pixels) -> Float32s:
+        """Embed prepared pixels: (n, size, size, 3) uint8 -> (n, dim) float32, rows of unit length.
+
+        Raises:
+            EngineError: the backbone gave a vector that has no direction (zero, NaN or infinite).
+        """
+        engine = self._engine(len(pixels))
+        size = engine.batch_size
+        rows = [engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        return _unit_rows(np.concatenate(rows), self.name)
+
+    def prepare(
+        self, photo: Path | NamedBytes, *, is_known: Callable[[str], bool] | None = None, keep: bool = False
+    ) -> LoadedPhoto | SkippedPhoto:
+        """Read, check and cut one photo to the backbone's input.
+
+        Args:
+            photo: a file, or bytes with a name.
+            is_known: asked with the content hash before the photo is decoded; True skips it.
+            keep: make the thumbnail that an index keeps.
+
+        Raises:
+            ImageError: the photo cannot be used; the subclass says why.
+        """
+        file = photo.file if isinstance(photo, NamedBytes) else str(photo)
+        data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
+        sha256 = images.content_hash(data)
+        if is_known is not None and is_known(sha256):
+            return SkippedPhoto(file, sha256)
+        prepared = self.backbone.preprocessing
+        wanted = max(prepared.short_side_px, images.THUMBNAIL_SIDE_PX if keep else 0)
+        image, (width, height) = images.decode(data, Path(file).name, wanted)
+        pixels = images.fit_to_input(
+            image,
+            image_size_px=prepared.image_size_px,
+            crop_pct=prepared.crop_pct,
+            interpolation=prepared.interpolation,
+            squash=prepared.squash,
+        )
+        return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image) if keep else None)
+
+    def embed_photos(
+        self,
+        photos: Iterable[Path | NamedBytes],
+        *,
+        n_photos: int,
+        is_known: Callable[[str], bool] | None = None,
+        keep: bool = False,
+    ) -> Iterator[Outcome]:
+        """Embed photos in order, decoding in threads while the engine runs.
+
+        Args:
+            photos: files, or bytes with names; taken lazily, a bounded number ahead.
+            n_photos: about how many there are; decides how the engine is compiled.
+            is_known: see `prepare`.
+            keep: see `prepare`.
+
+        Yields:
+            For each photo, in order: the embedded photo, the skipped one, or why it was refused.
+        """
+
+        def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
+            try:
+                return self.prepare(photo, is_known=is_known, keep=keep)
+            except ImageError as error:
+                hint = f" {error.hint}" if error.hint else ""
+                file = photo.file if isinstance(photo, NamedBytes) else str(photo)
+                return Refused(file, error.code, error.message + hint)
+
+        n_decoders = os.cpu_count() or 1
+        with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
+            # The engine compiles while the first photos are read.
+            opening = compiler.submit(self._engine, n_photos)
+            prepared = _ahead(decoders, prepare, photos, n_ahead=4 * n_decoders)
+            yield from self._embed_prepared(prepared, opening)
+
+    def _embed_prepared(
+        self, prepared: Iterable[LoadedPhoto | SkippedPhoto | Refused], opening: "Future[Engine]"
+    ) -> Iterator[Outcome]:
+        runners: ThreadPoolExecutor | None = None
+        waiting: deque[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]] = deque()
+        group: list[LoadedPhoto | SkippedPhoto | Refused] = []
+        n_loaded = 0
+
+        def submit() -> None:
+            nonlocal group, n_loaded
+            loaded = [item.pixels for item in group if isinstance(item, LoadedPhoto)]
+            future = None
+            if loaded:
+                assert runners is not None
+                future = runners.submit(opening.result().run, np.stack(loaded))
+            waiting.append((group, future))
+            group, n_loaded = [], 0
+
+        try:
+            for item in prepared:
+                group.append(item)
+                if not isinstance(item, LoadedPhoto):
+                    continue
+                engine = opening.result()
+                runners = runners or ThreadPoolExecutor(engine.n_parallel, "engine")
+                n_loaded += 1
+                if n_loaded == engine.batch_size:
+                    submit()
+                while len(waiting) > 2 * engine.n_parallel:
+                    yield from self._finished(*waiting.popleft())
+            if group:
+                submit()
+            while waiting:
+                yield from self._finished(*waiting.popleft())
+        finally:
+            if runners is not None:
+                runners.shutdown(wait=True, cancel_futures=True)
+
+    def _finished(
+        self, group: list[LoadedPhoto | SkippedPhoto | Refused], future: "Future[Float32s] | None"
+    ) -> Iterator[Outcome]:
+        rows = iter(_unit_rows(future.result(), self.name)) if future is not None else iter(())
+        for item in group:
+            if isinstance(item, LoadedPhoto):
+                yield EmbeddedPhoto(item.file, item.sha256, item.width, item.height, next(rows), item.thumbnail)
+            else:
+                yield item
+
+    def _engine(self, n_photos: int) -> Engine:
+        bulk = n_photos > FEW_PHOTOS
+        if bulk not in self._engines:
+            self._engines[bulk] = self._open_engine(bulk)
+        return self._engines[bulk]
+
+
+def open_embedder(
+    choice: EmbedderChoice, *, source: WeightsSource | None = None, on_notice: Callable[[str], None] | None = None
+) -> Embedder:
+    """The embedder that a user chose.
+
+    On the OpenVINO path, after a backbone's first use on this machine, neither torch nor timm is imported.
+
+    Args:
+        choice: backbone, precision and engine.
+        source: where an index says that its backbone is; used when the choice names none.
+        on_notice: told, in a sentence, of one-time work that takes seconds.
+
+    Raises:
+        UsageError: an unknown engine or precision.
+        BackboneError: the weights cannot be had; the subclass says why.
+        EngineError: the engine cannot run it here.
+    """
+    for what, name, known in (
+        ("engine", choice.engine, engines.ENGINES),
+        ("precision", choice.precision or engines.PRECISIONS[0], engines.PRECISIONS),
+    ):
+        if name not in known:
+            raise UsageError(
+                f"there is no {what} {name!r}.", hint=f"{did_you_mean(name, known)} Known: {', '.join(known)}.".strip()
+            )
+    if choice.backbone is not None or source is None:
+        source = resolve(choice.backbone or DEFAULT_BACKBONE)
+    if choice.engine == "torch" or (choice.engine == "auto" and engines.cuda_available()):
+        return _open_torch(source, choice)
+    return _open_openvino(source, choice, on_notice)
+
+
+def cache_folder() -> Path:
+    """Where converted and compiled backbones are kept: `$FEWSHOT_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("FEWSHOT_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("fewshot", appauthor=False))
+
+
+def _open_openvino(source: WeightsSource, choice: EmbedderChoice, on_notice: Callable[[str], None] | None) -> Embedder:
+    ir = cache_folder() / "backbones" / source_key(source) / "model.ir"
+    try:
+        backbone = Backbone.from_dict(read_facts(ir)["backbone"])
+    except CacheDamagedError:
+        backbone = _convert(source, ir, on_notice)
+    precision = choice.precision or engines.native_precision()
+
+    def open_engine(bulk: bool) -> Engine:
+        try:
+            return OpenVinoEngine(ir, precision, bulk=bulk)
+        except CacheDamagedError:
+            _convert(source, ir, on_notice)
+            return OpenVinoEngine(ir, precision, bulk=bulk)
+
+    return Embedder(backbone, source, precision, open_engine)
+
+
+def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] | None) -> Backbone:
+    if on_notice is not None:
+        on_notice(f"preparing backbone {source.name} for this machine (once)")
+    backbone, network = load(source)
+    try:
+        engines.export_openvino(backbone, network, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
+        verify(ir)
+    except OSError as error:
+        raise FewshotError(
+            f"the prepared backbone cannot be written to {ir.parent}: {error.strerror}.",
+            hint="Free some space, or name another folder with FEWSHOT_CACHE.",
+        ) from error
+    return backbone
+
+
+def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
+    device = "cuda" if engines.cuda_available() else "cpu"
+    precision = choice.precision or ("bf16" if device == "cuda" else "f32")
+    backbone, network = load(source)
+    return Embedder(backbone, source, precision, lambda bulk: TorchEngine(backbone, network, precision, device=device))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], *, n_ahead: int
+) -> Iterator[Result]:
+    """`work` over `items` in the pool: results in order, at most `n_ahead` items ahead of the consumer."""
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) >= n_ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _unit_rows(rows: Float32s, name: str) -> Float32s:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(norms).all() and (norms > 0).all()):
+        raise EngineError(
+            f"backbone {name!r} gave an embedding without direction (zero, NaN or infinite).",
+            hint="Try `--precision f32`; if it stays, the weights are not those of the architecture.",
+        )
+    unit: Float32s = (rows / norms).astype(np.float32)
+    return unit

@@ -1,0 +1,256 @@
+"""Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fewshot.backbones import Backbone
+from fewshot.errors import CacheDamagedError, EngineError
+from fewshot.records import Float32s, Pixels
+from fewshot.sealed import read_facts, read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("f32", "bf16")
+ENGINES = ("auto", "openvino", "torch")
+
+
+class Engine(Protocol):
+    """A backbone that runs: pixels in, raw features out."""
+
+    precision: str
+    batch_size: int  # photos a call; every call but the last of a run gets exactly so many
+    n_parallel: int  # calls that may run at once
+
+    def run(self, pixels: Pixels) -> Float32s:
+        """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
+        ...
+
+
+def native_precision() -> str:
+    """`bf16` where this CPU computes it in hardware, else `f32`."""
+    return "bf16" if "BF16" in cpu_capabilities() else "f32"
+
+
+def cpu_capabilities() -> list[str]:
+    """What OpenVINO says this CPU can do, such as FP32, BF16, INT8."""
+    import openvino
+
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    import openvino
+
+    return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+
+def gpu_name() -> str:
+    """What the first CUDA device calls itself; call only where `cuda_available`."""
+    import torch
+
+    return str(torch.cuda.get_device_name(0))
+
+
+def cuda_available() -> bool:
+    """Whether torch is installed and sees a CUDA device (torch is imported only where an NVIDIA driver is)."""
+    if not Path("/proc/driver/nvidia").exists() and shutil.which("nvidia-smi") is None:
+        return False
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+# ---- OpenVINO
+
+
+def export_openvino(backbone: Backbone, network: "torch.nn.Module", path: Path, facts: dict[str, Any]) -> None:
+    """Write the network as OpenVINO IR that takes uint8 RGB photos; the normalisation becomes part of it.
+
+    Args:
+        backbone: says the input size, mean and std.
+        network: as `backbones.load` gives it.
+        path: the sealed file to write.
+        facts: what `read_facts(path)` shall give back later.
+    """
+    import openvino
+    import torch
+    from openvino.preprocess import PrePostProcessor
+
+    prepared = backbone.preprocessing
+    size = prepared.image_size_px
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, about the tracing that OpenVINO does with it
+        example = torch.zeros(1, 3, size, size)
+        model = openvino.convert_model(network, example_input=example, input=[1, 3, size, size])
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(openvino.Type.f32).mean([m * 255 for m in prepared.mean]).scale(
+        [s * 255 for s in prepared.std]
+    )
+    model = steps.build()
+
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "model.xml"
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        text, weights = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
+    write_sealed(path, lambda target: _write_all(target, text, weights), {**facts, "xml_bytes": len(text)})
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU, one photo a call.
+
+    Args:
+        ir: the sealed file that `export_openvino` wrote.
+        precision: `f32` or `bf16`; `bf16` is emulated, slowly, where the CPU lacks it.
+        bulk: compile for many photos at once (a stream a core) instead of for the first answer.
+
+    Raises:
+        CacheDamagedError: the IR does not fit its checksum.
+        EngineError: OpenVINO cannot run it at this precision here.
+    """
+
+    batch_size = 1
+
+    def __init__(self, ir: Path, precision: str, *, bulk: bool) -> None:
+        import openvino
+
+        self.precision = precision
+        core = openvino.Core()
+        settings = {
+            "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        try:
+            self._compiled = _compiled(core, ir, precision, settings)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot run this backbone at {precision} on this CPU: {str(error).splitlines()[0]}",
+                hint="Try `--precision f32`, or `--engine torch`.",
+            ) from error
+        self.n_parallel = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._local = threading.local()
+
+    def run(self, pixels: Pixels) -> Float32s:
+        """Features of a batch; may be called from several threads at once, each with a request of its own."""
+        if not _FIRST_RUN.done:
+            with _FIRST_RUN.lock:
+                features = self._infer(pixels)
+                _FIRST_RUN.done = True
+                return features
+        return self._infer(pixels)
+
+    def _infer(self, pixels: Pixels) -> Float32s:
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        rows = [np.array(request.infer([pixels[i : i + 1]])[0][0], np.float32) for i in range(len(pixels))]
+        return np.stack(rows)
+
+
+class _FirstRun:
+    """The first inference of a process runs alone.
+
+    OpenVINO's binding sets up static tables in its first call; two threads that enter it together can each wait for
+    ever, one for the table with the interpreter lock held, the other for the interpreter lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.done = False
+
+
+_FIRST_RUN = _FirstRun()
+
+
+def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> Any:
+    """The compiled network, from the blob that an earlier run left beside the IR where there is a sound one."""
+    facts = read_facts(ir)
+    made_for = {
+        "ir": facts["payload_xxh3"],
+        "openvino": importlib.metadata.version("openvino"),
+        "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
+        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "n_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "settings": settings,
+    }
+    blob = ir.with_name(f"compiled-{precision}-{settings['PERFORMANCE_HINT'].lower()}.blob")
+    try:
+        if read_facts(blob).get("made_for") == made_for:
+            payload, _ = read_sealed(blob)
+            return core.import_model(payload, "CPU", settings)
+    except (CacheDamagedError, RuntimeError):
+        pass  # missing, damaged or of another build: compiled afresh below, which is what the blob was made from
+    payload, facts = read_sealed(ir)
+    xml, weights = payload[: facts["xml_bytes"]], payload[facts["xml_bytes"] :]
+    compiled = core.compile_model(_read_model(core, xml, weights), "CPU", settings)
+    exported = compiled.export_model()
+    content = exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
+    try:
+        write_sealed(blob, lambda target: _write_all(target, content), {"made_for": made_for})
+    except OSError:
+        pass  # a read-only or full cache costs the next start 0.2 s, nothing else
+    return compiled
+
+
+def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:
+    import openvino
+
+    tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
+    return core.read_model(model=xml, weights=tensor)
+
+
+def _write_all(path: Path, *parts: bytes) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+
+
+# ---- torch
+
+
+class TorchEngine:
+    """torch on CUDA where there is one, else on the CPU.
+
+    Raises:
+        EngineError: a precision other than f32 and bf16.
+    """
+
+    def __init__(self, backbone: Backbone, network: "torch.nn.Module", precision: str, *, device: str) -> None:
+        import torch
+
+        if precision not in PRECISIONS:
+            raise EngineError(f"the torch engine knows no precision {precision!r}; it has {', '.join(PRECISIONS)}.")
+        self.precision = precision
+        self.batch_size = 64 if device == "cuda" else 16
+        self.n_parallel = 1
+        self._torch = torch
+        self._device = device
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        prepared = backbone.preprocessing
+        self._mean = torch.tensor(prepared.mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(prepared.std, device=device).view(1, 3, 1, 1) * 255
+
+    def run(self, pixels: Pixels) -> Float32s:
+        """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
+        torch = self._torch
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2).float()
+            batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bf16"):
+                features = self._network(batch)
+            result: Float32s = features.float().cpu().numpy()
+        return result

@@ -1,0 +1,321 @@
+"""Every error that a user can meet, with its code, hint, exit code and HTTP status."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class FewshotError(Exception):
+    """What went wrong, in a message that says what was found, what was wanted and what to do.
+
+    The class carries what the two edges (command line, HTTP) need to translate it; the instance carries the
+    message. `hint` may be given per instance where what to do depends on the case.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1  # 1: the work failed; 2: the request itself was wrong
+    status: ClassVar[int] = 500
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if hint is not None:
+            self.hint = hint
+
+    def as_dict(self) -> dict[str, str]:
+        """The one shape in which every interface shows an error: code, message, hint."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+def nearest_name(wanted: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `wanted`, or None when nothing comes near.
+
+    >>> nearest_name("corn-rusty", ["corn-rust", "apple-scab"])
+    'corn-rust'
+    """
+    lowered = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(wanted.casefold(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the nearest known name, or an empty string.
+
+    >>> did_you_mean("aple", ["apple", "corn"])
+    "Did you mean 'apple'?"
+    """
+    near = nearest_name(wanted, known)
+    return f"Did you mean {near!r}?" if near else ""
+
+
+class UsageError(FewshotError):
+    """The request contradicts itself or asks for something that does not exist."""
+
+    code = "usage"
+    exit_code = 2
+    status = 400
+
+
+# ---- photos and folders
+
+
+class ImageError(FewshotError):
+    """A photo cannot be used. Refused with its reason; the photos beside it go on."""
+
+    code = "bad_image"
+    status = 422
+
+
+class NotAnImageError(ImageError):
+    code = "not_an_image"
+    hint = "Supported: JPEG, PNG, WebP, TIFF, BMP and GIF."
+
+
+class EmptyFileError(ImageError):
+    code = "empty_file"
+    hint = "The file has 0 bytes: copy it again from the camera or the card."
+
+
+class TruncatedImageError(ImageError):
+    code = "truncated"
+    hint = "The file ends too early: copy it again from the camera or the card."
+
+
+class DamagedImageError(ImageError):
+    code = "damaged"
+    hint = "The picture data is broken: copy it again, or open and save it in a picture editor."
+
+
+class ImageTooSmallError(ImageError):
+    code = "too_small"
+    hint = "Take the original photo, not its preview."
+
+
+class ImageTooLargeError(ImageError):
+    code = "too_large"
+    status = 413
+    hint = "Scale the photo down, or raise the limit with FEWSHOT_MAX_MEGAPIXELS."
+
+
+class UnreadableFileError(ImageError):
+    code = "unreadable"
+    hint = "Check that the file exists and that you may read it."
+
+
+class OtherLabelError(ImageError):
+    """The same photo, byte for byte, is already enrolled under another label."""
+
+    code = "other_label"
+    status = 409
+    hint = "A photo shows one class. Remove it there first, or leave it out here."
+
+
+class FolderError(FewshotError):
+    code = "folder"
+    exit_code = 2
+    status = 400
+
+
+class MissingFolderError(FolderError):
+    code = "missing_folder"
+
+
+class EmptyFolderError(FolderError):
+    code = "empty_folder"
+
+
+class NestedFolderError(FolderError):
+    code = "nested_folder"
+
+
+class NoUsablePhotoError(FewshotError):
+    code = "no_usable_photo"
+    status = 422
+
+
+class StrictError(FewshotError):
+    """`--strict` was asked for and a photo was refused: nothing was enrolled."""
+
+    code = "strict"
+    status = 422
+
+
+# ---- labels
+
+
+class LabelError(FewshotError):
+    code = "bad_label"
+    exit_code = 2
+    status = 400
+
+
+class UnknownLabelError(FewshotError):
+    code = "unknown_label"
+    exit_code = 2
+    status = 404
+
+    def __init__(self, label: str, index_name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        super().__init__(
+            f"index {index_name!r} holds no class {label!r} (it holds {len(known)}).",
+            hint=did_you_mean(label, known) or "`fewshot classes` lists what is enrolled.",
+        )
+
+
+class LabelTakenError(FewshotError):
+    code = "label_taken"
+    exit_code = 2
+    status = 409
+
+
+# ---- the index
+
+
+class IndexProblem(FewshotError):
+    """An index cannot be used as it is."""
+
+    code = "index"
+
+
+class IndexMissingError(IndexProblem):
+    code = "index_missing"
+    exit_code = 2
+    status = 404
+
+
+class EmptyIndexError(IndexProblem):
+    code = "index_empty"
+    status = 409
+    hint = "Enroll a class first: `fewshot enroll LABEL FOLDER`."
+
+
+class NotAnIndexError(IndexProblem):
+    code = "not_an_index"
+    exit_code = 2
+    status = 400
+
+
+class NewerFormatError(IndexProblem):
+    code = "newer_format"
+
+
+class IndexDamagedError(IndexProblem):
+    code = "index_damaged"
+
+
+class IndexLockedError(IndexProblem):
+    code = "index_locked"
+    status = 503
+    hint = "Another process is writing. Wait for it to end, or stop it, and try again."
+
+
+class IndexUnwritableError(IndexProblem):
+    code = "index_unwritable"
+
+
+class DiskFullError(IndexProblem):
+    code = "disk_full"
+    status = 507
+    hint = "Free some space and run the same command again: photos already enrolled are kept and skipped."
+
+
+class MixedEmbeddingsError(IndexProblem):
+    """Embeddings of two backbones, preprocessings or precisions cannot be compared."""
+
+    code = "mixed_embeddings"
+    exit_code = 2
+    status = 409
+
+
+class PrototypeError(FewshotError):
+    """A class has no usable prototype: no support, or supports that cancel out."""
+
+    code = "prototype"
+
+
+class VectorError(FewshotError):
+    """Vectors that an index of embeddings cannot hold: wrong length, NaN, infinite, or an id given twice."""
+
+    code = "bad_vectors"
+
+
+class CacheDamagedError(FewshotError):
+    """A derived file is damaged or stale. Never fatal: it is rebuilt from the store."""
+
+    code = "cache_damaged"
+
+
+# ---- backbones and engines
+
+
+class BackboneError(FewshotError):
+    code = "backbone"
+
+
+class UnknownBackboneError(BackboneError):
+    code = "unknown_backbone"
+    exit_code = 2
+    status = 404
+
+
+class WeightsUnreachableError(BackboneError):
+    code = "weights_unreachable"
+    status = 503
+
+
+class WeightsDamagedError(BackboneError):
+    code = "weights_damaged"
+
+
+class EngineError(FewshotError):
+    code = "engine"
+
+
+class MissingExtraError(FewshotError):
+    """A command needs a package that is not installed."""
+
+    code = "missing_extra"
+
+
+# ---- training
+
+
+class RecipeError(FewshotError):
+    """A recipe cannot be understood: an unknown key, a value that cannot be, or settings that contradict each other."""
+
+    code = "recipe"
+    exit_code = 2
+    status = 400
+
+
+class TrainingError(FewshotError):
+    """A training cannot start or go on. What was trained before is kept."""
+
+    code = "training"
+
+
+class TooFewPhotosError(TrainingError):
+    code = "too_few_photos"
+    exit_code = 2
+    status = 422
+
+
+class NotFiniteError(TrainingError):
+    """The loss became NaN or infinite. The last good epoch is kept."""
+
+    code = "loss_not_finite"
+
+
+class TrainingStoppedError(TrainingError):
+    """Somebody stopped the training with Ctrl-C. The last whole epoch is kept."""
+
+    code = "training_stopped"
+    exit_code = 130
+    hint = "Run the same command again: it goes on from the last whole epoch."
+
+
+class TrainingDiskFullError(TrainingError):
+    code = "disk_full"
+    status = 507
+    hint = "Free some space and run the same command again: it goes on from the last whole epoch."

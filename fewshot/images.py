@@ -1,0 +1,251 @@
+"""Bytes or a path -> an upright RGB image, or a clear refusal."""
+
+import hashlib
+import io
+import math
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fewshot.errors import (
+    DamagedImageError,
+    EmptyFileError,
+    ImageError,
+    ImageTooLargeError,
+    ImageTooSmallError,
+    NotAnImageError,
+    TruncatedImageError,
+    UnreadableFileError,
+    UsageError,
+)
+from fewshot.records import Pixels
+
+# Only raster formats that cameras and collections use: fewer decoders see a stranger's bytes.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+MAX_MEGAPIXELS = 100
+MIN_SIDE_PX = 32
+THUMBNAIL_SIDE_PX = 256
+THUMBNAIL_LONG_SIDE_PX = 1024
+THUMBNAIL_QUALITY = 90
+# Twice the wanted size is left to the resampling filter, so that scaling while decoding costs no sharpness.
+DRAFT_MARGIN = 2
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# The limit is ours, checked from the header before a pixel is decoded; Pillow's own would fire first and vaguely.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def max_pixels() -> int:
+    """The largest picture that is decoded, in pixels; `FEWSHOT_MAX_MEGAPIXELS` overrides the 100 megapixels.
+
+    Raises:
+        UsageError: the variable is not a positive number.
+    """
+    text = os.environ.get("FEWSHOT_MAX_MEGAPIXELS", "")
+    if not text:
+        return MAX_MEGAPIXELS * 1_000_000
+    try:
+        megapixels = float(text)
+    except ValueError:
+        megapixels = 0.0
+    if not 0 < megapixels < 1e6:
+        raise UsageError(f"FEWSHOT_MAX_MEGAPIXELS is {text!r}; wanted a number of megapixels above 0, such as 100.")
+    return int(megapixels * 1_000_000)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a photo's file.
+
+    Raises:
+        UnreadableFileError: no such file, not a regular file, or not permitted.
+        EmptyFileError: 0 bytes.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would block for ever
+            raise UnreadableFileError(f"{path.name} is not a regular file.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    if not data:
+        raise EmptyFileError(f"{path.name} is empty.")
+    return data
+
+
+def content_hash(data: bytes) -> str:
+    """SHA-256 of a photo's bytes, in hexadecimal: what makes two files the same photo.
+
+    >>> content_hash(b"leaf")[:12]
+    '8bec9c46d893'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, name: str, short_side_px: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a photo, upright and in RGB, no smaller than it must be.
+
+    JPEG is scaled by a power of two while decoding, leaving the short side at least `DRAFT_MARGIN` times
+    `short_side_px`. Grey, 16-bit, CMYK and palette pictures become 8-bit RGB; transparency is laid over white; of an
+    animation the first frame counts.
+
+    Args:
+        data: the file's bytes; the format is read from them, never from the name.
+        name: how messages call the photo.
+        short_side_px: what the caller will scale the short side to.
+
+    Returns:
+        The picture, and the (width, height) in pixels that the upright original has.
+
+    Raises:
+        NotAnImageError, TruncatedImageError, DamagedImageError, ImageTooLargeError, ImageTooSmallError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
+        image = _open(data, name)
+        _check_size(image, name)
+        width, height = image.size
+        try:
+            image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
+            image.load()
+            rgb = _to_rgb(image)
+            # The header's own tag may lie or be broken; then the pixels stay as they are stored.
+            turned = _orientation(image) in (5, 6, 7, 8)
+            upright = _upright(rgb, _orientation(image))
+        except ImageError:
+            raise
+        except Exception as error:  # a decoder may raise anything on bytes from a stranger
+            raise _refusal(name, error) from error
+    return upright, (height, width) if turned else (width, height)
+
+
+def fit_to_input(
+    image: Image.Image, *, image_size_px: int, crop_pct: float, interpolation: str, squash: bool = False
+) -> Pixels:
+    """Scale and centre-crop a picture to a backbone's square input.
+
+    The crop is cut while resampling, so that a picture of extreme proportions never becomes a huge one on the way.
+
+    Args:
+        image: RGB.
+        image_size_px: side of the result.
+        crop_pct: the part of the short side that stays; 0.875 is scaling to 256 and cropping to 224.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        squash: scale both sides to the square instead of cropping.
+
+    Returns:
+        (image_size_px, image_size_px, 3) uint8.
+    """
+    width, height = image.size
+    if squash:
+        box = (0.0, 0.0, float(width), float(height))
+    else:
+        box = _crop_box(width, height, image_size_px, crop_pct)
+    resized = image.resize((image_size_px, image_size_px), _RESAMPLING[interpolation], box=box)
+    return np.asarray(resized)
+
+
+def _crop_box(width: int, height: int, image_size_px: int, crop_pct: float) -> tuple[float, float, float, float]:
+    """The part of a picture that becomes the input, in its own pixels.
+
+    It lies where scaling the whole picture, rounding its size, and cropping at a whole pixel would put it, which is
+    what timm does: half a pixel beside it, a picture that needs no scaling would be blurred by it.
+    """
+    short = math.floor(image_size_px / crop_pct)
+    scaled_width = short if width <= height else int(short * width / height)
+    scaled_height = short if height <= width else int(short * height / width)
+    left, top = round((scaled_width - image_size_px) / 2), round((scaled_height - image_size_px) / 2)
+    x, y = width / scaled_width, height / scaled_height
+    return left * x, top * y, (left + image_size_px) * x, (top + image_size_px) * y
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """The photo kept in an index: WebP, short side at most 256 px, long side at most 1024 px, no metadata."""
+    scale = min(1.0, THUMBNAIL_SIDE_PX / min(image.size), THUMBNAIL_LONG_SIDE_PX / max(image.size))
+    if scale < 1.0:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1)
+    return buffer.getvalue()
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"avif", b"msf1"):
+            raise NotAnImageError(
+                f"{name} is a HEIC or AVIF photo, which is not read here.",
+                hint="Export it as JPEG, or set the phone's camera to 'most compatible'.",
+            ) from error
+        raise NotAnImageError(f"{name} is not a picture in a format that is read here.") from error
+    except Exception as error:
+        raise _refusal(name, error) from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > max_pixels():
+        raise ImageTooLargeError(
+            f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); "
+            f"at most {max_pixels() / 1e6:g} megapixels are read."
+        )
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageTooSmallError(
+            f"{name} has {width} x {height} pixels; wanted at least {MIN_SIDE_PX} on the short side."
+        )
+
+
+def _refusal(name: str, error: Exception) -> ImageError:
+    text = str(error).lower()
+    if "truncated" in text or "unexpected end" in text or "unexpected eof" in text or isinstance(error, EOFError):
+        return TruncatedImageError(f"{name} is cut short: its header is a picture's, but its pixels end too early.")
+    return DamagedImageError(f"{name} cannot be decoded: {str(error) or type(error).__name__}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        # 16 bits a pixel: the upper eight are the picture. Mode I is what some 16-bit PNG and TIFF files open as.
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values_f = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        scale = 255.0 if float(values_f.max(initial=0.0)) <= 1.0 else 1.0
+        return Image.fromarray(np.clip(values_f * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # broken metadata in front of sound pixels is no reason to refuse a photo
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    turn = turns.get(orientation)
+    return image if turn is None else image.transpose(turn)

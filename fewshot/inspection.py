@@ -1,0 +1,122 @@
+"""What the enrolled photos tell about themselves: spread, confusable classes, suspicious photos, near-copies."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fewshot.neighbours import Neighbours
+from fewshot.records import ClassInspection, Float32s, Int64s, Support, Suspicious
+from fewshot.store import Reader
+
+FEW_SUPPORTS = 5
+# Two photos this alike are taken for one photo saved twice: measured on re-saved, scaled and cropped copies.
+NEAR_COPY_SIMILARITY = 0.985
+# How much nearer another class must be before a photo is called suspicious. In classes that a backbone can hardly
+# tell apart a quarter of all photos lie a little nearer to the wrong side; naming those would hide the wrong labels.
+SUSPICIOUS_MARGIN = 0.05
+N_CONFUSABLE = 3
+N_NAMED = 3  # photos that a warning names before it counts the rest
+
+
+def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassInspection:
+    """One class, from inside.
+
+    Raises:
+        UnknownLabelError: there is no such class.
+    """
+    class_id = reader.wanted_class_id(label)
+    records = {record.support_id: record for record in reader.supports_of(class_id)}
+    ids, _, vectors = reader.class_vectors([class_id])
+    own = [record.own_similarity for record in records.values() if record.own_similarity is not None]
+    nearest = neighbours.other_classes(reader, vectors, class_id, 1)
+    prototypes = reader.prototypes_of(class_id)
+    confusable: dict[int, float] = {}
+    for row in neighbours.other_classes(reader, prototypes, class_id, N_CONFUSABLE):
+        for other, similarity in row:
+            confusable[other] = max(similarity, confusable.get(other, -1.0))
+    labels = reader.class_labels(confusable)
+    ranked = sorted(confusable.items(), key=lambda item: -item[1])[:N_CONFUSABLE]
+    return ClassInspection(
+        label=label,
+        supports=len(records),
+        similarity=float(np.mean(own)) if own else None,
+        spread=float(np.std(own)) if own else None,
+        confusable=tuple((labels[other], similarity) for other, similarity in ranked),
+        suspicious=tuple(_suspicious(reader, records, ids, nearest)),
+    )
+
+
+def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -> list[str]:
+    """What a careful user would want to know of photos just enrolled, in sentences.
+
+    Few photos in a class, photos that look more like another class, near-copies in any class that looks alike. The
+    cost depends on the classes that were changed and on their neighbours, not on the size of the index.
+    """
+    wanted = sorted(set(support_ids))
+    sentences: list[str] = []
+    new_records = reader.supports(wanted)
+    for label in dict.fromkeys(record.label for record in new_records.values()):
+        class_id = reader.wanted_class_id(label)
+        ids, _, vectors = reader.class_vectors([class_id])
+        if len(ids) < FEW_SUPPORTS:
+            sentences.append(
+                f"class {label!r} has {_count(len(ids))}; wanted {FEW_SUPPORTS} to 20 for answers to trust."
+            )
+        new = np.isin(ids, wanted)
+        nearest = neighbours.other_classes(reader, vectors[new], class_id, N_CONFUSABLE)
+        found = _suspicious(reader, new_records, ids[new], nearest)
+        if found:
+            named = [
+                f"{photo.file} ({photo.looks_like} {photo.similarity:.2f}, own {photo.own_similarity:.2f})"
+                for photo in found
+            ]
+            verb = "looks" if len(found) == 1 else "look"
+            sentences.append(
+                f"{_count(len(found))} of {label!r} {verb} more like another class: {_listed(named)}. Right label?"
+            )
+        around = {class_id, *(other for row in nearest for other, _ in row)}
+        sentences += _near_copies(reader, label, ids[new], vectors[new], sorted(around))
+    return sentences
+
+
+def _suspicious(
+    reader: Reader, records: dict[int, Support], ids: Int64s, nearest: list[list[tuple[int, float]]]
+) -> list[Suspicious]:
+    """The photos whose nearest other class is clearly nearer than the rest of their own, worst first."""
+    labels = reader.class_labels(row[0][0] for row in nearest if row)
+    found = []
+    for support_id, row in zip(ids.tolist(), nearest, strict=True):
+        own = records[support_id].own_similarity
+        if own is not None and row and row[0][1] > own + SUSPICIOUS_MARGIN:
+            other, similarity = row[0]
+            found.append(Suspicious(support_id, records[support_id].file, own, labels[other], similarity))
+    return sorted(found, key=lambda photo: photo.own_similarity - photo.similarity)
+
+
+def _near_copies(reader: Reader, label: str, new_ids: Int64s, new: Float32s, class_ids: list[int]) -> list[str]:
+    ids, _, vectors = reader.class_vectors(class_ids)
+    alike = new @ vectors.T  # (n_new, n_around)
+    # Each pair once: a photo is only held against those enrolled before it.
+    alike[new_ids[:, None] <= ids[None, :]] = -1.0
+    rows, columns = np.nonzero(alike >= NEAR_COPY_SIMILARITY)
+    if not len(rows):
+        return []
+    first = {int(row): int(column) for row, column in zip(rows[::-1], columns[::-1], strict=True)}
+    records = reader.supports([*new_ids.tolist(), *ids[list(first.values())].tolist()])
+    named = []
+    for row, column in sorted(first.items()):
+        copy, original = records[int(new_ids[row])], records[int(ids[column])]
+        where = "" if original.label == label else f" of {original.label!r}"
+        named.append(f"{copy.file} of {original.file}{where}")
+    n = len(first)
+    what = "is a near-copy" if n == 1 else "are near-copies"
+    return [f"{_count(n)} of {label!r} {what}: {_listed(named)}. Copies teach nothing; other leaves would."]
+
+
+def _count(n: int) -> str:
+    return f"{n} photo" if n == 1 else f"{n} photos"
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - N_NAMED
+    return ", ".join(names[:N_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,130 @@
+"""The nearest classes and enrolled photos of a vector, from faiss copies kept in step with the store."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from fewshot.errors import CacheDamagedError
+from fewshot.records import Float32s, Int64s, Neighbour
+from fewshot.search import NO_ID, VectorIndex
+from fewshot.store import Reader
+
+# Changes carried along beside a cached file before it is written anew.
+PENDING_FLOOR, PENDING_PART = 512, 0.05
+
+log = logging.getLogger(__name__)
+
+
+class Neighbours:
+    """Lookups in one index. Every call is given the view of the store that its answer shall agree with.
+
+    Args:
+        folder: where the cache files are; made when first written. They can be deleted at any time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._copies = {kind: _VectorCopy(folder / f"{kind}s.faiss", kind) for kind in ("prototype", "support")}
+
+    @property
+    def cache_files(self) -> list[Path]:
+        """Where the cache files are, whether they exist or not."""
+        return [copy.path for copy in self._copies.values()]
+
+    def classes(self, reader: Reader, vectors: Float32s, n: int) -> tuple[Float32s, Int64s]:
+        """Each vector's nearest classes, a class being as near as its nearest prototype.
+
+        Returns:
+            Cosines (n_vectors, n) float32, highest first, and class ids (n_vectors, n) int64; where the index holds
+            fewer classes, -inf and -1.
+        """
+        prototypes = self._copies["prototype"].synced(reader)
+        similarities, ids = prototypes.search(vectors, n)
+        found, places = np.unique(ids, return_inverse=True)
+        owner = {NO_ID: NO_ID, **reader.prototype_classes(found[found != NO_ID].tolist())}
+        class_ids = np.array([owner[i] for i in found.tolist()], np.int64)[places].reshape(ids.shape)
+        return np.minimum(similarities, 1.0), class_ids
+
+    def other_classes(self, reader: Reader, vectors: Float32s, class_id: int, n: int) -> list[list[tuple[int, float]]]:
+        """Each vector's nearest classes but its own: (class id, cosine), nearest first, at most n."""
+        n_others = min(n, reader.n_classes() - 1)
+        if n_others < 1 or not len(vectors):
+            return [[] for _ in vectors]
+        similarities, class_ids = self.classes(reader, vectors, n_others + 1)
+        return [
+            [(int(c), float(s)) for c, s in zip(row_ids, row, strict=True) if c not in (class_id, NO_ID)][:n_others]
+            for row_ids, row in zip(class_ids, similarities, strict=True)
+        ]
+
+    def supports(self, reader: Reader, vectors: Float32s, k: int) -> list[tuple[Neighbour, ...]]:
+        """Each vector's k nearest enrolled photos, nearest first."""
+        if k < 1:
+            return [()] * len(vectors)
+        similarities, ids = self._copies["support"].synced(reader).search(vectors, k)
+        records = reader.supports(ids[ids != NO_ID].tolist())
+        return [
+            tuple(
+                Neighbour(int(i), records[int(i)].label, min(1.0, float(s)), records[int(i)].file)
+                for s, i in zip(row, row_ids, strict=True)
+                if i != NO_ID
+            )
+            for row, row_ids in zip(similarities, ids, strict=True)
+        ]
+
+
+class _VectorCopy:
+    """The faiss copy of a store's support or prototype vectors: a file, brought up to the generation asked for."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self._kind = kind
+        self._index: VectorIndex | None = None
+        self._generation = -1
+        self._token: str | None = None
+
+    def synced(self, reader: Reader) -> VectorIndex:
+        """The copy at the generation of `reader`: taken as it is, caught up, or rebuilt from the store."""
+        about = reader.about()
+        index = self._index or self._opened(about.fingerprint)
+        known = index is not None and self._generation <= about.generation
+        if index is None or not known or reader.token(self._generation) != self._token:
+            return self._rebuilt(reader)
+        if index.dim != about.dim:
+            return self._rebuilt(reader)
+        if self._generation < about.generation:
+            n_pending = index.n_pending + reader.n_changed(self._kind, self._generation)
+            if n_pending > PENDING_FLOOR + PENDING_PART * len(index):
+                return self._rebuilt(reader)
+            changed, vectors = reader.changed_vectors(self._kind, self._generation)
+            index.remove(np.concatenate([reader.removed_ids(self._kind, self._generation), changed]))
+            index.add(changed, vectors)
+            self._index, self._generation = index, about.generation
+            self._token = reader.token(about.generation)
+        return index
+
+    def _opened(self, fingerprint: str | None) -> VectorIndex | None:
+        if not self.path.exists():
+            return None
+        try:
+            index, facts = VectorIndex.open(self.path, {"kind": self._kind, "fingerprint": fingerprint})
+        except CacheDamagedError as error:
+            log.info("cache passed over and rebuilt: %s", error.message)
+            return None
+        self._index, self._generation, self._token = index, int(facts["generation"]), facts["token"]
+        return index
+
+    def _rebuilt(self, reader: Reader) -> VectorIndex:
+        about = reader.about()
+        ids, vectors = reader.changed_vectors(self._kind, since=-1)
+        index = VectorIndex(about.dim or vectors.shape[1])
+        index.build(ids, vectors)
+        token = reader.token(about.generation)
+        facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
+        try:
+            index.save(self.path, facts)
+        except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError
+            log.warning(
+                "the search cache %s cannot be written (%s); answers are right, but start slower.", self.path, error
+            )
+        self._index, self._generation, self._token = index, about.generation, token
+        return index

@@ -1,0 +1,373 @@
+"""A recipe YAML -> checked settings, with defaults and help."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from fewshot.errors import RecipeError, did_you_mean, nearest_name
+
+LOSS_NAMES = ("contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface", "cross-entropy")
+BASELINES = ("ann-basic", "ann-dense", "cnn-basic")
+BACKBONE_NAMES = (
+    "lite0",
+    "lite1",
+    "lite2",
+    "convnext_small",
+    "efficientnet_b3",
+    "inception_v3",
+    "mnasnet_140",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "regnetx_016",
+    "resnet101",
+    "resnext50_32x4d",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "legacy_xception",
+    "densenet121",
+    *BASELINES,
+)
+
+
+def _key(default: Any, help: str, **checks: Any) -> Any:
+    """A recipe key: its default, what it means, and what its value may be (`choices`, `low`, `high`)."""
+    return dataclasses.field(default=default, metadata={"help": help, **checks})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training, every setting checked. The keys of a recipe file are these fields.
+
+    A training has two parts, either of which may have 0 epochs: the backbone is trained with `loss`, then a head is
+    trained on the finished, frozen backbone's embeddings.
+    """
+
+    # ---- photos
+    train_folder: str = _key("train", "folder under --data with one sub-folder a class, to train on")
+    test_folder: str = _key("", "folder under --data to test on; empty: a share of the training photos is split off")
+    test_share: float = _key(0.2, "share split off for the test when there is no test folder", low=0.0, high=0.9)
+    validation_share: float = _key(
+        0.0, "share of the training photos to choose the epoch by; 0: the test photos do it", low=0.0, high=0.9
+    )
+    split_by: str = _key(
+        "photo", "split photo by photo, or keep all photos of one source together", choices=("photo", "source")
+    )
+    source_pattern: str = _key("", "regular expression; its first group, found in a file's name, is the photo's source")
+    held_out_classes: tuple[str, ...] = _key((), "classes left out of training altogether, for choosing a recipe")
+    photos_per_class_max: int = _key(0, "use at most so many photos of a class, the first by name; 0: all", low=0)
+    # ---- network
+    backbone: str = _key("lite0", "network: one of the known names, or ARCHITECTURE:FILE.safetensors")
+    weights: str = _key("imagenet", "pretrained weights, or random ones", choices=("imagenet", "random"))
+    image_size_px: int = _key(0, "side of the network's input in training; 0: the backbone's own", low=0, high=1024)
+    test_image_size_px: int = _key(0, "side of the input in tests; 0: as in training", low=0, high=1024)
+    grey: bool = _key(False, "photos in grey (three equal channels)")
+    normalisation: str = _key(
+        "imagenet",
+        "channel mean and std: none (0, 1), imagenet (the backbone's own), dataset (measured on the training photos)",
+        choices=("none", "imagenet", "dataset"),
+    )
+    frozen_parts: int = _key(0, "so many of the network's first parts stay as they are; -1: all of them", low=-1)
+    frozen_batch_norm: bool = _key(False, "batch norms keep their running mean and variance")
+    # ---- the loss and the backbone's training
+    loss: str = _key("cross-entropy", "what the backbone is trained with", choices=LOSS_NAMES)
+    margin: float | None = _key(None, "the loss's margin; ArcFace's in degrees; empty: the published one")
+    margin_2: float | None = _key(None, "the quadruplet loss's second margin; empty: 1")
+    scale: float | None = _key(None, "scale of CosFace and ArcFace; empty: 32", low=0.0)
+    mining: str = _key(
+        "all", "which pairs, triplets or quadruplets of a batch count", choices=("all", "semihard", "hard")
+    )
+    quadruplet_form: str = _key("anchor", "form of the quadruplet loss", choices=("anchor", "four-sample"))
+    projection_dim: int = _key(0, "length of a projection trained with the loss and dropped after; 0: none", low=0)
+    prototype_start: bool = _key(False, "class vectors start as the classes' prototypes before training")
+    distillation: float = _key(
+        0.0, "weight of staying near the pretrained backbone's embeddings of the plain photos", low=0.0
+    )
+    epochs: int = _key(30, "epochs of the backbone; 0: it stays as it is", low=0)
+    batch_size: int = _key(64, "photos a batch", low=2)
+    photos_per_class: int = _key(4, "K of the P x K batches that pair losses need (P = batch_size / K)", low=2)
+    optimiser: str = _key("adam", "optimiser", choices=("adam", "adamw", "sgd"))
+    learning_rate: float = _key(1e-4, "learning rate of the backbone's last part", low=0.0)
+    loss_learning_rate: float = _key(0.0, "learning rate of the class vectors; 0: as the backbone's", low=0.0)
+    weight_decay: float = _key(0.0, "weight decay", low=0.0)
+    layer_decay: float = _key(
+        1.0, "each part, counted from the last, learns at this share of the next one's rate", low=0.0, high=1.0
+    )
+    schedule: str = _key("constant", "learning rate over time", choices=("constant", "cosine", "step"))
+    warmup_epochs: float = _key(0.0, "epochs over which the rate rises from 0", low=0.0)
+    step_epochs: int = _key(7, "schedule step: epochs between two falls", low=1)
+    step_factor: float = _key(0.1, "schedule step: factor of each fall", low=0.0, high=1.0)
+    keep: str = _key("last", "keep the last epoch, or the best by validation accuracy", choices=("last", "best"))
+    patience: int = _key(0, "stop after so many epochs without a better validation accuracy; 0: never", low=0)
+    interpolation: float = _key(
+        1.0, "the backbone kept: this share of the trained weights, the rest pretrained", low=0.0, high=1.0
+    )
+    # ---- augmentation
+    flips: bool = _key(True, "random mirror images, left to right")
+    quarter_turns: bool = _key(False, "random quarter turns")
+    crop_min_share: float = _key(
+        1.0, "random crops of at least this share of the photo's area; 1: whole photos", low=0.05, high=1.0
+    )
+    colour_jitter: float = _key(
+        0.0, "random brightness, contrast and saturation by up to this share", low=0.0, high=1.0
+    )
+    grey_share: float = _key(0.0, "share of the photos turned grey at random", low=0.0, high=1.0)
+    mixup: float = _key(0.0, "alpha of mixup for losses with class vectors; 0: none", low=0.0)
+    # ---- the head
+    head: str = _key(
+        "none",
+        "classifier trained on the frozen backbone: none, or two linear layers with ReLU",
+        choices=("none", "mlp"),
+    )
+    head_width: int = _key(512, "width between the head's two layers", low=1)
+    head_dropout: float = _key(0.0, "dropout between the head's two layers", low=0.0, high=0.95)
+    head_epochs: int = _key(30, "epochs of the head", low=0)
+    head_batch_size: int = _key(64, "photos a batch for the head", low=2)
+    head_learning_rate: float = _key(1e-4, "learning rate of the head (Adam)", low=0.0)
+    # ---- the run
+    seed: int = _key(0, "seed of every random choice", low=0)
+    cache_gb: float = _key(4.0, "memory for decoded photos and cached features", low=0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved recipe, JSON-able: every key with its value."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """What the recipe says of its loss, under the names that `losses.build_loss` takes."""
+        pairs = self.loss in ("contrastive", "triplet", "quadruplet")
+        given = {
+            "margin_degrees" if self.loss == "arcface" else "margin": self.margin,
+            "margin_2": self.margin_2 if self.loss == "quadruplet" else None,
+            "scale": self.scale if self.loss in ("cosface", "arcface") else None,
+            "mining": self.mining if pairs else None,
+            "form": self.quadruplet_form if self.loss == "quadruplet" else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training of a grid: its name, made of the grid's keys (empty for a recipe without a grid), and its recipe."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe file, read: its name, its cells in order, and the keys that make the grid."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    grid_keys: tuple[str, ...]
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+
+
+def recipe_help() -> list[tuple[str, Any, str]]:
+    """(key, default, meaning) of every recipe key, in order; what `fewshot train --help-recipe` and the docs print."""
+    return [(field.name, field.default, _meaning(field)) for field in _FIELDS.values()]
+
+
+def resolve(settings: Mapping[str, Any]) -> Recipe:
+    """Settings -> a recipe with every other key at its default.
+
+    Raises:
+        RecipeError: an unknown key, loss or backbone (suggests the nearest); a value of the wrong type or out of
+            range; settings that contradict each other.
+
+    >>> resolve({"loss": "arcface", "epochs": 3}).loss
+    'arcface'
+    """
+    for key in settings:
+        if key not in _FIELDS:
+            raise RecipeError(
+                f"there is no recipe key {key!r}.",
+                hint=did_you_mean(str(key), _FIELDS) or f"Keys: {', '.join(_FIELDS)}.",
+            )
+    recipe = Recipe(**{key: _checked(key, value) for key, value in settings.items()})
+    _check_backbone(recipe.backbone)
+    _check_together(recipe)
+    return recipe
+
+
+def read_plan(path: Path, only: str | None = None) -> Plan:
+    """Read a recipe file; every key whose value is a list spans a grid, one training a cell.
+
+    Args:
+        path: the YAML file.
+        only: `key=value,key=value`. Of a grid, the cells with these values stay (several values of one key: repeat
+            the key). A value that the grid lacks, or a key that is no grid, replaces the file's value.
+
+    Raises:
+        RecipeError: not a flat YAML of known keys, or `only` cannot be understood.
+    """
+    settings = _read_yaml(path)
+    for key, wanted in _parse_only(only).items():
+        settings[key] = wanted if len(wanted) > 1 else wanted[0]
+    spanned = [key for key, value in settings.items() if isinstance(value, list) and not _is_list_key(key)]
+    for key in spanned:
+        if key in _FIELDS and not settings[key]:
+            raise RecipeError(f"{path.name}: the list of {key!r} is empty.")
+    cells = []
+    for values in itertools.product(*(settings[key] for key in spanned)):
+        chosen = dict(zip(spanned, values, strict=True))
+        try:
+            recipe = resolve({**settings, **chosen})
+        except RecipeError as error:
+            raise RecipeError(f"{path.name}: {error.message}", hint=error.hint) from error
+        cells.append(Cell(" ".join(f"{key}={value}" for key, value in chosen.items()), recipe))
+    return Plan(path.stem, tuple(cells), tuple(spanned))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        names = [str(file) for file in sorted(folder.glob("*.yaml"))]
+        near = nearest_name(str(path), names)
+        hint = f"Did you mean {near!r}?" if near else f"Recipes here: {', '.join(names) or 'none'}."
+        raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}.", hint=hint) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path.name} holds {type(content).__name__}; wanted one `key: value` a line.")
+    nested = [str(key) for key, value in content.items() if isinstance(value, dict)]
+    if nested:
+        raise RecipeError(f"{path.name}: a recipe is flat, but {nested[0]!r} holds keys of its own.")
+    return content
+
+
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]  # yaml may have no types
+    """YAML lets a later key replace an earlier one silently; in a recipe that is a mistake."""
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+    return cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _parse_only(only: str | None) -> dict[str, list[Any]]:
+    chosen: dict[str, list[Any]] = {}
+    for part in filter(None, (only or "").split(",")):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not value.strip():
+            raise RecipeError(f"--only takes key=value,key=value; {part!r} is neither.")
+        if key not in _FIELDS:
+            raise RecipeError(f"--only: there is no recipe key {key!r}.", hint=did_you_mean(key, _FIELDS))
+        # A backbone may be ARCHITECTURE:FILE, which YAML would read as a mapping; names are taken as they are typed.
+        typed = value.strip() if _type_of(key) is str else yaml.safe_load(value)
+        chosen.setdefault(key, []).append(typed)
+    return chosen
+
+
+def _checked(key: str, value: Any) -> Any:
+    """`value` as the key's type, within its bounds."""
+    field, wanted = _FIELDS[key], _type_of(key)
+    checks = field.metadata
+    if wanted is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise RecipeError(f"{key} is {value!r}; wanted a list of labels.")
+        return tuple(value)
+    if value is None and field.default is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as text
+        try:
+            value, number = float(value), True
+        except ValueError:
+            number = False
+    fits = number if wanted is float else type(value) is wanted
+    if not fits or not math.isfinite(value if number else 0):
+        raise RecipeError(f"{key} is {value!r}; wanted {_meaning(field)}.")
+    value = wanted(value)
+    choices: Sequence[str] | None = checks.get("choices")
+    if choices and value not in choices:
+        raise RecipeError(
+            f"there is no {key} {value!r}.", hint=f"{did_you_mean(value, choices)} Known: {', '.join(choices)}.".strip()
+        )
+    low, high = checks.get("low"), checks.get("high")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise RecipeError(f"{key} is {value}; wanted {_meaning(field)}.")
+    return value
+
+
+def _check_backbone(name: str) -> None:
+    if ":" in name or name.endswith(".safetensors") or name in BACKBONE_NAMES:
+        return
+    raise RecipeError(
+        f"there is no backbone {name!r} to train.",
+        hint=f"{did_you_mean(name, BACKBONE_NAMES)} Known: {', '.join(BACKBONE_NAMES)}.".strip(),
+    )
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuse what would silently do something else than it says."""
+    pairs = recipe.loss in ("contrastive", "triplet", "quadruplet")
+    wrong = {
+        "neither the backbone nor a head is trained: epochs is 0 and head is 'none'": (
+            recipe.epochs == 0 and (recipe.head == "none" or recipe.head_epochs == 0)
+        ),
+        "all parts are frozen, so the backbone's epochs must be 0": recipe.frozen_parts == -1 and recipe.epochs > 0,
+        f"batch_size {recipe.batch_size} is not a multiple of photos_per_class {recipe.photos_per_class}": (
+            pairs and recipe.epochs > 0 and recipe.batch_size % recipe.photos_per_class > 0
+        ),
+        f"mixup does not fit the {recipe.loss} loss, which compares photos": pairs and recipe.mixup > 0,
+        f"a prototype start does not fit the {recipe.loss} loss, which has no unit-length class vectors": (
+            recipe.prototype_start and (pairs or recipe.loss == "cross-entropy")
+        ),
+        "a prototype start needs the embedding itself, and projection_dim puts another between": (
+            recipe.prototype_start and recipe.projection_dim > 0
+        ),
+        "split_by: source needs a source_pattern": recipe.split_by == "source" and not recipe.source_pattern,
+        f"the baseline {recipe.backbone} has no ImageNet weights; say `weights: random`": (
+            recipe.backbone in BASELINES and recipe.weights != "random"
+        ),
+        "the weights are random: there are no pretrained ones to interpolate with or to stay near": (
+            recipe.weights == "random" and (recipe.interpolation < 1 or recipe.distillation > 0)
+        ),
+    }
+    for what, found in wrong.items():
+        if found:
+            raise RecipeError(f"the recipe contradicts itself: {what}.")
+
+
+def _type_of(key: str) -> type[Any]:
+    """bool, int, float, str or tuple: what the key's value is."""
+    annotated = _FIELDS[key].type
+    if annotated in (bool, int, float, str):
+        return cast(type[Any], annotated)
+    return float if annotated == float | None else tuple
+
+
+def _is_list_key(key: str) -> bool:
+    return key in _FIELDS and _type_of(key) is tuple
+
+
+def _meaning(field: "dataclasses.Field[Any]") -> str:
+    """The key's help with its bounds."""
+    checks = field.metadata
+    bounds = ""
+    if "choices" in checks:
+        bounds = f" ({', '.join(checks['choices'])})"
+    elif "low" in checks or "high" in checks:
+        low, high = checks.get("low"), checks.get("high")
+        bounds = f" ({low} to {high})" if high is not None else f" (at least {low})"
+    return f"{checks['help']}{bounds}"

@@ -1,0 +1,111 @@
+"""A derived file that carries its own facts and checksum: replaced as a whole, verified when opened.
+
+Layout: `payload | facts (JSON) | length of facts (u32) | xxh3-64 of facts (u64) | magic (8 bytes)`, little-endian.
+The facts stand behind the payload so that a reader which knows only the payload's own format (faiss, for one) can
+map the same file from its start.
+"""
+
+import json
+import mmap
+import os
+import secrets
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from fewshot.errors import CacheDamagedError
+
+MAGIC = b"FEWSEAL1"
+_TAIL = struct.Struct("<IQ8s")
+
+
+def write_sealed(path: Path, write_payload: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Write a sealed file at `path`, replacing what was there in one step.
+
+    Args:
+        path: where the file shall stand; its folder is created.
+        write_payload: called with a temporary path, writes the payload there.
+        facts: JSON-able; read back by `read_facts`.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; what stood at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are private, and an index may be shared by the users of a machine.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        write_payload(temporary)
+        size, digest = _digest(temporary)
+        text = json.dumps({**facts, "payload_bytes": size, "payload_xxh3": digest}, sort_keys=True).encode()
+        with temporary.open("ab") as file:
+            file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), MAGIC))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a sealed file, without reading its payload.
+
+    Raises:
+        CacheDamagedError: the file is missing, cut short, or its facts do not fit their checksum.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size < _TAIL.size:
+                raise CacheDamagedError(f"{path} is too short to be a sealed file ({size} bytes).")
+            file.seek(size - _TAIL.size)
+            length, digest, magic = _TAIL.unpack(file.read(_TAIL.size))
+            if magic != MAGIC or length > size - _TAIL.size:
+                raise CacheDamagedError(f"{path} does not end as a sealed file does.")
+            file.seek(size - _TAIL.size - length)
+            text = file.read(length)
+    except OSError as error:
+        raise CacheDamagedError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if xxhash.xxh3_64_intdigest(text) != digest:
+        raise CacheDamagedError(f"{path}: its facts do not fit their checksum.")
+    facts: dict[str, Any] = json.loads(text)
+    if facts["payload_bytes"] != size - _TAIL.size - length:
+        raise CacheDamagedError(f"{path} holds another number of bytes than it was sealed with.")
+    return facts
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check the whole file against its checksum and give its facts.
+
+    Raises:
+        CacheDamagedError: missing, cut short, or any bit is another than when it was sealed.
+    """
+    facts = read_facts(path)
+    _, digest = _digest(path, facts["payload_bytes"])
+    if digest != facts["payload_xxh3"]:
+        raise CacheDamagedError(f"{path}: its content does not fit its checksum.")
+    return facts
+
+
+def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The verified payload and the facts.
+
+    Raises:
+        CacheDamagedError: as `verify`.
+    """
+    facts = read_facts(path)
+    with path.open("rb") as file:
+        payload = file.read(facts["payload_bytes"])
+    if xxhash.xxh3_128_hexdigest(payload) != facts["payload_xxh3"]:
+        raise CacheDamagedError(f"{path}: its content does not fit its checksum.")
+    return payload, facts
+
+
+def _digest(path: Path, n_bytes: int | None = None) -> tuple[int, str]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size if n_bytes is None else n_bytes
+        if size == 0:
+            return 0, xxhash.xxh3_128_hexdigest(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            return size, xxhash.xxh3_128_hexdigest(view[:size])

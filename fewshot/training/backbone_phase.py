@@ -1,0 +1,296 @@
+"""The first part of a training: the backbone, with one of the metric losses."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewshot.errors import NotFiniteError
+from fewshot.losses import MetricLoss, build_loss
+from fewshot.recipes import Recipe
+from fewshot.records import Float32s, Int64s, Pixels
+from fewshot.training import checkpoints
+from fewshot.training.batches import augmented_batch, class_batches, mixed, n_batches, shuffled_batches
+from fewshot.training.checkpoints import Checkpoint, with_prefix, without_prefix
+from fewshot.training.networks import (
+    Projection,
+    Trainee,
+    embed,
+    interpolate,
+    parameter_groups,
+    training_mode,
+    training_size_px,
+    unit_rows,
+)
+from fewshot.training.photos import Photos, Split, first_rows
+from fewshot.training.progress import (
+    Clock,
+    EpochRow,
+    OnProgress,
+    Progress,
+    Scores,
+    best_row,
+    logit_scores,
+    row_from_dict,
+)
+
+N_SHOT = 20  # photos of a class in its prototype, wherever a training reports nearest-prototype accuracy
+_NOTHING = Scores()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A split in memory: training photos as decoded, and the plain view (as in use) of every set."""
+
+    split: Split
+    decoded: list[Pixels]
+    train: Pixels
+    validation: Pixels
+    test: Pixels
+
+
+class BackbonePhase:
+    """Trains a backbone epoch by epoch, resumable after each.
+
+    Args:
+        recipe: the settings.
+        trainee: the backbone, with its first weights; trained in place.
+        prepared: the photos.
+        folder: where checkpoints go.
+        cell: how progress calls this training.
+        device: where to run.
+    """
+
+    def __init__(
+        self, recipe: Recipe, trainee: Trainee, prepared: Prepared, folder: Path, cell: str, device: torch.device
+    ) -> None:
+        self.recipe, self.trainee, self.prepared, self.folder = recipe, trainee, prepared, folder
+        self.cell, self.device = cell, device
+        self.rows: list[EpochRow] = []
+        labels = prepared.split.train.labels
+        torch.manual_seed(_seed(recipe.seed, 0))
+        self.projection: nn.Module = nn.Identity()
+        dim = trainee.dim
+        if recipe.projection_dim:
+            dim = recipe.projection_dim
+            self.projection = Projection(trainee.dim, dim)
+        self.loss: MetricLoss = build_loss(recipe.loss, n_classes=len(labels), dim=dim, **recipe.loss_settings)
+        trainee.to(device)
+        self._pretrained = {name: tensor.clone() for name, tensor in trainee.network.state_dict().items()}
+        self._anchors: torch.Tensor | None = None  # (n_train, dim) unit: the pretrained embeddings of the plain photos
+        if recipe.prototype_start or recipe.distillation > 0:
+            self._anchors = unit_rows(torch.from_numpy(embed(trainee, prepared.train, device))).to(device)
+        if recipe.prototype_start:
+            assert self._anchors is not None
+            class_index = torch.from_numpy(prepared.split.train.class_index)
+            means = [self._anchors[class_index == i].mean(0) for i in range(len(labels))]
+            self.loss.set_class_vectors(unit_rows(torch.stack(means)).cpu())
+        self.projection.to(device)
+        self.loss.to(device)
+        self.optimiser = self._build_optimiser()
+
+    def run(self, on_progress: OnProgress) -> None:
+        """Train to the last epoch, going on from the last whole one; then keep what the recipe keeps.
+
+        Raises:
+            NotFiniteError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
+            TrainingDiskFullError: a checkpoint cannot be written; the one before stays.
+        """
+        self._resume()
+        per_epoch = n_batches(len(self.prepared.split.train), self.recipe.batch_size)
+        clock = Clock(per_epoch * (self.recipe.epochs - len(self.rows)))
+        while len(self.rows) < self.recipe.epochs and not self._waited_enough():
+            self._train_epoch(len(self.rows) + 1, per_epoch, clock, on_progress)
+            self._save("last")
+            if best_row(self.rows) is self.rows[-1]:
+                self._save("best")
+        if self.recipe.keep == "best":
+            self._load_weights("best")
+        interpolate(self.trainee.network, self._pretrained, self.recipe.interpolation)
+
+    def test_logits(self, pixels: Pixels) -> Float32s | None:
+        """(n, n_classes) logits of the loss's own classifier for plain views; None for a loss that has none."""
+        return self._logits(embed(self.trainee, pixels, self.device))
+
+    def _train_epoch(self, epoch: int, per_epoch: int, clock: Clock, on_progress: OnProgress) -> None:
+        recipe, photos = self.recipe, self.prepared.split.train
+        # Every epoch has its own seed, so that a resumed run draws what an unbroken one would have drawn.
+        rng = np.random.default_rng([recipe.seed, epoch])
+        torch.manual_seed(_seed(recipe.seed, epoch))
+        training_mode(recipe, self.trainee)
+        self.projection.train()
+        losses, sizes, logits, true = [], [], [], []
+        started = time.monotonic()
+        for number, rows in enumerate(self._batches(photos, rng)):
+            self._set_rates((epoch - 1) + number / per_epoch)
+            self.loss.at_step((epoch - 1) * per_epoch + number)
+            value, seen = self._step(rows, rng)
+            if not math.isfinite(value):
+                raise self._not_finite(epoch, number, value)
+            losses.append(value)
+            sizes.append(len(rows))
+            if seen is not None:
+                logits.append(seen)
+                true.append(photos.class_index[rows])
+            on_progress(
+                Progress(self.cell, "backbone", epoch, recipe.epochs, number + 1, per_epoch, value, clock.tick())
+            )
+        seconds = time.monotonic() - started
+        mean_loss = float(np.average(losses, weights=sizes))
+        learned = Scores(loss=mean_loss)
+        if logits:
+            learned = logit_scores(np.concatenate(logits), np.concatenate(true), photos.labels, mean_loss)
+        validation, test = self._scores()
+        self.rows.append(EpochRow(epoch, seconds, learned, validation, test))
+
+    def _step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
+        """One batch forward and back: its loss, and the logits it was classified with."""
+        recipe = self.recipe
+        size = training_size_px(recipe, self.trainee)
+        batch = augmented_batch([self.prepared.decoded[row] for row in rows], size, recipe, rng).to(self.device)
+        true = torch.from_numpy(self.prepared.split.train.class_index[rows]).to(self.device)
+        partner, share = None, 1.0
+        if recipe.mixup > 0:
+            batch, partner, share = mixed(batch, recipe.mixup, rng)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
+            embeddings = self.trainee(batch)
+            projected = self.projection(embeddings)
+        projected = projected.float()
+        loss = self.loss(projected, true)
+        if partner is not None:
+            loss = share * loss + (1 - share) * self.loss(projected, true[partner.to(self.device)])
+        total = loss
+        if recipe.distillation > 0:
+            assert self._anchors is not None
+            cosine = (unit_rows(embeddings.float()) * self._anchors[torch.from_numpy(rows)]).sum(1)
+            total = loss + recipe.distillation * (1 - cosine).mean()
+        if not torch.isfinite(total):
+            return float(total.detach()), None
+        self.optimiser.zero_grad()
+        total.backward()
+        self.optimiser.step()
+        with torch.no_grad():
+            seen = self.loss.logits(projected)
+        return float(loss.detach()), None if seen is None else seen.float().cpu().numpy()
+
+    def _batches(self, photos: Photos, rng: np.random.Generator) -> Iterator[Int64s]:
+        if self.loss.compares_photos:
+            return class_batches(photos.class_index, self.recipe.batch_size, self.recipe.photos_per_class, rng)
+        return shuffled_batches(len(photos), self.recipe.batch_size, rng)
+
+    def _scores(self) -> tuple[Scores | None, Scores]:
+        """This epoch on the validation photos (None where there are none) and on the test photos."""
+        split, prepared = self.prepared.split, self.prepared
+        sets = [(split.validation, prepared.validation), (split.test, prepared.test)]
+        prototypes: Float32s | None = None
+        if self.loss.compares_photos:
+            support = first_rows(split.train, N_SHOT)
+            unit = unit_rows(torch.from_numpy(embed(self.trainee, prepared.train[support], self.device)))
+            owner = torch.from_numpy(split.train.class_index[support])
+            means = [unit[owner == i].mean(0) for i in range(len(split.train.labels))]
+            prototypes = unit_rows(torch.stack(means)).numpy()
+        found: list[Scores | None] = []
+        for photos, pixels in sets:
+            if len(photos) == 0:
+                found.append(None)
+                continue
+            embeddings = embed(self.trainee, pixels, self.device)
+            if prototypes is not None:
+                cosine = unit_rows(torch.from_numpy(embeddings)).numpy() @ prototypes.T
+                scores = logit_scores(cosine, photos.class_index, photos.labels)
+                # A softmax over bare cosines is no loss that anything was trained with.
+                found.append(Scores(None, scores.accuracy, scores.precision, scores.recall, scores.f1))
+            else:
+                logits = self._logits(embeddings)
+                assert logits is not None
+                found.append(logit_scores(logits, photos.class_index, photos.labels))
+        return found[0], found[1] or _NOTHING
+
+    def _logits(self, embeddings: Float32s) -> Float32s | None:
+        self.projection.eval()
+        with torch.inference_mode():
+            logits = self.loss.logits(self.projection(torch.from_numpy(embeddings).to(self.device)))
+        return None if logits is None else logits.float().cpu().numpy()
+
+    def _build_optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        rate = recipe.loss_learning_rate or recipe.learning_rate
+        groups: list[dict[str, Any]] = [*parameter_groups(recipe, self.trainee)]
+        own = [*self.projection.parameters(), *self.loss.parameters()]
+        if own:
+            groups.append({"params": own, "lr": rate})
+        self._rates = [float(group["lr"]) for group in groups]
+        if recipe.optimiser == "sgd":
+            return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+        return kind(groups, weight_decay=recipe.weight_decay)
+
+    def _set_rates(self, epochs_done: float) -> None:
+        factor = rate_factor(self.recipe, epochs_done)
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _waited_enough(self) -> bool:
+        if not self.recipe.patience or not self.rows:
+            return False
+        return self.rows[-1].epoch - best_row(self.rows).epoch >= self.recipe.patience
+
+    def _not_finite(self, epoch: int, number: int, value: float) -> NotFiniteError:
+        kept = f"epoch {len(self.rows)} is kept in {self.folder}" if self.rows else "no epoch was finished"
+        lower = "learning_rate" if self.recipe.scale is None else "learning_rate or scale"
+        return NotFiniteError(
+            f"the {self.recipe.loss} loss became {value} in epoch {epoch}, batch {number + 1}; {kept}.",
+            hint=f"Lower {lower} (learning_rate is {self.recipe.learning_rate:g}), or raise warmup_epochs.",
+        )
+
+    def _save(self, name: str) -> None:
+        tensors = with_prefix("network", self.trainee.network.state_dict())
+        tensors |= with_prefix("loss", self.loss.state_dict()) | with_prefix("projection", self.projection.state_dict())
+        slots, facts = checkpoints.optimiser_tensors(self.optimiser)
+        tensors |= with_prefix("optimiser", slots)
+        rows = [row.as_dict() for row in self.rows]
+        checkpoints.save_checkpoint(self.folder, name, Checkpoint(tensors, {"rows": rows, "optimiser": facts}))
+
+    def _resume(self) -> None:
+        checkpoint = self._load_weights("last")
+        if checkpoint is not None:
+            self.rows = [row_from_dict(row) for row in checkpoint.facts["rows"]]
+            slots = without_prefix("optimiser", checkpoint.tensors)
+            checkpoints.restore_optimiser(self.optimiser, slots, checkpoint.facts["optimiser"])
+
+    def _load_weights(self, name: str) -> Checkpoint | None:
+        checkpoint = checkpoints.load_checkpoint(self.folder, name)
+        if checkpoint is not None:
+            self.trainee.network.load_state_dict(without_prefix("network", checkpoint.tensors))
+            self.loss.load_state_dict(without_prefix("loss", checkpoint.tensors))
+            self.projection.load_state_dict(without_prefix("projection", checkpoint.tensors))
+        return checkpoint
+
+
+def rate_factor(recipe: Recipe, epochs_done: float) -> float:
+    """What the schedule multiplies every learning rate with, after so many epochs (a fraction within one)."""
+    factor = 1.0
+    if recipe.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / recipe.epochs)))
+    elif recipe.schedule == "step":
+        factor = recipe.step_factor ** (int(epochs_done) // recipe.step_epochs)
+    if recipe.warmup_epochs > 0:
+        factor *= min(1.0, (epochs_done + 1e-3) / recipe.warmup_epochs)
+    return factor
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here: on GPUs that have it, and on CPUs with AMX; elsewhere slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, 7]).generate_state(1)[0])

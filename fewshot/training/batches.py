@@ -1,0 +1,147 @@
+"""Which photos make a batch, and how chance changes them: the same for the same seed and epoch."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from fewshot.recipes import Recipe
+from fewshot.records import Int64s, Pixels
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def n_batches(n_photos: int, batch_size: int) -> int:
+    """Batches in an epoch: as many as hold every photo once, the same for every loss."""
+    return max(1, math.ceil(n_photos / batch_size))
+
+
+def shuffled_batches(n_photos: int, batch_size: int, rng: np.random.Generator) -> Iterator[Int64s]:
+    """Every photo once, in random order; the sizes of the batches differ by at most one, so none holds a lone photo."""
+    yield from np.array_split(rng.permutation(n_photos), n_batches(n_photos, batch_size))
+
+
+def class_batches(
+    class_index: Int64s, batch_size: int, photos_per_class: int, rng: np.random.Generator
+) -> Iterator[Int64s]:
+    """P x K batches: K = `photos_per_class` different photos of each of P = `batch_size` / K classes.
+
+    Where there are fewer than P classes, a batch holds all of them, with as many more photos of each as fill it and
+    as the smallest class has. Classes and photos are dealt like cards: none comes twice before all came once.
+
+    Args:
+        class_index: (n_photos,) int64; every class in [0, max] has at least K photos.
+        batch_size: photos a batch.
+        photos_per_class: K.
+        rng: source of chance.
+
+    Yields:
+        (P * K,) int64 positions in `class_index`.
+
+    Source:
+        Hermans et al. 2017, arXiv 1703.07737. pytorch-metric-learning's sampler draws photos again before all were
+        seen, and takes its chance from a global generator; this one does neither.
+    """
+    members = [np.flatnonzero(class_index == i) for i in range(int(class_index.max()) + 1)]
+    n_way = min(len(members), batch_size // photos_per_class)
+    k = max(photos_per_class, min(batch_size // n_way, min(len(rows) for rows in members)))
+    decks: list[list[int]] = [[] for _ in members]
+    classes: list[int] = []
+    for _ in range(n_batches(len(class_index), batch_size)):
+        chosen: list[int] = []
+        while len(chosen) < n_way:
+            if not classes:
+                classes = [int(i) for i in rng.permutation(len(members))]
+            # A class already in the batch waits for the next one.
+            nearest = next((i for i in classes if i not in chosen), None)
+            if nearest is None:
+                classes += [int(i) for i in rng.permutation(len(members))]
+                continue
+            classes.remove(nearest)
+            chosen.append(nearest)
+        rows: list[int] = []
+        for i in chosen:
+            dealt: list[int] = []
+            while len(dealt) < k:
+                if not decks[i]:
+                    decks[i] = [int(row) for row in rng.permutation(members[i]) if row not in dealt]
+                dealt.append(decks[i].pop())
+            rows += dealt
+        yield np.array(rows, np.int64)
+
+
+def plain_batch(pixels: Pixels) -> torch.Tensor:
+    """(n, size, size, 3) uint8 -> (n, 3, size, size) float32 in [0, 1], channels last in memory."""
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def augmented_batch(
+    decoded: Sequence[Pixels], image_size_px: int, recipe: Recipe, rng: np.random.Generator
+) -> torch.Tensor:
+    """Photos changed by chance as the recipe says: (n, 3, image_size_px, image_size_px) float32 in [0, 1].
+
+    A random crop has an aspect ratio of 3:4 to 4:3 and at least `crop_min_share` of the photo's area; at 1 it is the
+    largest centred square.
+    """
+    views = []
+    for pixels in decoded:
+        top, left, height, width = _crop(pixels.shape[0], pixels.shape[1], recipe.crop_min_share, rng)
+        view = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        size = [image_size_px, image_size_px]
+        view = transforms.resized_crop(view, top, left, height, width, size, antialias=True)
+        if recipe.flips and rng.random() < 0.5:
+            view = view.flip(2)
+        if recipe.quarter_turns:
+            view = view.rot90(int(rng.integers(4)), (1, 2))
+        views.append(view)
+    batch = torch.stack(views).float() / 255
+    batch = _coloured(batch, recipe, rng)
+    return batch.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _crop(height: int, width: int, min_share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop."""
+    side = min(height, width)
+    if min_share < 1:
+        for _ in range(10):
+            area = height * width * rng.uniform(min_share, 1.0)
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                return int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1)), high, wide
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _coloured(batch: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
+    n, by = len(batch), recipe.colour_jitter
+
+    def factor(low: float, high: float, n_channels: int = 1) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (n, n_channels, 1, 1)).astype(np.float32))
+
+    luma = torch.tensor(_LUMA).view(1, 3, 1, 1)
+    if by > 0:
+        batch = batch * factor(1 - by, 1 + by)  # brightness
+        mean = batch.mean((1, 2, 3), keepdim=True)
+        batch = (batch - mean) * factor(1 - by, 1 + by) + mean  # contrast
+        grey = (batch * luma).sum(1, keepdim=True)
+        batch = (batch - grey) * factor(1 - by, 1 + by) + grey  # saturation
+        batch = batch * factor(1 - by / 3, 1 + by / 3, 3)  # white balance
+    if recipe.grey_share > 0:
+        grey = (batch * luma).sum(1, keepdim=True).expand_as(batch)
+        batch = torch.where(factor(0, 1) < recipe.grey_share, grey, batch)
+    return batch
+
+
+def mixed(batch: torch.Tensor, alpha: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mixup: each photo blended with another of its batch.
+
+    Returns:
+        The blend; (n,) int64, the position of each photo's partner; the photo's own share, at least one half.
+    """
+    share = float(rng.beta(alpha, alpha))
+    share = max(share, 1 - share)
+    partner = torch.from_numpy(rng.permutation(len(batch)))
+    return torch.lerp(batch[partner], batch, share), partner, share

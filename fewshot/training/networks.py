@@ -1,0 +1,238 @@
+"""A recipe -> the network to train: its parts, what of it is frozen, its preprocessing, its head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fewshot import backbones
+from fewshot.backbones import Preprocessing
+from fewshot.errors import TrainingError
+from fewshot.recipes import BASELINES, Recipe
+from fewshot.records import Float32s, Pixels
+from fewshot.training.batches import plain_batch
+
+_BASELINE_SIZE_PX = 80  # the microscopy study's
+_EMBED_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a trained backbone started from: its name in the recipe, timm's name, and "imagenet" or "random" weights."""
+
+    name: str
+    architecture: str
+    weights: str
+
+
+class Trainee(nn.Module):
+    """A backbone with its normalisation inside: (n, 3, size, size) float32 in [0, 1] -> (n, dim), any length."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, origin: Origin, preprocessing: Preprocessing, dim: int) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.origin, self.preprocessing, self.dim = origin, preprocessing, dim
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        """Normalise, then run the backbone."""
+        embeddings = self.network((photos - self.mean) / self.std)
+        assert isinstance(embeddings, torch.Tensor)
+        return embeddings
+
+
+class Head(nn.Module):
+    """Two linear layers joined by ReLU (and dropout): the studies' classifier on a frozen backbone."""
+
+    def __init__(self, dim: int, width: int, n_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, n_classes))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(n, dim) -> (n, n_classes) logits."""
+        logits = self.layers(embeddings)
+        assert isinstance(logits, torch.Tensor)
+        return logits
+
+
+class Projection(nn.Module):
+    """Two linear layers joined by ReLU, trained with the loss and dropped after: the loss bends it, not the embedding.
+
+    Source:
+        Chen et al. 2020 (SimCLR), arXiv 2002.05709, section 4.2.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, out_dim), nn.ReLU(), nn.Linear(out_dim, out_dim))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(n, dim) -> (n, out_dim)."""
+        projected = self.layers(embeddings)
+        assert isinstance(projected, torch.Tensor)
+        return projected
+
+
+def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] | None) -> Trainee:
+    """The backbone a recipe names, with the weights it asks for and the normalisation it says.
+
+    Args:
+        recipe: the settings.
+        channel_statistics: mean and std of the training photos' channels, for normalisation "dataset".
+
+    Raises:
+        WeightsUnreachableError: ImageNet weights are asked for and are not on this machine.
+    """
+    if recipe.backbone in BASELINES:
+        network = _baseline(recipe.backbone)
+        origin = Origin(recipe.backbone, recipe.backbone, "random")
+        plain = Preprocessing(_BASELINE_SIZE_PX, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        trainee_dim, preprocessing = _BASELINE_WIDTH[recipe.backbone], plain
+    else:
+        load = backbones.load if recipe.weights == "imagenet" else backbones.load_untrained
+        described, network = load(backbones.resolve(recipe.backbone))
+        origin = Origin(recipe.backbone, described.architecture, recipe.weights)
+        trainee_dim, preprocessing = described.dim, described.preprocessing
+    if recipe.normalisation == "none":
+        preprocessing = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    elif recipe.normalisation == "dataset":
+        assert channel_statistics is not None
+        mean, std = (values.tolist() for values in channel_statistics)
+        preprocessing = replace(preprocessing, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+    size = recipe.test_image_size_px or recipe.image_size_px
+    if size and recipe.backbone not in BASELINES:
+        preprocessing = replace(preprocessing, image_size_px=size)
+    return Trainee(network, origin, preprocessing, trainee_dim)
+
+
+def training_size_px(recipe: Recipe, trainee: Trainee) -> int:
+    """Side of the network's input in training."""
+    if recipe.backbone in BASELINES or not recipe.image_size_px:
+        return trainee.preprocessing.image_size_px
+    return recipe.image_size_px
+
+
+def parts(network: nn.Module) -> list[list[nn.Module]]:
+    """The network's parts from input to output, each a list of modules.
+
+    A part is a direct child that has weights; a sequence of several children is opened, so that each stage is a part;
+    a normalisation belongs to the part before it. EfficientNet-Lite0 has 9: the stem, seven stages, the last
+    convolution.
+    """
+    found: list[list[nn.Module]] = []
+    for child in network.children():
+        inner = list(child.children())
+        opened = inner if isinstance(child, nn.Sequential | nn.ModuleList) and len(inner) > 1 else [child]
+        for module in opened:
+            if not any(True for _ in module.parameters()):
+                continue
+            if found and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+                found[-1].append(module)
+            else:
+                found.append([module])
+    return found
+
+
+def parameter_groups(recipe: Recipe, trainee: Trainee) -> list[dict[str, object]]:
+    """The optimiser's groups for the backbone, each part at its learning rate; frozen parts stop learning.
+
+    Raises:
+        TrainingError: more parts are to be frozen than there are.
+    """
+    every = parts(trainee.network)
+    if recipe.frozen_parts >= len(every):
+        raise TrainingError(
+            f"{trainee.origin.name} has {len(every)} parts; frozen_parts {recipe.frozen_parts} leaves none to train.",
+            hint="Lower frozen_parts, or set epochs to 0 and train a head.",
+        )
+    groups: list[dict[str, object]] = []
+    for depth, part in enumerate(reversed(every)):
+        parameters = [parameter for module in part for parameter in module.parameters()]
+        if depth >= len(every) - recipe.frozen_parts:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        else:
+            groups.append({"params": parameters, "lr": recipe.learning_rate * recipe.layer_decay**depth})
+    return groups
+
+
+def training_mode(recipe: Recipe, trainee: Trainee) -> None:
+    """Set the backbone to train, but for frozen parts and, if the recipe says so, all batch norms' statistics."""
+    trainee.train()
+    still = [module for part in parts(trainee.network)[: recipe.frozen_parts] for module in part]
+    for module in still:
+        module.eval()
+    if recipe.frozen_batch_norm:
+        for module in trainee.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+@torch.inference_mode()
+def embed(trainee: Trainee, pixels: Pixels, device: torch.device) -> Float32s:
+    """Embed plain views: (n, size, size, 3) uint8 -> (n, dim) float32, any length."""
+    trainee.eval()
+    rows = [
+        trainee(plain_batch(pixels[start : start + _EMBED_BATCH]).to(device)).float().cpu().numpy()
+        for start in range(0, len(pixels), _EMBED_BATCH)
+    ]
+    return np.concatenate(rows) if rows else np.zeros((0, trainee.dim), np.float32)
+
+
+def interpolate(trained: nn.Module, pretrained: dict[str, torch.Tensor], share: float) -> None:
+    """Move a network's weights to `share` of the way from the pretrained to the trained ones, in place.
+
+    Source:
+        Wortsman et al. 2021 (WiSE-FT), arXiv 2109.01903. Batch norms' running statistics are interpolated too.
+    """
+    state = trained.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(pretrained[name].to(tensor.device), tensor, share))
+
+
+def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to unit length."""
+    return functional.normalize(embeddings, dim=1)
+
+
+class _Grey(nn.Module):
+    """(n, 3, h, w) -> (n, 1, 80, 80): the baselines see one channel of a small picture."""
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        grey = photos.mean(1, keepdim=True)
+        if grey.shape[-1] != _BASELINE_SIZE_PX:
+            grey = functional.interpolate(grey, size=(_BASELINE_SIZE_PX, _BASELINE_SIZE_PX), mode="area")
+        return grey
+
+
+_BASELINE_WIDTH = {"ann-basic": 128, "ann-dense": 128, "cnn-basic": 128}
+
+
+def _baseline(name: str) -> nn.Module:
+    """The microscopy study's own networks, of the kinds it names; it gives no layer sizes, so these are ours."""
+    n_inputs = _BASELINE_SIZE_PX**2
+    if name == "ann-basic":
+        return nn.Sequential(_Grey(), nn.Flatten(), nn.Linear(n_inputs, 128), nn.ReLU())
+    if name == "ann-dense":
+        return nn.Sequential(_Grey(), nn.Flatten(), *_dense(n_inputs, (1024, 512, 256, 128)))
+    convolutions: list[nn.Module] = []
+    for n_in, n_out in ((1, 32), (32, 64), (64, 128)):
+        convolutions += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(_Grey(), *convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *_dense(512, (128,)))
+
+
+def _dense(n_in: int, widths: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(n_in, width), nn.ReLU(), nn.Dropout(0.2)]
+        n_in = width
+    return layers

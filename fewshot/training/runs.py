@@ -1,0 +1,271 @@
+"""A recipe file -> one training a cell, each in its own folder with its report."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from fewshot import __version__
+from fewshot.errors import TrainingError, TrainingStoppedError
+from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
+from fewshot.recipes import BASELINES, Cell, Recipe, read_plan
+from fewshot.records import Float32s
+from fewshot.training.backbone_phase import N_SHOT, BackbonePhase, Prepared
+from fewshot.training.checkpoints import write_whole
+from fewshot.training.head_phase import Features, head_logits, train_head
+from fewshot.training.networks import Head, Trainee, build_trainee, embed, training_size_px
+from fewshot.training.photos import (
+    Photos,
+    Split,
+    channel_statistics,
+    decode_all,
+    first_rows,
+    fit_all,
+    read_split,
+)
+from fewshot.training.progress import EpochRow, OnProgress
+from fewshot.training.report import Report, write_report
+
+SHRINKAGE = 0.1  # share of the within-class covariance replaced by its mean variance in every direction
+_DECODE_MARGIN = 1.15  # training photos keep this much more than the network's input, for crops
+
+
+def train(
+    recipe_file: Path,
+    data: Path,
+    out: Path,
+    *,
+    only: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_cell: Callable[[Report], None] | None = None,
+) -> list[Report]:
+    """Train every cell of a recipe file, or those that `only` picks. Epochs already trained are not trained again.
+
+    Args:
+        recipe_file: the YAML.
+        data: the folder in which the recipe's folders are.
+        out: where results go: one folder a recipe, in it one a cell of a grid.
+        only: `key=value,key=value`, see `recipes.read_plan`.
+        on_progress: called after every batch.
+        on_cell: called with each cell's report as it is finished.
+
+    Returns:
+        One report a cell, in order.
+
+    Raises:
+        RecipeError, FolderError, TooFewPhotosError: it cannot start.
+        TrainingStoppedError: Ctrl-C; the same call goes on from the last whole epoch.
+        NotFiniteError, TrainingDiskFullError: it cannot go on; the last good epoch is kept.
+    """
+    plan = read_plan(recipe_file, only)
+    reports = []
+    for cell in plan.cells:
+        folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
+        try:
+            report = train_cell(plan.name, cell, data, folder, on_progress or (lambda progress: None))
+        except KeyboardInterrupt as error:
+            raise TrainingStoppedError(
+                f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in {folder}."
+            ) from error
+        reports.append(report)
+        if on_cell is not None:
+            on_cell(report)
+    return reports
+
+
+def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnProgress) -> Report:
+    """One training, from photos to report; see `train` for what it raises."""
+    recipe = cell.recipe
+    split = read_split(recipe, data)
+    _claim(folder, recipe, split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainee, prepared = _prepare(recipe, split)
+    phase: BackbonePhase | None = None
+    if recipe.epochs:
+        phase = BackbonePhase(recipe, trainee, prepared, folder / "checkpoint", cell.name, device)
+        phase.run(on_progress)
+    trainee.to(device)
+    started = time.monotonic()
+    train_set, validation, test = (
+        Features(embed(trainee, pixels, device), photos.class_index)
+        for photos, pixels in (
+            (split.train, prepared.train),
+            (split.validation, prepared.validation),
+            (split.test, prepared.test),
+        )
+    )
+    embed_seconds = time.monotonic() - started
+    head: Head | None = None
+    head_rows: list[EpochRow] = []
+    if recipe.head == "mlp" and recipe.head_epochs:
+        head, head_rows = train_head(recipe, train_set, validation, test, split.train.labels, cell.name, on_progress)
+    logits = None
+    if len(split.test):
+        if head is not None:
+            logits = head_logits(head, test.embeddings)
+        elif phase is not None and recipe.interpolation == 1:
+            # Interpolated weights no longer fit the classifier that was trained with the loss.
+            logits = phase.test_logits(prepared.test)
+    report = Report(
+        name=name,
+        cell=cell.name,
+        folder=folder,
+        recipe=recipe,
+        origin=trainee.origin,
+        labels=split.train.labels,
+        n_photos={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        backbone_rows=tuple(phase.rows) if phase else (),
+        head_rows=tuple(head_rows),
+        classifier=None if logits is None else ("head" if head is not None else "loss"),
+        test=_metrics(logits, split.test),
+        prototype=_prototypes(split, train_set, test),
+        n_shot=N_SHOT,
+        embed_seconds=embed_seconds,
+        machine=_machine(device),
+    )
+    _write_backbone(folder, trainee, recipe, head, train_set, split.train.labels)
+    write_report(report)
+    return report
+
+
+def _prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
+    """The network and the decoded photos; the network first, so that missing weights are told before the decoding."""
+    torch.manual_seed(recipe.seed)  # random first weights
+    plain = dataclasses.replace(recipe, normalisation="none") if recipe.normalisation == "dataset" else recipe
+    trainee = build_trainee(plain, None)
+    prepared = trainee.preprocessing
+    short_side_px = prepared.short_side_px
+    learning_px = round(training_size_px(recipe, trainee) * _DECODE_MARGIN)
+    grey = recipe.grey or recipe.backbone in BASELINES
+    decoded = decode_all(split.train, max(learning_px, short_side_px) if recipe.epochs else short_side_px, grey)
+    if recipe.normalisation == "dataset":
+        torch.manual_seed(recipe.seed)
+        trainee = build_trainee(recipe, channel_statistics(decoded))
+        prepared = trainee.preprocessing
+    size, crop_pct = prepared.image_size_px, prepared.crop_pct
+    others = [
+        fit_all(decode_all(photos, short_side_px, grey), size, crop_pct) for photos in (split.validation, split.test)
+    ]
+    return trainee, Prepared(split, decoded, fit_all(decoded, size, crop_pct), others[0], others[1])
+
+
+def _metrics(logits: Float32s | None, test: Photos) -> Metrics | None:
+    if logits is None:
+        return None
+    return measure(test.class_index, logits.argmax(axis=1).astype(np.int64), test.labels)
+
+
+def _prototypes(split: Split, train_set: Features, test: Features) -> PrototypeAccuracy | None:
+    """Nearest-prototype accuracy on the test photos, with the first photos of each class as its support."""
+    if len(split.test) == 0:
+        return None
+    rows = first_rows(split.train, N_SHOT)
+    labels = split.train.labels
+    return prototype_accuracy(
+        train_set.embeddings[rows],
+        [labels[i] for i in train_set.class_index[rows]],
+        test.embeddings,
+        [labels[i] for i in test.class_index],
+    )
+
+
+def _write_backbone(
+    folder: Path, trainee: Trainee, recipe: Recipe, head: Head | None, train_set: Features, labels: tuple[str, ...]
+) -> None:
+    """What an index needs of the trained backbone: float16 weights, preprocessing, and the classes' statistics."""
+    half = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in trainee.network.state_dict().items()
+    }
+    write_whole(folder / "backbone.safetensors", save(half, {"architecture": trainee.origin.architecture}))
+    mean, covariance = class_statistics(train_set)
+    statistics = {"mean": torch.from_numpy(mean), "within_class_covariance": torch.from_numpy(covariance)}
+    write_whole(folder / "statistics.safetensors", save(statistics, {"shrinkage": str(SHRINKAGE)}))
+    if head is not None:
+        write_whole(folder / "head.safetensors", save(head.state_dict()))
+    facts = {
+        "architecture": trainee.origin.architecture,
+        "started_from": dataclasses.asdict(trainee.origin),
+        "preprocessing": dataclasses.asdict(trainee.preprocessing),
+        "dim": trainee.dim,
+        "labels": list(labels),
+        "recipe": recipe.as_dict(),
+        "fewshot": __version__,
+    }
+    write_whole(folder / "backbone.json", (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def class_statistics(features: Features) -> tuple[Float32s, Float32s]:
+    """What whitening needs of the training classes, over unit-length embeddings.
+
+    Returns:
+        (dim,) float32, the mean of all embeddings; (dim, dim) float32, the covariance around the class means, in which
+        a share of `SHRINKAGE` is replaced by the mean variance in every direction.
+    """
+    length = np.linalg.norm(features.embeddings, axis=1, keepdims=True)
+    unit = (features.embeddings / np.maximum(length, 1e-12)).astype(np.float64)
+    n_classes = int(features.class_index.max()) + 1
+    means = np.stack([unit[features.class_index == i].mean(axis=0) for i in range(n_classes)])
+    around = unit - means[features.class_index]
+    covariance = around.T @ around / len(around)
+    dim = len(covariance)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / dim * np.eye(dim)
+    return unit.mean(axis=0).astype(np.float32), shrunk.astype(np.float32)
+
+
+def _claim(folder: Path, recipe: Recipe, split: Split) -> None:
+    """Note what a folder is for; refuse one that holds another training.
+
+    Raises:
+        TrainingError: another recipe, or other photos, were trained there.
+    """
+    listing = [
+        f"{part}/{split_part.labels[i]}/{file.name}"
+        for part, split_part in _parts(split)
+        for file, i in zip(split_part.files, split_part.class_index, strict=True)
+    ]
+    photos = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    settings = recipe.as_dict()
+    wanted = {"recipe": settings, "photos": photos}
+    file = folder / "run.json"
+    if not file.exists():
+        write_whole(file, (json.dumps(wanted, indent=1) + "\n").encode())
+        return
+    try:
+        found = json.loads(file.read_text())
+        before = found["recipe"]
+        changed = [key for key, value in settings.items() if before.get(key) != value]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise TrainingError(f"{file} is damaged.", hint="Remove its folder, or choose another --out.") from error
+    if changed or found.get("photos") != photos:
+        what = f"another {', '.join(changed)}" if changed else "other photos"
+        raise TrainingError(
+            f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
+        )
+
+
+def _parts(split: Split) -> list[tuple[str, Photos]]:
+    return [("train", split.train), ("validation", split.validation), ("test", split.test)]
+
+
+def _folder_name(cell: str) -> str:
+    """A cell's name as a folder: `loss=arcface normalisation=dataset` -> `loss-arcface_normalisation-dataset`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", cell.replace(" ", "_").replace("=", "-"))
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "fewshot": __version__,
+    }

@@ -1,0 +1,191 @@
+"""A recipe is read whole or refused with what is wrong in it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewshot.errors import RecipeError
+from fewshot.recipes import BACKBONE_NAMES, LOSS_NAMES, Recipe, read_plan, recipe_help, resolve
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def plan_of(tmp_path: Path, text: str, only: str | None = None) -> tuple[Recipe, ...]:
+    file = tmp_path / "try.yaml"
+    file.write_text(text)
+    return tuple(cell.recipe for cell in read_plan(file, only).cells)
+
+
+def test_defaults_fill_what_is_not_said(tmp_path: Path) -> None:
+    (recipe,) = plan_of(tmp_path, "loss: arcface\nlearning_rate: 1e-3\n")
+    assert (recipe.loss, recipe.learning_rate, recipe.batch_size, recipe.backbone) == ("arcface", 0.001, 64, "lite0")
+
+
+def test_an_empty_value_means_the_published_margin() -> None:
+    assert resolve({"margin": None}).margin is None
+    assert resolve({"loss": "arcface"}).loss_settings == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "suggestion"),
+    [
+        ({"batchsize": 3}, "batch_size"),
+        ({"loss": "arc-face"}, "arcface"),
+        ({"backbone": "resnet_50"}, "resnet50"),
+        ({"optimiser": "Adam"}, "adam"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(settings: dict[str, object], suggestion: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve(settings)
+    assert f"Did you mean {suggestion!r}?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 2.5},
+        {"epochs": "many"},
+        {"epochs": True},
+        {"epochs": -1},
+        {"flips": 1},
+        {"learning_rate": "fast"},
+        {"learning_rate": float("nan")},
+        {"learning_rate": -0.1},
+        {"mixup": float("inf")},
+        {"interpolation": 1.5},
+        {"backbone": 7},
+        {"held_out_classes": "corn"},
+        {"seed": None},
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve(settings)
+    (key,) = settings
+    assert key in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"epochs": 0}, "neither"),
+        ({"frozen_parts": -1, "head": "mlp"}, "frozen"),
+        ({"loss": "triplet", "batch_size": 30}, "photos_per_class"),
+        ({"loss": "triplet", "mixup": 0.2}, "mixup"),
+        ({"loss": "triplet", "prototype_start": True}, "prototype"),
+        ({"loss": "cosface", "prototype_start": True, "projection_dim": 64}, "projection_dim"),
+        ({"split_by": "source"}, "source_pattern"),
+        ({"backbone": "cnn-basic"}, "random"),
+        ({"weights": "random", "interpolation": 0.5}, "random"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        resolve(settings)
+
+
+def test_a_list_spans_a_grid_and_only_picks_cells(tmp_path: Path) -> None:
+    text = "loss: [arcface, cosface, triplet]\nnormalisation: [imagenet, dataset]\nheld_out_classes: [a, b]\n"
+    cells = plan_of(tmp_path, text)
+    assert [(cell.loss, cell.normalisation) for cell in cells] == [
+        (loss, how) for loss in ("arcface", "cosface", "triplet") for how in ("imagenet", "dataset")
+    ]
+    assert all(cell.held_out_classes == ("a", "b") for cell in cells)
+    picked = plan_of(tmp_path, text, "loss=cosface,loss=triplet,normalisation=dataset,epochs=2")
+    assert [(cell.loss, cell.normalisation, cell.epochs) for cell in picked] == [
+        ("cosface", "dataset", 2),
+        ("triplet", "dataset", 2),
+    ]
+
+
+def test_cells_are_named_after_the_grid(tmp_path: Path) -> None:
+    file = tmp_path / "try.yaml"
+    file.write_text("loss: [arcface, cosface]\nepochs: 3\n")
+    plan = read_plan(file)
+    assert plan.name == "try"
+    assert plan.grid_keys == ("loss",)
+    assert [cell.name for cell in plan.cells] == ["loss=arcface", "loss=cosface"]
+
+
+@pytest.mark.parametrize("only", ["loss", "loss=", "los=arcface", "loss=arcfase"])
+def test_a_wrong_only_is_refused(tmp_path: Path, only: str) -> None:
+    with pytest.raises(RecipeError):
+        plan_of(tmp_path, "loss: [arcface, cosface]\n", only)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("- a\n- b\n", "list"),
+        ("", "NoneType"),
+        ("train: {epochs: 3}\n", "flat"),
+        ("loss: [arcface\n", "YAML"),
+        ("epochs: 3\nepochs: 4\n", "twice"),
+        ("loss: []\n", "empty"),
+        ("!!python/object/apply:os.system ['true']\n", "YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(RecipeError, match=word) as caught:
+        plan_of(tmp_path, text)
+    assert "try.yaml" in caught.value.message
+
+
+def test_a_missing_recipe_suggests_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "tswv.yaml").write_text("epochs: 3\n")
+    with pytest.raises(RecipeError) as caught:
+        read_plan(tmp_path / "tsvw.yaml")
+    assert "tswv.yaml" in caught.value.hint
+
+
+def test_the_resolved_recipe_survives_json() -> None:
+    recipe = resolve({"loss": "cosface", "held_out_classes": ["a"], "margin": 0.3})
+    assert resolve(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_every_key_has_help() -> None:
+    keys = [key for key, _, _ in recipe_help()]
+    assert keys == list(Recipe.__dataclass_fields__)
+    assert all(len(meaning) > 5 for _, _, meaning in recipe_help())
+
+
+def test_loss_settings_are_what_the_losses_take() -> None:
+    from fewshot.losses import LOSSES, build_loss
+
+    assert tuple(LOSSES) == LOSS_NAMES
+    for name in LOSS_NAMES:
+        margin = None if name == "cross-entropy" else 2.0
+        recipe = resolve({"loss": name, "margin": margin, "margin_2": 1.0, "scale": 8.0})
+        if name == "cross-entropy":
+            assert recipe.loss_settings == {}
+        build_loss(name, n_classes=3, dim=4, **recipe.loss_settings)
+
+
+def test_reading_recipes_loads_no_torch() -> None:
+    code = "import sys, fewshot.recipes; assert not {'torch', 'faiss', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_resolves_and_opens_with_its_command(file: Path) -> None:
+    plan = read_plan(file)
+    assert all(cell.recipe.backbone in BACKBONE_NAMES for cell in plan.cells)
+    opening = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert opening[0].startswith(f"# fewshot train configs/{file.name}")
+    assert any("Measured" in line for line in opening)
+
+
+def test_the_studies_are_all_there() -> None:
+    sizes = {file.stem: len(read_plan(file).cells) for file in CONFIGS.glob("*.yaml")}
+    assert sizes == {
+        "doctorp-stage1": 9,
+        "doctorp-stage2": 48,
+        "tswv": 1,
+        "emergency": 1,
+        "defungi": 16,
+        "plants-lite0": 1,
+    }
