@@ -7,8 +7,8 @@ import numpy as np
 from fewshot.errors import PrototypeError
 from fewshot.records import Float32s, Int64s
 
-# logits = scale * cosine; chosen on base classes held out of the protocol (docs/log.md).
-SOFTMAX_SCALE = 24.0
+# logits = scale * cosine; the least negative log-likelihood on base/train (benchmarks/constants.py).
+SOFTMAX_SCALE = 48.0
 # A query is unknown if its best class is less similar than all but this part of the enrolled photos are to their own.
 REJECTED_PART = 0.05
 # The nearest prototypes whose similarities enter a probability exactly; those beyond are bounded, see `probabilities`.
@@ -39,8 +39,9 @@ def class_prototypes(support: Float32s, class_index: Int64s, n_way: int) -> Floa
     [[0.7070000171661377, 0.7070000171661377]]
     """
     counts = np.bincount(class_index, minlength=n_way)
-    if len(counts) != n_way or (n_way and counts.min() == 0):
-        raise PrototypeError(f"class {int(np.argmin(counts[:n_way]))} of {n_way} has no support image.")
+    assert len(counts) == n_way, f"class_index goes up to {len(counts) - 1}; wanted at most {n_way - 1}"
+    if n_way and counts.min() == 0:
+        raise PrototypeError(f"class {int(np.argmin(counts))} of {n_way} has no support image.")
     sums = np.zeros((n_way, support.shape[1]), np.float64)
     np.add.at(sums, class_index, support)
     norms = np.linalg.norm(sums, axis=1)
@@ -86,10 +87,11 @@ def probabilities(similarities: Float32s, n_way: int, scale: float = SOFTMAX_SCA
     >>> probabilities(np.array([[0.9, 0.9]], np.float32), n_way=2).tolist()
     [[0.5, 0.5]]
     """
-    logits = scale * (similarities.astype(np.float64) - similarities[:, :1])
-    weights = np.exp(logits)
+    best = np.where(np.isfinite(similarities[:, :1]), similarities[:, :1], 0.0)
+    weights = np.exp(scale * (similarities.astype(np.float64) - best))  # (n_query, n_given); 0 where there is no class
     beyond = max(0, n_way - similarities.shape[1]) * weights[:, -1:]
-    shares: Float32s = (weights / (weights.sum(axis=1, keepdims=True) + beyond)).astype(np.float32)
+    total = weights.sum(axis=1, keepdims=True) + beyond
+    shares: Float32s = (weights / np.where(total > 0, total, 1.0)).astype(np.float32)
     return shares
 
 

@@ -1,5 +1,6 @@
 """A folder -> the photos in it, and the classes its sub-folders name."""
 
+import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from fewshot.errors import EmptyFolderError, LabelError, MissingFolderError, Nes
 from fewshot.records import UNKNOWN
 
 MAX_LABEL_LENGTH = 200
+BACKSLASH = "\\"
 # What operating systems leave behind in every folder; nobody means to enroll it.
 LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
@@ -35,8 +37,6 @@ def checked_label(label: str) -> str:
     'corn rust'
     """
     clean = unicodedata.normalize("NFC", label).strip()
-    if not clean:
-        raise LabelError("the label is empty.", hint="Give the class a name, such as 'corn-rust'.")
     if len(clean) > MAX_LABEL_LENGTH:
         raise LabelError(
             f"the label has {len(clean)} characters; at most {MAX_LABEL_LENGTH} are kept.",
@@ -49,10 +49,14 @@ def checked_label(label: str) -> str:
                 f"the label {clean!r} holds the control character or line break U+{ord(character):04X}.",
                 hint="A label is one line of visible characters.",
             )
-        if character in "/\\":
+        if character in ("/", BACKSLASH):
             raise LabelError(
-                f"the label {clean!r} holds a slash.", hint=f"Write {clean.replace(character, '-')!r} instead."
+                f"the label {clean!r} holds a slash.",
+                hint=f"Write {clean.replace('/', '-').replace(BACKSLASH, '-')!r} instead.",
             )
+    # Also of nothing but zero-width characters: such a label could not be told from another.
+    if not any(unicodedata.category(character)[0] not in "CZ" for character in clean):
+        raise LabelError("the label is empty.", hint="Give the class a name, such as 'corn-rust'.")
     if clean in (".", ".."):
         raise LabelError(f"the label {clean!r} is a folder's name for itself.", hint="Give the class a name.")
     if clean.casefold() == UNKNOWN:
@@ -72,7 +76,7 @@ def class_folder(label: str, folder: Path) -> ClassFolder:
         NestedFolderError: only sub-folders, so `--each` was meant.
     """
     label = checked_label(label)
-    if folder.is_file():
+    if os.path.isfile(folder):  # unlike Path.is_file, False and no error for a name too long or a folder barred
         return ClassFolder(label, (folder,))
     files, folders = _listing(folder)
     if not files and folders:
@@ -125,15 +129,15 @@ def query_photos(targets: list[Path]) -> list[Path]:
     """
     photos: list[Path] = []
     for target in targets:
-        if not target.is_dir():
-            if not target.exists() and not target.is_symlink():
+        if not os.path.isdir(target):
+            if not os.path.lexists(target):
                 raise MissingFolderError(
                     f"there is no file or folder {target}.", hint="Check the name and where you are."
                 )
             photos.append(target)
             continue
-        found = sorted(path for path in target.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and _visible(path))
-        found = [path for path in found if not path.is_dir()]
+        below = sorted(path for path in target.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+        found = [path for path in below if _visible(path.relative_to(target)) and not os.path.isdir(path)]
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
@@ -144,7 +148,7 @@ def query_photos(targets: list[Path]) -> list[Path]:
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
-        entries = sorted(path for path in folder.iterdir() if _visible(path))
+        entries = sorted(path for path in folder.iterdir() if _visible(Path(path.name)))
     except FileNotFoundError as error:
         raise MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.") from error
     except NotADirectoryError as error:
@@ -153,12 +157,12 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
         raise MissingFolderError(
             f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions."
         ) from error
-    folders = [path for path in entries if path.is_dir()]
+    folders = [path for path in entries if os.path.isdir(path)]
     return [path for path in entries if path not in set(folders)], folders
 
 
 def _visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in LITTER
+    return not any(part.startswith(".") or part.lower() in LITTER for part in path.parts)
 
 
 def _names(paths: list[Path], most: int = 3) -> str:

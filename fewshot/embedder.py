@@ -83,7 +83,7 @@ class Embedder:
         Args:
             photo: a file, or bytes with a name.
             is_known: asked with the content hash before the photo is decoded; True skips it.
-            keep: make the thumbnail that an index keeps.
+            keep: make the thumbnail and the difference hash that an index keeps.
 
         Raises:
             ImageError: the photo cannot be used; the subclass says why.
@@ -103,7 +103,9 @@ class Embedder:
             interpolation=prepared.interpolation,
             squash=prepared.squash,
         )
-        return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image) if keep else None)
+        if not keep:
+            return LoadedPhoto(file, sha256, width, height, pixels, None)
+        return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image), images.difference_hash(image))
 
     def embed_photos(
         self,
@@ -184,7 +186,9 @@ class Embedder:
         rows = iter(_unit_rows(future.result(), self.name)) if future is not None else iter(())
         for item in group:
             if isinstance(item, LoadedPhoto):
-                yield EmbeddedPhoto(item.file, item.sha256, item.width, item.height, next(rows), item.thumbnail)
+                yield EmbeddedPhoto(
+                    item.file, item.sha256, item.width, item.height, next(rows), item.thumbnail, item.dhash
+                )
             else:
                 yield item
 

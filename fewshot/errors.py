@@ -311,11 +311,10 @@ class TrainingStoppedError(TrainingError):
     """Somebody stopped the training with Ctrl-C. The last whole epoch is kept."""
 
     code = "training_stopped"
-    exit_code = 130
     hint = "Run the same command again: it goes on from the last whole epoch."
 
 
 class TrainingDiskFullError(TrainingError):
-    code = "disk_full"
+    code = "training_disk_full"
     status = 507
     hint = "Free some space and run the same command again: it goes on from the last whole epoch."

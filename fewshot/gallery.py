@@ -39,7 +39,7 @@ from fewshot.records import (
     Support,
 )
 from fewshot.search import VectorIndex
-from fewshot.store import About, Reader, Store, Writer
+from fewshot.store import FILE_NAME, About, Reader, Store, Writer
 
 QUERY_CHUNK = 32
 STAGE_CHUNK = 256
@@ -74,6 +74,9 @@ class Gallery:
         self._choice = choice or EmbedderChoice()
         self._embedder = embedder
         self._on_notice = on_notice
+        if create and embedder is None and not (folder / FILE_NAME).exists():
+            # A backbone that cannot be had is told before a folder is made for it.
+            self._embedder = open_embedder(self._choice, on_notice=on_notice)
         self._store = Store(folder, create=create)
         self._neighbours = Neighbours(folder / "cache")
 

@@ -25,8 +25,9 @@ from fewshot.errors import (
 from fewshot.records import Pixels
 
 # Only raster formats that cameras and collections use: fewer decoders see a stranger's bytes.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_MEGAPIXELS = 100
+MAX_FILE_BYTES = 500_000_000  # an uncompressed photo at the pixel limit still fits
 MIN_SIDE_PX = 32
 THUMBNAIL_SIDE_PX = 256
 THUMBNAIL_LONG_SIDE_PX = 1024
@@ -40,6 +41,10 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+# Pillow warns of odd metadata; the pixels decide. Set once: a filter changed around each decode would leak between
+# the threads that decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # The limit is ours, checked from the header before a pixel is decoded; Pillow's own would fire first and vaguely.
 Image.MAX_IMAGE_PIXELS = None
@@ -69,10 +74,17 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UnreadableFileError: no such file, not a regular file, or not permitted.
         EmptyFileError: 0 bytes.
+        ImageTooLargeError: over `MAX_FILE_BYTES`.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would block for ever
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block for ever
             raise UnreadableFileError(f"{path.name} is not a regular file.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageTooLargeError(
+                f"{path.name} has {status.st_size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read.",
+                hint="Is it a photo? Scale it down, or leave it out.",
+            )
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableFileError(f"{path.name} cannot be read: {error.strerror or error}.") from error
@@ -108,23 +120,17 @@ def decode(data: bytes, name: str, short_side_px: int) -> tuple[Image.Image, tup
     Raises:
         NotAnImageError, TruncatedImageError, DamagedImageError, ImageTooLargeError, ImageTooSmallError.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-        image = _open(data, name)
-        _check_size(image, name)
-        width, height = image.size
-        try:
-            image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
-            image.load()
-            rgb = _to_rgb(image)
-            # The header's own tag may lie or be broken; then the pixels stay as they are stored.
-            turned = _orientation(image) in (5, 6, 7, 8)
-            upright = _upright(rgb, _orientation(image))
-        except ImageError:
-            raise
-        except Exception as error:  # a decoder may raise anything on bytes from a stranger
-            raise _refusal(name, error) from error
-    return upright, (height, width) if turned else (width, height)
+    image = _open(data, name)
+    _check_size(image, name)
+    width, height = image.size
+    try:
+        image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
+        image.load()
+        orientation = _orientation(image)
+        upright = _upright(_to_rgb(image), orientation)
+    except Exception as error:  # a decoder may raise anything on bytes from a stranger
+        raise _refusal(name, error) from error
+    return upright, (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
 def fit_to_input(
@@ -145,10 +151,7 @@ def fit_to_input(
         (image_size_px, image_size_px, 3) uint8.
     """
     width, height = image.size
-    if squash:
-        box = (0.0, 0.0, float(width), float(height))
-    else:
-        box = _crop_box(width, height, image_size_px, crop_pct)
+    box = (0.0, 0.0, float(width), float(height)) if squash else _crop_box(width, height, image_size_px, crop_pct)
     resized = image.resize((image_size_px, image_size_px), _RESAMPLING[interpolation], box=box)
     return np.asarray(resized)
 
@@ -176,6 +179,21 @@ def thumbnail(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1)
     return buffer.getvalue()
+
+
+def difference_hash(image: Image.Image) -> bytes:
+    """128 bits that stay nearly the same when a photo is saved again, scaled or brightened: 16 bytes.
+
+    Each bit says whether one of 8 x 8 fields is brighter than its neighbour, to the right and below.
+
+    Source:
+        The dHash of Neal Krawetz (Hacker Factor, 2013) in both directions, as the imagehash package computes it.
+    """
+    import imagehash
+
+    grey = image.convert("L")
+    bits = np.concatenate([imagehash.dhash(grey).hash.ravel(), imagehash.dhash_vertical(grey).hash.ravel()])
+    return np.packbits(bits).tobytes()
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -217,12 +235,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
         # 16 bits a pixel: the upper eight are the picture. Mode I is what some 16-bit PNG and TIFF files open as.
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if image.mode == "I":
+            values = np.clip(values, 0, 65535)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        values_f = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        scale = 255.0 if float(values_f.max(initial=0.0)) <= 1.0 else 1.0
-        return Image.fromarray(np.clip(values_f * scale, 0, 255).astype(np.uint8)).convert("RGB")
+        floats = np.asarray(image, dtype=np.float32)
+        scale = 255.0 if float(floats.max(initial=0.0, where=np.isfinite(floats))) <= 1.0 else 1.0
+        grey = np.nan_to_num(floats * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from fewshot.neighbours import Neighbours
-from fewshot.records import ClassInspection, Float32s, Int64s, Support, Suspicious
+from fewshot.records import ClassInspection, Int64s, Support, Suspicious
 from fewshot.store import Reader
 
 FEW_SUPPORTS = 5
-# Two photos this alike are taken for one photo saved twice: measured on re-saved, scaled and cropped copies.
-NEAR_COPY_SIMILARITY = 0.985
+# Two photos whose difference hashes differ in at most so many of 128 bits are taken for one photo saved twice. Of
+# photos saved again, halved or brightened 96 to 100 % are found so, and 2 of 3.8 million pairs of different photos
+# (benchmarks/constants.py). The embedding would not do: saving at quality 50 moves it as far as another leaf does.
+NEAR_COPY_BITS = 10
 # How much nearer another class must be before a photo is called suspicious. In classes that a backbone can hardly
 # tell apart a quarter of all photos lie a little nearer to the wrong side; naming those would hide the wrong labels.
 SUSPICIOUS_MARGIN = 0.05
@@ -75,7 +77,7 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
                 f"{_count(len(found))} of {label!r} {verb} more like another class: {_listed(named)}. Right label?"
             )
         around = {class_id, *(other for row in nearest for other, _ in row)}
-        sentences += _near_copies(reader, label, ids[new], vectors[new], sorted(around))
+        sentences += _near_copies(reader, label, set(ids[new].tolist()), sorted(around))
     return sentences
 
 
@@ -93,19 +95,20 @@ def _suspicious(
     return sorted(found, key=lambda photo: photo.own_similarity - photo.similarity)
 
 
-def _near_copies(reader: Reader, label: str, new_ids: Int64s, new: Float32s, class_ids: list[int]) -> list[str]:
-    ids, _, vectors = reader.class_vectors(class_ids)
-    alike = new @ vectors.T  # (n_new, n_around)
-    # Each pair once: a photo is only held against those enrolled before it.
-    alike[new_ids[:, None] <= ids[None, :]] = -1.0
-    rows, columns = np.nonzero(alike >= NEAR_COPY_SIMILARITY)
-    if not len(rows):
+def _near_copies(reader: Reader, label: str, new: set[int], class_ids: list[int]) -> list[str]:
+    ids, hashes = reader.difference_hashes(class_ids)
+    rows = np.flatnonzero(np.isin(ids, list(new)))
+    first: dict[int, int] = {}
+    for row in rows.tolist():  # each photo is held against those enrolled before it, so that a pair counts once
+        n_bits = np.bitwise_count(hashes[row] ^ hashes[:row]).sum(axis=1)
+        if len(n_bits) and n_bits.min() <= NEAR_COPY_BITS:
+            first[row] = int(n_bits.argmin())
+    if not first:
         return []
-    first = {int(row): int(column) for row, column in zip(rows[::-1], columns[::-1], strict=True)}
-    records = reader.supports([*new_ids.tolist(), *ids[list(first.values())].tolist()])
+    records = reader.supports(ids[[*first, *first.values()]].tolist())
     named = []
-    for row, column in sorted(first.items()):
-        copy, original = records[int(new_ids[row])], records[int(ids[column])]
+    for row, earlier in first.items():
+        copy, original = records[int(ids[row])], records[int(ids[earlier])]
         where = "" if original.label == label else f" of {original.label!r}"
         named.append(f"{copy.file} of {original.file}{where}")
     n = len(first)

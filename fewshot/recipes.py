@@ -132,7 +132,6 @@ class Recipe:
     head_learning_rate: float = _key(1e-4, "learning rate of the head (Adam)", low=0.0)
     # ---- the run
     seed: int = _key(0, "seed of every random choice", low=0)
-    cache_gb: float = _key(4.0, "memory for decoded photos and cached features", low=0.0)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved recipe, JSON-able: every key with its value."""

@@ -25,7 +25,8 @@ class NamedBytes:
 class LoadedPhoto:
     """One photo, decoded and cut to what a backbone takes.
 
-    `pixels` is (image_size_px, image_size_px, 3) uint8 RGB; `thumbnail` a WebP file, or None where none was wanted;
+    `pixels` is (image_size_px, image_size_px, 3) uint8 RGB; `thumbnail` is a WebP file and
+    `dhash` the 16 bytes of `images.difference_hash`, both None where not wanted;
     `width` and `height` are those of the original, upright, in pixels.
     """
 
@@ -35,6 +36,7 @@ class LoadedPhoto:
     height: int
     pixels: Pixels
     thumbnail: bytes | None
+    dhash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class EmbeddedPhoto:
     height: int
     embedding: Float32s
     thumbnail: bytes | None
+    dhash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

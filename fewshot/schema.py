@@ -36,6 +36,7 @@ supports = sa.Table(
     sa.Column("file", sa.String, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("dhash", sa.LargeBinary(16)),
     sa.Column("added_at", sa.String, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False, index=True),
     sa.Column("own_similarity", sa.Float, index=True),

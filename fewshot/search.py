@@ -113,19 +113,19 @@ class VectorIndex:
         found = [self._search_one(self._base, queries, k, self._gone)]
         if self._fresh_ids:
             found.append(self._search_one(self._fresh, queries, k, set()))
-        similarities = np.concatenate([part[0] for part in found], axis=1)  # (n_query, parts * k)
+        similarities = np.concatenate([part[0] for part in found], axis=1)  # (n_query, at least k)
         ids = np.concatenate([part[1] for part in found], axis=1)
+        similarities[ids == NO_ID] = -np.inf
         order = np.lexsort((ids, -similarities), axis=1)[:, :k]
         similarities = np.take_along_axis(similarities, order, axis=1)
         ids = np.take_along_axis(ids, order, axis=1)
-        similarities[ids == NO_ID] = -np.inf
         return similarities, ids
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write the content as a sealed file; changes beside the base must have been folded in by `build`.
 
         Raises:
-            OSError: the file cannot be written; what stood there is untouched.
+            OSError, RuntimeError: the file cannot be written (faiss raises the latter); what stood there is untouched.
         """
         assert self.n_pending == 0, "fold pending changes in before saving"
         everything = {**facts, "dim": self.dim, "n_vectors": int(self._base.ntotal)}
@@ -164,14 +164,26 @@ class VectorIndex:
         return self._base_ids
 
     def _search_one(self, index: Any, queries: Float32s, k: int, gone: set[int]) -> tuple[Float32s, Int64s]:
-        k = min(k, int(index.ntotal)) or 1
+        parameters = None
         if gone:
             selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.fromiter(gone, np.int64, len(gone))))
-            parameters: Any = faiss.SearchParameters  # its stub does not know its arguments
-            similarities, ids = index.search(queries, k, params=parameters(sel=selector))
-        else:
-            similarities, ids = index.search(queries, k)
-        return similarities, ids
+            make: Any = faiss.SearchParameters  # its stub does not know its arguments
+            parameters = make(sel=selector)
+        n = int(index.ntotal)
+        similarities = np.full((len(queries), k), -np.inf, np.float32)
+        ids = np.full((len(queries), k), NO_ID, np.int64)
+        # Of equal similarities faiss keeps those added first. One more is asked for than wanted, and more while the
+        # last ones are equal, so that which ids are kept does not depend on the order in which they came.
+        n_asked = min(n, k + 1)
+        while n_asked:
+            similarities, ids = index.search(queries, n_asked, params=parameters)
+            tied = n_asked > k and ((similarities[:, k - 1] == similarities[:, -1]) & (ids[:, -1] != NO_ID)).any()
+            if not tied or n_asked == n:
+                break
+            n_asked = min(n, 4 * n_asked)
+        short = max(0, k - ids.shape[1])
+        similarities = np.pad(similarities, ((0, 0), (0, short)), constant_values=-np.inf)
+        return similarities, np.pad(ids, ((0, 0), (0, short)), constant_values=NO_ID)
 
     def _checked(self, ids: Int64s, vectors: Float32s) -> tuple[Int64s, Float32s]:
         ids = np.ascontiguousarray(ids, np.int64)

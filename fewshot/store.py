@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 import xxhash
+from numpy.typing import NDArray
 from sqlalchemy import event
 
 from fewshot.errors import (
@@ -328,6 +329,13 @@ class Reader:
         ids = np.array([row[0] for row in rows], np.int64)
         return ids, np.array([row[1] for row in rows], np.int64), self._vectors([row[2:] for row in rows], ids)
 
+    def difference_hashes(self, class_ids: Sequence[int]) -> tuple[Int64s, NDArray[np.uint8]]:
+        """Support ids (n,) of these classes and their difference hashes (n, 16) uint8, in order of enrolment."""
+        query = sa.select(supports.c.support_id, supports.c.dhash).where(supports.c.dhash.is_not(None))
+        rows = sorted(self._in_parts(query, supports.c.class_id, list(class_ids)))
+        bits = np.frombuffer(b"".join(row[1] for row in rows), np.uint8).reshape(len(rows), 16)
+        return np.array([row[0] for row in rows], np.int64), bits
+
     def prototypes_of(self, class_id: int) -> Float32s:
         """The prototypes of a class: (n_prototypes, dim) float32, rows of unit length."""
         query = sa.select(prototypes.c.prototype_id, prototypes.c.vector, prototypes.c.xxh3)
@@ -498,6 +506,7 @@ class Writer(Reader):
                     file=Path(photo.file).name,
                     width=photo.width,
                     height=photo.height,
+                    dhash=photo.dhash,
                     added_at=_now(),
                     generation=self.generation(),
                 )

@@ -90,16 +90,16 @@ def stop_at(epoch: int, batch: int = 1) -> Any:
 
 
 def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None:
-    file = recipe_file(tmp_path, epochs=6, head="mlp", head_epochs=20, head_learning_rate=0.003, head_width=32)
+    file = recipe_file(tmp_path, epochs=6, head="mlp", head_epochs=60, head_learning_rate=0.02, head_width=32)
     seen: list[Progress] = []
     (report,) = train(file, data, tmp_path / "out", on_progress=seen.append)
     assert report.test is not None
     assert report.prototype is not None
     assert report.test.accuracy.share == report.prototype.top1.share == 1.0
-    assert report.backbone_rows[-1].train.loss < report.backbone_rows[0].train.loss  # type: ignore[operator]
+    assert report.backbone_rows[-1].train.loss < report.backbone_rows[0].train.loss
     assert report.mean_epoch_seconds is not None
     assert report.mean_epoch_seconds > 0
-    assert [p.phase for p in seen] == ["backbone"] * 18 + ["head"] * 20
+    assert [p.phase for p in seen] == ["backbone"] * 18 + ["head"] * 180
     assert seen[17].seconds_left == 0.0
     folder = tmp_path / "out" / "small"
     results = json.loads((folder / "results.json").read_text())
@@ -141,8 +141,7 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not(tmp_path: Path
     assert not same(one, three)
 
 
-@pytest.mark.parametrize("loss", ["cosface", "triplet", "sphereface"])
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize(("loss", "optimiser"), [("cosface", "adam"), ("triplet", "sgd"), ("sphereface", "adamw")])
 def test_a_stopped_run_resumes_to_the_same_result(tmp_path: Path, data: Path, loss: str, optimiser: str) -> None:
     settings = {"margin": None, "optimiser": optimiser, "schedule": "cosine", "warmup_epochs": 1.0, "epochs": 3}
     file = recipe_file(tmp_path, loss=loss, **settings, head="mlp", head_epochs=2, head_dropout=0.2)
@@ -232,13 +231,13 @@ def test_freezing_everything_is_refused() -> None:
 def test_frozen_batch_norms_keep_their_statistics() -> None:
     network, recipe = trainee(frozen_batch_norm=True)
     norm = torch.nn.BatchNorm2d(3)
-    network.network.insert(0, norm)  # type: ignore[operator]
+    network.network.insert(0, norm)
     networks.training_mode(recipe, network)
     network(torch.rand(4, 3, 80, 80) + 5)
-    assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+    assert torch.equal(norm.running_mean, torch.zeros(3))
     networks.training_mode(resolve({**SMALL}), network)
     network(torch.rand(4, 3, 80, 80) + 5)
-    assert not torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+    assert not torch.equal(norm.running_mean, torch.zeros(3))
 
 
 def test_a_frozen_backbone_is_run_once_a_photo(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +268,7 @@ def test_every_backbone_runs_forward_and_learns_one_step(name: str) -> None:
     groups = networks.parameter_groups(recipe, network)
     networks.training_mode(recipe, network)
     head = torch.nn.Linear(network.dim, 2)
-    optimiser = torch.optim.SGD([*groups, {"params": [*head.parameters()], "lr": 0.1}])  # type: ignore[list-item]
+    optimiser = torch.optim.SGD([*groups, {"params": [*head.parameters()], "lr": 0.1}])
     last = networks.parts(network.network)[-1]
     before = [parameter.clone() for module in last for parameter in module.parameters()]
     side = 128 if name in ("inception_v3", "legacy_xception") else 96

@@ -43,29 +43,13 @@ def doctor(index: str, as_json: bool) -> None:
     Exits with 1 if the index is damaged. An index that does not exist yet is no fault.
     """
     facts = _machine()
-    problems: list[str] = []
     folder = index_folder(index)
-    if folder.exists():
-        with open_gallery(index) as gallery:
-            about = gallery.about()
-            summaries = gallery.classes()
-            problems = gallery.problems()
-        facts["index"] = {
-            "folder": str(folder),
-            "backbone": about.fingerprint,
-            "precision": about.precision,
-            "classes": len(summaries),
-            "supports": sum(summary.supports for summary in summaries),
-            "generation": about.generation,
-            "problems": problems,
-        }
-    else:
-        facts["index"] = None
+    facts["index"] = _index_facts(index) if folder.exists() else None
     if as_json:
         json_line(facts)
     else:
         _print_facts(facts, folder)
-    if problems:
+    if facts["index"] and facts["index"]["problems"]:
         click.get_current_context().exit(1)
 
 
@@ -119,6 +103,23 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _index_facts(index: str) -> dict[str, Any]:
+    from fewshot.errors import FewshotError
+
+    facts: dict[str, Any] = {"folder": str(index_folder(index)), "problems": []}
+    try:
+        with open_gallery(index) as gallery:
+            about = gallery.about()
+            summaries = gallery.classes()
+            facts["backbone"], facts["precision"] = about.fingerprint, about.precision
+            facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
+            facts["generation"] = about.generation
+            facts["problems"] = gallery.problems()
+    except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
+        facts["problems"] = [f"{error.message} {error.hint}".strip()]
+    return facts
+
+
 def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
@@ -132,10 +133,14 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     index = facts["index"]
     if index is None:
         rows.append(["index", f"none at {folder} yet"])
+    elif "generation" not in index:
+        rows.append(["index", f"{folder}: cannot be opened"])
     else:
         pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
         rows.append(["index", f"{folder}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
-        rows.append(["index health", "sound" if not index["problems"] else f"{len(index['problems'])} problems"])
+    if index is not None:
+        n = len(index["problems"])
+        rows.append(["index health", "sound" if n == 0 else f"{n} problem{'s' if n > 1 else ''}"])
     width = max(len(row[0]) for row in rows)
     for name, value in rows:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")

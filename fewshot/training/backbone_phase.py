@@ -107,9 +107,10 @@ class BackbonePhase:
         clock = Clock(per_epoch * (self.recipe.epochs - len(self.rows)))
         while len(self.rows) < self.recipe.epochs and not self._waited_enough():
             self._train_epoch(len(self.rows) + 1, per_epoch, clock, on_progress)
-            self._save("last")
-            if best_row(self.rows) is self.rows[-1]:
+            # The best first: stopped between the two, the run trains this epoch again, to the same weights.
+            if self.recipe.keep == "best" and best_row(self.rows) is self.rows[-1]:
                 self._save("best")
+            self._save("last")
         if self.recipe.keep == "best":
             self._load_weights("best")
         interpolate(self.trainee.network, self._pretrained, self.recipe.interpolation)

@@ -97,14 +97,12 @@ def decode_all(photos: Photos, short_side_px: int, grey: bool) -> list[Pixels]:
 
 def fit_all(decoded: Sequence[Pixels], image_size_px: int, crop_pct: float) -> Pixels:
     """The plain view of decoded photos, as in use: centre crops, (n, image_size_px, image_size_px, 3) uint8."""
-    return np.stack(
-        [
-            images.fit_to_input(
-                Image.fromarray(pixels), image_size_px=image_size_px, crop_pct=crop_pct, interpolation="bicubic"
-            )
-            for pixels in decoded
-        ]
-    )
+    views = np.empty((len(decoded), image_size_px, image_size_px, 3), np.uint8)
+    for view, pixels in zip(views, decoded, strict=True):
+        view[:] = images.fit_to_input(
+            Image.fromarray(pixels), image_size_px=image_size_px, crop_pct=crop_pct, interpolation="bicubic"
+        )
+    return views
 
 
 def channel_statistics(decoded: Sequence[Pixels]) -> tuple[Float32s, Float32s]:

@@ -1,0 +1,106 @@
+"""What the benchmarks share: where the program and the photographs are, and how a result is kept."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FEWSHOT = Path(sys.executable).with_name("fewshot")
+
+
+def data_folder(given: str | None = None) -> Path:
+    """The protocol's photographs: as given, $FEWSHOT_DATA, or the folder beside the project."""
+    folder = Path(given or os.environ.get("FEWSHOT_DATA") or ROOT.parent / "shared" / "data" / "fieldleaf")
+    if not (folder / "novel" / "support").is_dir():
+        sys.exit(f"error: {folder} holds no novel/support; give --data or set FEWSHOT_DATA to the protocol's photos.")
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: its output, wall and CPU seconds, and the most memory it held, in MB."""
+
+    stdout: str
+    stderr: str
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def run(*command: str | Path, check: bool = True, cwd: Path | None = None) -> Run:
+    """Run a command as a process of its own and measure it."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        started = time.perf_counter()
+        process = subprocess.Popen([str(part) for part in command], stdout=stdout, stderr=stderr, cwd=cwd)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        stdout.seek(0)
+        stderr.seek(0)
+        done = Run(stdout.read(), stderr.read(), wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    if check and process.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))} ended with {process.returncode}:\n{done.stderr}")
+    return done
+
+
+def fewshot(*words: str | Path, index: Path, check: bool = True) -> Run:
+    """Run the program's command line with JSON output."""
+    return run(FEWSHOT, *words, "--index", index, "--json", check=check)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines output."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def pairs(n: int, first: Callable[[], Run], second: Callable[[], Run]) -> tuple[list[Run], list[Run]]:
+    """Run two commands in turn, n times each after one uncounted time, so that both meet the same machine."""
+    first(), second()
+    done = [(first(), second()) for _ in range(n)]
+    return [pair[0] for pair in done], [pair[1] for pair in done]
+
+
+def wall(runs: list[Run]) -> float:
+    """The median wall time in seconds."""
+    return median(run.wall_s for run in runs)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
+    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
+    return {"cpu": cpu, "cores": os.cpu_count(), "features": known, "python": platform.python_version()}
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the others, with machine, commit and date."""
+    commit = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD", check=False).stdout.strip()
+    changed = run("git", "-C", ROOT, "status", "--porcelain", "--", "fewshot", check=False).stdout.strip()
+    facts = {
+        "commit": f"{commit}{' with changes' if changed else ''}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**result, **facts}, indent=1) + "\n")
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

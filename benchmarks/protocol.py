@@ -1,0 +1,97 @@
+"""Accuracy by the protocol, through the command line alone.
+
+The gallery has 50 classes: the first 20 photos of each base class, and all support photos of the novel classes. Every
+query is answered among all 50. `+ field` asks the hard cases again after enrolling 10 field photos into each of six
+classes; nothing is trained anywhere.
+
+    python benchmarks/protocol.py [--data DIR] [--backbone NAME] [--precision f32|bf16]
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import data_folder, fewshot, json_lines, keep
+
+N_BASE_SUPPORTS = 20
+
+
+def crop_of(label: str) -> str:
+    """The crop a label belongs to: what stands before its first hyphen."""
+    return label.split("-", 1)[0]
+
+
+def link_first(source: Path, target: Path, n: int) -> Path:
+    """A folder of folders with links to the first n files of each class."""
+    for label in sorted(source.iterdir()):
+        (target / label.name).mkdir(parents=True)
+        for photo in sorted(label.iterdir())[:n]:
+            (target / label.name / photo.name).symlink_to(photo.resolve())
+    return target
+
+
+def score(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of right answers: top-1, top-3, top-1 within the query's crop, and how many were called unknown."""
+    n = len(answers)
+    top1 = top3 = within = unknown = 0
+    for answer in answers:
+        truth = Path(answer["file"]).parent.name
+        ranked = [match["label"] for match in answer["matches"]]
+        top1 += ranked[0] == truth
+        top3 += truth in ranked[:3]
+        within += next(label for label in ranked if crop_of(label) == crop_of(truth)) == truth
+        unknown += answer["answer"] == "unknown"
+    return {
+        "n": n,
+        **{
+            k: 100 * v / n
+            for k, v in zip(("top1", "top3", "within", "unknown"), (top1, top3, within, unknown), strict=True)
+        },
+    }
+
+
+def measure(data: Path, index: Path, options: list[str]) -> dict[str, dict[str, Any]]:
+    """Build the gallery and ask every query set."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = link_first(data / "base" / "train", Path(folder) / "base", N_BASE_SUPPORTS)
+        fewshot("enroll", "--each", base, *options, index=index)
+    fewshot("enroll", "--each", data / "novel" / "support", index=index)
+    n_classes = len(json_lines(fewshot("classes", index=index).stdout))
+
+    def ask(folder: str) -> list[dict[str, Any]]:
+        words = ("query", data / folder, "--top", str(n_classes), "--nearest", "0")
+        return json_lines(fewshot(*words, index=index).stdout)
+
+    results = {"base": score(ask("base/test")), "novel": score(ask("novel/query"))}
+    results |= strata("hard", ask("hard"))
+    fewshot("enroll", "--each", data / "field-support", index=index)
+    return results | strata("hard + field", ask("hard"))
+
+
+def strata(name: str, answers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hard cases, all and by stratum: x from another source than any enrolled, y hardest in their class."""
+    parts = {f"{name}, {s}": [a for a in answers if Path(a["file"]).name.startswith(s)] for s in ("x", "y")}
+    return {name: score(answers), **{key: score(part) for key, part in parts.items() if part}}
+
+
+def main() -> None:
+    """Measure, print a table, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--backbone", default="lite0")
+    parser.add_argument("--precision", default="f32")
+    given = parser.parse_args()
+    options = ["--backbone", given.backbone, "--precision", given.precision]
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(data_folder(given.data), Path(folder) / "protocol", options)
+    print(
+        f"{given.backbone}, {given.precision}\n{'':16}{'n':>6}{'top-1':>8}{'top-3':>8}{'within crop':>13}{'unknown':>9}"
+    )
+    for name, row in results.items():
+        print(f"{name:16}{row['n']:6}{row['top1']:8.1f}{row['top3']:8.1f}{row['within']:13.1f}{row['unknown']:9.1f}")
+    keep(f"protocol-{given.backbone}-{given.precision}", {"backbone": given.backbone, "sets": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What all tests share: a home of their own, pictures that need no download, an embedder that needs no weights."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshot.backbones import Backbone, Preprocessing, WeightsSource
+from fewshot.embedder import Embedder
+from fewshot.gallery import Gallery
+from fewshot.records import Float32s, Pixels
+
+GRID = 4  # the colour embedder keeps the mean colour of 4 x 4 fields
+REAL_DATA = Path(os.environ.get("FEWSHOT_DATA") or Path(__file__).parents[2] / "shared" / "data" / "fieldleaf")
+LEAF_COLOURS = {"healthy": (40, 140, 50), "rust": (170, 90, 30), "mildew": (200, 205, 200), "blight": (80, 60, 40)}
+
+
+@pytest.fixture(scope="session")
+def backbone_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of prepared backbones for the whole run: converting one takes seconds."""
+    return tmp_path_factory.mktemp("backbones")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_cache: Path) -> None:
+    """No test reads or leaves anything outside its own folders."""
+    for name in ("FEWSHOT_INDEX", "FEWSHOT_MAX_MEGAPIXELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FEWSHOT_CACHE", str(backbone_cache))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+class ColourEngine:
+    """The mean colours of a grid of fields: deterministic, needs no weights, tells coloured leaves apart."""
+
+    batch_size = 4
+    n_parallel = 2
+
+    def __init__(self, precision: str = "f32") -> None:
+        self.precision = precision
+
+    def run(self, pixels: Pixels) -> Float32s:
+        n, size = pixels.shape[:2]
+        fields = pixels.reshape(n, GRID, size // GRID, GRID, size // GRID, 3).astype(np.float32).mean(axis=(2, 4))
+        return fields.reshape(n, GRID * GRID * 3) - 110.0
+
+
+def colour_embedder(name: str = "colours", image_size_px: int = 64) -> Embedder:
+    """An embedder around `ColourEngine`; another name or size is another fingerprint."""
+    preprocessing = Preprocessing(image_size_px, 0.875, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    backbone = Backbone(name, "colour_grid", GRID * GRID * 3, "0" * 64, preprocessing)
+    source = WeightsSource(name, "colour_grid", "package", "")
+    return Embedder(backbone, source, "f32", lambda bulk: ColourEngine())
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return colour_embedder()
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, embedder: Embedder) -> Iterator[Gallery]:
+    """A new, empty index with the colour embedder."""
+    with Gallery(tmp_path / "index", create=True, embedder=embedder) as opened:
+        yield opened
+
+
+def write_leaf(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (80, 72)) -> Path:
+    """A picture of one colour with seeded noise: the same arguments give the same bytes."""
+    rng = np.random.default_rng([seed, *colour])
+    tint = rng.normal(0, 12, 3)
+    noise = rng.normal(0, 10, (size[1], size[0], 3))
+    pixels = np.clip(np.array(colour) + tint + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def leaves(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder with one sub-folder of pictures a class: `leaves(n=5, labels=[...], first_seed=0)`."""
+
+    def make(n: int = 5, labels: list[str] | None = None, first_seed: int = 0, name: str = "photos") -> Path:
+        for label in labels or list(LEAF_COLOURS):
+            for i in range(n):
+                write_leaf(tmp_path / name / label / f"{label}-{i:02d}.png", LEAF_COLOURS[label], first_seed + i)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photographs (novel/support/LABEL and so on); the test skips, and says so, where there is none."""
+    if not (REAL_DATA / "novel" / "support").is_dir():
+        pytest.skip(f"no real photographs: set FEWSHOT_DATA to a folder with novel/support in it (looked at {REAL_DATA})")
+    return REAL_DATA

@@ -1,0 +1,294 @@
+"""The folder is the flow: who may import whom, which module is the door to which library, and what stays unloaded.
+
+Imports are read from the source with `ast`, those inside functions included: that is where cycles hide.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import fewshot
+
+ROOT = Path(fewshot.__file__).parent
+
+# From the bottom to the top. A module imports from its own layer and those above it in this list, nothing below it.
+LAYERS = [
+    {"errors", "records"},
+    {"recipes"},
+    {"sealed", "images", "datasets", "samples"},
+    {"backbones", "losses"},
+    {"engines", "embedder"},
+    {"schema", "store", "search"},
+    {"neighbours", "classifier"},
+    {"inspection", "gallery", "training", "evaluation", "projection"},
+    {"service"},
+    {"cli"},
+]
+
+# library: the only modules (a folder counts as one) that may import it.
+DOORS = {
+    "timm": {"backbones"},
+    "pytorch_metric_learning": {"losses"},
+    "faiss": {"search"},
+    "yaml": {"recipes"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "sqlalchemy": {"schema", "store"},
+    "sqlite3": {"store"},
+    "openvino": {"engines"},
+    "PIL": {"images", "samples", "training"},
+    "torch": {"backbones", "losses", "engines", "training"},
+    "torchvision": {"training"},
+    "fastapi": {"service"},
+    "starlette": {"service"},
+    "umap": {"projection"},
+}
+
+HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
+
+
+def room(module):
+    """The layer's name for a module: `cli` for `fewshot.cli.main`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@cache
+def modules():
+    """Every module of the package and its file."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(module):
+    return ast.parse(modules()[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module):
+    """The full names of everything that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; name the package, so that imports can be searched"
+            # `from fewshot import images` is the module, `from fewshot.images import decode` what is in it.
+            found.update(
+                full if (full := f"{node.module}.{alias.name}") in modules() else str(node.module)
+                for alias in node.names
+            )
+    return frozenset(found)
+
+
+def own_imports(module):
+    return {name for name in imports(module) if name in modules()}
+
+
+def libraries(module):
+    return {name.split(".")[0] for name in imports(module)} - {"fewshot"}
+
+
+def everything_below(module):
+    """All own modules that a module can reach."""
+    reached, waiting = set(), [module]
+    while waiting:
+        for name in own_imports(waiting.pop()) - reached:
+            reached.add(name)
+            waiting.append(name)
+    return reached
+
+
+def layer_of(module):
+    return next(number for number, layer in enumerate(LAYERS) if room(module) in layer)
+
+
+# ---- the layers
+
+
+def test_the_reader_of_imports_sees_them_wherever_they_hide():
+    """Without this the other tests could pass by seeing nothing."""
+    assert "fewshot.errors" in own_imports("fewshot.images")
+    assert "fewshot.gallery" in own_imports("fewshot.cli.options")  # inside a function
+    assert "fewshot.images" in own_imports("fewshot.gallery")  # `from fewshot import images`
+    assert "openvino" in libraries("fewshot.engines")
+    assert "fewshot.errors" in everything_below("fewshot.cli.main")
+    assert len(modules()) > 25
+
+
+def test_every_module_has_its_layer():
+    known = set().union(*LAYERS)
+    assert {name for name in modules() if room(name) not in known} == {"fewshot"}
+
+
+def test_no_name_stands_in_two_layers():
+    assert sum(len(layer) for layer in LAYERS) == len(set().union(*LAYERS))
+
+
+def test_no_lower_layer_imports_a_higher_one():
+    wrong = [
+        f"{module} imports {name}"
+        for module in modules()
+        if room(module)
+        for name in own_imports(module)
+        if room(name) and layer_of(name) > layer_of(module)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if room(name)])
+def test_no_module_reaches_itself(module):
+    assert module not in everything_below(module)
+
+
+def test_rooms_have_no_cycle_either():
+    """Two folders whose modules import each other crosswise are one room with a wall in it."""
+    rooms = {room(module): set() for module in modules() if room(module)}
+    for module in modules():
+        if room(module):
+            rooms[room(module)] |= {room(name) for name in own_imports(module)} - {room(module), ""}
+    for name in rooms:
+        reached, waiting = set(), [name]
+        while waiting:
+            for other in rooms[waiting.pop()] - reached:
+                reached.add(other)
+                waiting.append(other)
+        assert name not in reached
+
+
+# ---- the doors
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_one_door(library):
+    users = {room(module) for module in modules() if library in libraries(module)}
+    assert users <= DOORS[library]
+
+
+@pytest.mark.parametrize("library", ["timm", "pytorch_metric_learning", "faiss", "yaml", "click", "sqlalchemy", "PIL"])
+def test_no_door_is_only_painted_on(library):
+    assert any(library in libraries(module) for module in modules())
+
+
+def test_the_package_itself_holds_its_version_only():
+    docstring, version = tree("fewshot").body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(version, ast.Assign)
+    assert [ast.unparse(target) for target in version.targets] == ["__version__"]
+
+
+@pytest.mark.parametrize("module", ["errors", "records"])
+def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(module):
+    name = f"fewshot.{module}"
+    assert own_imports(name) == set()
+    assert libraries(name) - set(sys.stdlib_module_names) <= ({"numpy"} if module == "records" else set())
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("recipes", {"torch", "faiss"}),
+        ("images", {"torch", "faiss"}),
+        ("datasets", {"torch", "faiss"}),
+        ("losses", {"timm", "faiss"}),
+        ("backbones", {"faiss"}),
+        ("engines", {"faiss"}),
+        ("embedder", {"faiss", "timm"}),
+        ("store", {"faiss", "torch"}),
+        ("schema", {"faiss", "torch"}),
+        ("search", {"torch"}),
+        ("classifier", {"torch", "faiss"}),
+        ("inspection", {"torch", "faiss", "click", "fastapi"}),
+        ("gallery", {"click", "fastapi"}),
+        ("evaluation", {"click", "fastapi"}),
+    ],
+)
+def test_a_module_never_imports_what_is_not_its_own(module, never):
+    assert not libraries(f"fewshot.{module}") & never
+
+
+@pytest.mark.parametrize(
+    ("module", "never"), [("store", {"faiss", "torch"}), ("search", {"torch"}), ("images", {"torch"})]
+)
+def test_not_even_through_another_module(module, never):
+    name = f"fewshot.{module}"
+    assert not set().union(*(libraries(each) for each in {name} | everything_below(name))) & never
+
+
+def test_search_knows_no_labels():
+    names = {node.id for node in ast.walk(tree("fewshot.search")) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree("fewshot.search")) if isinstance(node, ast.arg)}
+    assert not {name for name in names if "label" in name}
+
+
+def test_training_never_imports_faiss_nor_the_index():
+    for module in (name for name in modules() if room(name) == "training"):
+        assert not everything_below(module) & {"fewshot.search", "fewshot.store", "fewshot.gallery"}, module
+
+
+# ---- the modules' first lines
+
+
+def first_line(module):
+    return (ast.get_docstring(tree(module)) or "").split("\n")[0]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_says_in_one_line_what_it_owns(module):
+    assert first_line(module).endswith(".")
+    assert len(first_line(module)) > 10
+
+
+def test_no_two_modules_own_the_same():
+    lines = [first_line(module) for module in modules()]
+    assert len(set(lines)) == len(lines)
+
+
+# ---- what stays unloaded
+
+
+def loaded_by(code, *arguments):
+    """The libraries in memory after `code` ran in an interpreter of its own."""
+    report = "import atexit, json, sys\natexit.register(lambda: print('\\n' + json.dumps(sorted(sys.modules))))\n"
+    finished = subprocess.run(
+        [sys.executable, "-c", report + code, *arguments], capture_output=True, text=True, timeout=60, check=True
+    )
+    return {name.split(".")[0] for name in json.loads(finished.stdout.splitlines()[-1])}
+
+
+def test_importing_the_command_line_loads_no_heavy_library():
+    loaded = loaded_by("import fewshot.cli")
+    assert "click" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_importing_the_package_loads_nothing():
+    assert loaded_by("import fewshot") & (HEAVY | {"click"}) == set()
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_load_no_heavy_library(argument):
+    loaded = loaded_by("import sys; sys.argv[0] = 'fewshot'; from fewshot.cli import main; main()", argument)
+    assert "click" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_a_mistyped_command_loads_no_heavy_library():
+    code = """
+import sys
+sys.argv[0] = 'fewshot'
+from fewshot.cli import main
+try:
+    main()
+except SystemExit as stopped:
+    assert stopped.code == 2, stopped.code
+"""
+    assert loaded_by(code, "enrol") & HEAVY == set()

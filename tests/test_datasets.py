@@ -1,0 +1,348 @@
+"""Folders and labels as people have them: what is a class, what is a photo, and what is refused with a way out."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewshot.datasets import ClassFolder, checked_label, class_folder, class_folders, query_photos
+from fewshot.errors import EmptyFolderError, FolderError, LabelError, MissingFolderError, NestedFolderError
+
+
+def fill(folder, *names):
+    """Make files (or, with a slash at the end, folders) below `folder`; files hold their own name."""
+    for name in names:
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    return folder
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("label", ["", " ", "\t", "   \n ", "\u00a0\u2003"])
+def test_a_blank_label_is_refused(label):
+    with pytest.raises(LabelError, match="empty"):
+        checked_label(label)
+
+
+@pytest.mark.parametrize("label", ["\u200b", "\ufeff\u2060", " \u200b "])
+def test_a_label_of_invisible_characters_is_blank(label):
+    with pytest.raises(LabelError):
+        checked_label(label)
+
+
+def test_200_characters_are_kept_and_201_refused():
+    assert checked_label("x" * 200) == "x" * 200
+    assert checked_label("  " + "x" * 200 + "  ") == "x" * 200  # what is stored counts
+    with pytest.raises(LabelError, match="201 characters; at most 200"):
+        checked_label("x" * 201)
+
+
+def test_an_accent_coded_as_two_characters_counts_once():
+    decomposed = "e\u0301" * 200
+    assert len(decomposed) == 400
+    assert checked_label(decomposed) == "\u00e9" * 200
+
+
+@pytest.mark.parametrize("label", ["corn/rust", "corn\\rust", "/", "../rust", "\\"])
+def test_a_label_with_a_slash_is_refused(label):
+    with pytest.raises(LabelError, match="slash"):
+        checked_label(label)
+
+
+@pytest.mark.parametrize("label", ["corn/rust", "corn\\rust", "a/b/c", "a/b\\c"])
+def test_the_label_suggested_instead_of_one_with_slashes_is_accepted(label):
+    with pytest.raises(LabelError) as caught:
+        checked_label(label)
+    suggested = caught.value.hint.split("'")[1].replace("\\\\", "\\")
+    assert checked_label(suggested) == suggested
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["\n", "\r", "\t", "\x00", "\x07", "\x1b", "\x7f", "\x85", "\u2028", "\u2029", "\udc80"],
+)
+def test_a_label_with_a_line_break_or_control_character_is_refused(character):
+    with pytest.raises(LabelError, match=rf"U\+{ord(character):04X}"):
+        checked_label(f"corn{character}rust")
+
+
+@pytest.mark.parametrize("label", [".", "..", " .. "])
+def test_a_folder_s_name_for_itself_is_no_label(label):
+    with pytest.raises(LabelError, match="folder's name for itself"):
+        checked_label(label)
+
+
+@pytest.mark.parametrize("label", ["unknown", "Unknown", "UNKNOWN", " unKnown "])
+def test_the_answer_that_names_no_class_is_no_label(label):
+    with pytest.raises(LabelError, match="names no class"):
+        checked_label(label)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "rust",
+        "corn rust",
+        "unknown-1",
+        "not unknown",
+        "...",
+        ".rust",
+        "Kräuselkrankheit",
+        "さび病",
+        "🍂",
+        "50 % damaged",
+        "a'b\"c",
+    ],
+)
+def test_an_ordinary_label_is_kept_as_it_is(label):
+    assert checked_label(label) == label
+
+
+def test_one_name_in_two_codings_is_one_label():
+    assert checked_label(unicodedata.normalize("NFD", "Kräusel")) == checked_label("Kräusel") == "Kräusel"
+
+
+@given(st.text(max_size=210))
+@settings(max_examples=150, deadline=None)
+def test_a_checked_label_is_stable_one_line_and_short(label):
+    try:
+        clean = checked_label(label)
+    except LabelError:
+        return
+    assert checked_label(clean) == clean
+    assert clean == clean.strip()
+    assert unicodedata.is_normalized("NFC", clean)
+    assert 1 <= len(clean) <= 200
+    assert len(clean.splitlines()) == 1
+    assert not set(clean) & {"/", "\\", "\0"}
+    clean.encode()  # can be stored
+
+
+# ---- one class, one folder
+
+
+def test_a_folder_gives_its_files_in_name_order(tmp_path):
+    found = class_folder("rust", fill(tmp_path / "f", "c.jpg", "a.png", "b.jpg"))
+    assert found == ClassFolder("rust", tuple(tmp_path / "f" / name for name in ("a.png", "b.jpg", "c.jpg")), 0)
+
+
+def test_the_label_is_checked_before_the_folder_is_looked_at(tmp_path):
+    with pytest.raises(LabelError):
+        class_folder("a/b", tmp_path / "missing")
+
+
+def test_the_label_comes_out_as_it_is_stored(tmp_path):
+    assert class_folder(" corn rust ", fill(tmp_path, "a.jpg")).label == "corn rust"
+
+
+def test_files_that_are_no_photos_are_kept_so_that_they_are_refused_by_name(tmp_path):
+    assert names(class_folder("rust", fill(tmp_path, "a.jpg", "notes.txt")).photos) == ["a.jpg", "notes.txt"]
+
+
+def test_a_single_photo_may_be_named_instead_of_a_folder(tmp_path):
+    fill(tmp_path, "a.jpg", "b.jpg")
+    assert class_folder("rust", tmp_path / "a.jpg") == ClassFolder("rust", (tmp_path / "a.jpg",))
+
+
+def test_a_folder_with_one_photo_is_a_class(tmp_path):
+    assert len(class_folder("rust", fill(tmp_path, "a.jpg")).photos) == 1
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(MissingFolderError, match="no-such-folder"):
+        class_folder("rust", tmp_path / "no-such-folder")
+
+
+def test_a_dangling_link_is_a_missing_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(MissingFolderError, match="link"):
+        class_folder("rust", tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    "look", [lambda path: class_folder("rust", path), class_folders, lambda path: query_photos([path])]
+)
+def test_a_name_too_long_for_the_file_system_is_a_missing_folder(look, tmp_path):
+    with pytest.raises(FolderError):
+        look(tmp_path / ("a" * 300))
+
+
+@pytest.mark.parametrize("look", [lambda path: class_folder("rust", path), class_folders])
+def test_an_unreadable_folder_is_refused(look, tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", denied)  # whoever runs the tests may be root
+    with pytest.raises(MissingFolderError, match=r"cannot be read: Permission denied"):
+        look(tmp_path)
+
+
+def test_an_entry_that_cannot_be_looked_at_does_not_crash_the_folder(tmp_path):
+    """A link whose target's name is too long stands for every entry whose type the system will not tell."""
+    fill(tmp_path, "a.jpg")
+    (tmp_path / "odd.jpg").symlink_to("b" * 300)
+    assert names(class_folder("rust", tmp_path).photos) == ["a.jpg", "odd.jpg"]
+
+
+def test_an_empty_folder_holds_no_photos(tmp_path):
+    with pytest.raises(EmptyFolderError, match="holds no photos") as caught:
+        class_folder("rust", tmp_path)
+    assert "5 to 20" in caught.value.hint
+
+
+LITTER = [".DS_Store", "._a.jpg", "Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.INI", "Icon\r", ".hidden.jpg"]
+
+
+@pytest.mark.parametrize("litter", LITTER)
+def test_hidden_files_and_litter_are_not_enrolled(litter, tmp_path):
+    with pytest.raises(EmptyFolderError):
+        class_folder("rust", fill(tmp_path / "only-litter", litter))
+    assert names(class_folder("rust", fill(tmp_path / "f", litter, "a.jpg")).photos) == ["a.jpg"]
+
+
+def test_hidden_folders_are_no_sub_folders(tmp_path):
+    with pytest.raises(EmptyFolderError):
+        class_folder("rust", fill(tmp_path, ".git/config"))
+    assert class_folder("rust", fill(tmp_path, "a.jpg")).n_sub_folders == 0
+
+
+def test_a_folder_of_folders_is_told_of_each(tmp_path):
+    fill(tmp_path, "blight/a.jpg", "mildew/", "rust/b.jpg", "scab/c.jpg")
+    with pytest.raises(NestedFolderError, match=r"4 folders \(blight, mildew, rust, \.\.\.\)") as caught:
+        class_folder("rust", tmp_path)
+    assert f"enroll --each {tmp_path}" in caught.value.hint
+
+
+def test_photos_beside_sub_folders_are_enrolled_and_the_folders_counted(tmp_path):
+    found = class_folder("rust", fill(tmp_path, "a.jpg", "more/b.jpg", "others/deep/c.jpg"))
+    assert (names(found.photos), found.n_sub_folders) == (["a.jpg"], 2)
+
+
+# ---- --each
+
+
+def test_each_sub_folder_is_a_class_in_name_order(tmp_path):
+    fill(tmp_path, "scab/b.jpg", "scab/a.jpg", "rust/c.jpg", "readme.txt", ".git/config")
+    found = class_folders(tmp_path)
+    assert [(each.label, names(each.photos)) for each in found] == [("rust", ["c.jpg"]), ("scab", ["a.jpg", "b.jpg"])]
+
+
+def test_an_empty_sub_folder_is_a_class_without_photos(tmp_path):
+    found = class_folders(fill(tmp_path, "rust/a.jpg", "scab/", "blight/.DS_Store"))
+    assert [(each.label, len(each.photos)) for each in found] == [("blight", 0), ("rust", 1), ("scab", 0)]
+
+
+def test_folders_inside_a_class_s_folder_are_counted_and_not_entered(tmp_path):
+    (found,) = class_folders(fill(tmp_path, "rust/a.jpg", "rust/more/b.jpg"))
+    assert (names(found.photos), found.n_sub_folders) == (["a.jpg"], 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("rust", " rust"), ("rust", "rust "), (unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"))],
+)
+def test_two_folders_whose_names_are_one_label_are_refused(one, other, tmp_path):
+    fill(tmp_path, f"{one}/a.jpg", f"{other}/b.jpg")
+    with pytest.raises(LabelError, match="two sub-folders"):
+        class_folders(tmp_path)
+
+
+def test_a_folder_in_decomposed_form_gives_the_label_that_is_typed(tmp_path):
+    (found,) = class_folders(fill(tmp_path, unicodedata.normalize("NFD", "Kräusel") + "/a.jpg"))
+    assert found.label == unicodedata.normalize("NFC", "Kräusel")
+
+
+@pytest.mark.parametrize("name", ["unknown", "corn\nrust", "back\\slash"])
+def test_a_sub_folder_whose_name_is_no_label_is_refused(name, tmp_path):
+    with pytest.raises(LabelError):
+        class_folders(fill(tmp_path, "rust/a.jpg", f"{name}/b.jpg"))
+
+
+def test_each_on_a_folder_of_photos_says_how_to_enroll_one_class(tmp_path):
+    with pytest.raises(EmptyFolderError, match="2 files but no sub-folders") as caught:
+        class_folders(fill(tmp_path, "a.jpg", "b.jpg"))
+    assert "fewshot enroll LABEL" in caught.value.hint
+
+
+def test_each_on_an_empty_missing_or_plain_file_is_refused(tmp_path):
+    fill(tmp_path, "empty/", "file.jpg")
+    with pytest.raises(EmptyFolderError, match="holds nothing"):
+        class_folders(tmp_path / "empty")
+    with pytest.raises(MissingFolderError, match="there is no folder"):
+        class_folders(tmp_path / "missing")
+    with pytest.raises(MissingFolderError, match="is a file, not a folder"):
+        class_folders(tmp_path / "file.jpg")
+
+
+# ---- photos to ask about
+
+
+def test_a_folder_is_asked_with_everything_below_it_in_name_order(tmp_path):
+    fill(tmp_path, "b.jpg", "a/z.PNG", "a/y.jpeg", "c/d/e.tif", "c/a.webp", "notes.txt", "table.csv")
+    found = [str(path.relative_to(tmp_path)) for path in query_photos([tmp_path])]
+    assert found == ["a/y.jpeg", "a/z.PNG", "b.jpg", "c/a.webp", "c/d/e.tif"]
+
+
+def test_named_files_come_in_the_order_in_which_they_are_named(tmp_path):
+    fill(tmp_path, "b.jpg", "a.jpg", "folder/d.jpg", "folder/c.jpg")
+    found = query_photos([tmp_path / "b.jpg", tmp_path / "folder", tmp_path / "a.jpg"])
+    assert names(found) == ["b.jpg", "c.jpg", "d.jpg", "a.jpg"]
+
+
+def test_a_named_file_is_asked_whatever_it_is(tmp_path):
+    fill(tmp_path, "notes.txt", ".hidden")
+    assert names(query_photos([tmp_path / "notes.txt", tmp_path / ".hidden"])) == ["notes.txt", ".hidden"]
+
+
+def test_a_dangling_link_that_is_named_is_asked_so_that_it_is_refused_as_a_photo(tmp_path):
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone")
+    assert names(query_photos([tmp_path / "link.jpg"])) == ["link.jpg"]
+
+
+def test_hidden_files_and_folders_named_like_photos_are_not_asked(tmp_path):
+    fill(tmp_path, "a.jpg", "._a.jpg", ".hidden.png", "b.jpg/inner.txt")
+    assert names(query_photos([tmp_path])) == ["a.jpg"]
+
+
+def test_photos_in_hidden_folders_are_not_asked(tmp_path):
+    fill(tmp_path, "a.jpg", ".thumbnails/a.jpg", "trip/.trash/deep/b.jpg")
+    assert [str(path.relative_to(tmp_path)) for path in query_photos([tmp_path])] == ["a.jpg"]
+
+
+def test_a_folder_that_lies_in_a_hidden_one_can_be_named(tmp_path):
+    fill(tmp_path, ".cache/photos/a.jpg")
+    assert names(query_photos([tmp_path / ".cache" / "photos"])) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("content", [["notes.txt"], [], ["deep/er/"], [".hidden.jpg"]])
+def test_a_folder_without_photos_is_refused_with_the_endings_that_count(content, tmp_path):
+    with pytest.raises(EmptyFolderError, match="holds no photos") as caught:
+        query_photos([fill(tmp_path / "f", "x/", *content)])
+    assert ".jpeg, .jpg, .png" in caught.value.hint
+
+
+def test_a_missing_target_is_named(tmp_path):
+    fill(tmp_path, "a.jpg")
+    with pytest.raises(MissingFolderError, match=r"no file or folder .*gone\.jpg"):
+        query_photos([tmp_path / "a.jpg", tmp_path / "gone.jpg"])
+
+
+def test_a_link_that_leads_in_a_circle_ends(tmp_path):
+    fill(tmp_path, "a/b.jpg")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert "b.jpg" in names(query_photos([tmp_path]))
+
+
+def test_nothing_named_is_nothing_asked():
+    assert query_photos([]) == []

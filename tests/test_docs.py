@@ -1,0 +1,71 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewshot.cli.main import COMMANDS
+from fewshot.samples import write_samples
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_generated_pages_are_fresh():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr} Run: make docs"
+
+
+def test_readme_shows_every_command_and_no_other():
+    shown = set(re.findall(r"^(?:\$ )?fewshot ([a-z-]+)", README, re.MULTILINE))
+    assert shown == set(COMMANDS)
+
+
+def test_readme_targets_exist_in_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+
+
+def test_bare_make_prints_its_help():
+    done = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert re.search(r"^ *make demo +\w", done.stdout, re.MULTILINE)
+    assert re.search(r"^ *make test +\w", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md"])
+def test_relative_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.weights
+def test_python_example_of_the_readme_runs(tmp_path, capsys):
+    write_samples(tmp_path / "photos", n_support=5, n_query=1)
+    (tmp_path / "photos" / "support" / "rust").rename(tmp_path / "photos" / "corn-rust")
+    (tmp_path / "photos" / "query" / "rust" / "rust-00.jpg").rename(tmp_path / "IMG_2041.jpg")
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("5 ()\ncorn-rust (Match(label='corn-rust'")
+
+
+@pytest.mark.weights
+def test_demo_runs_on_rendered_leaves_and_says_what_to_type_next(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEWSHOT_DATA", raising=False)
+    done = subprocess.run(
+        ["sh", str(ROOT / "benchmarks" / "demo.sh")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,  # nothing beside it, so the program renders its own photos
+        env={**os.environ, "BIN": str(Path(sys.executable).parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    for label in ("healthy", "rust", "powdery-mildew", "blight", "mosaic", "shot-hole"):
+        assert f"{label}: 10 enrolled" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1].strip().startswith("fewshot --help")

@@ -1,0 +1,206 @@
+"""The same vectors from every engine and at every precision, from a cache that may be damaged at any time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LEAF_COLOURS, write_leaf
+
+from fewshot import engines
+from fewshot.backbones import load, resolve, source_key
+from fewshot.datasets import query_photos
+from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
+from fewshot.errors import CacheDamagedError, EngineError, FewshotError
+from fewshot.samples import CLASSES, render_leaf
+from fewshot.sealed import verify, write_sealed
+
+pytestmark = pytest.mark.weights
+
+# Pinned: another value means that every index made before is refused, which is a change to announce.
+LITE0_F32 = "lite0@df54840c8dca"
+
+
+def lite0(precision="f32", engine="openvino", **settings):
+    return open_embedder(EmbedderChoice("lite0", precision, engine), **settings)
+
+
+def prepared(folder=None):
+    return (folder or cache_folder()) / "backbones" / source_key(resolve("lite0")) / "model.ir"
+
+
+def rendered(n):
+    """(n, 224, 224, 3) uint8: drawn leaves of all classes."""
+    rng = np.random.default_rng(5)
+    return np.stack([np.asarray(render_leaf(CLASSES[i % len(CLASSES)], rng, size_px=224)) for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return rendered(6)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch, backbone_cache):
+    """A cache folder of this test's own, with the prepared lite0 in it; gives the prepared file."""
+    lite0()
+    target = prepared(tmp_path / "cache")
+    target.parent.mkdir(parents=True)
+    target.write_bytes(prepared().read_bytes())
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "cache"))
+    return target
+
+
+def test_fingerprint_of_the_default_backbone_is_pinned():
+    assert lite0().fingerprint == LITE0_F32
+    assert lite0("bf16").fingerprint != LITE0_F32
+
+
+def test_openvino_f32_equals_torch_f32(pixels):
+    ours, theirs = lite0().embed_pixels(pixels), lite0(engine="torch").embed_pixels(pixels)
+    assert (ours * theirs).sum(axis=1).min() >= 0.9999
+    assert lite0().fingerprint == lite0(engine="torch").fingerprint
+    assert np.abs(ours @ ours.T - np.eye(len(ours))).max() > 0.05, "the leaves must not all look the same"
+
+
+def test_compiled_for_one_photo_and_for_many_gives_the_same_vectors(pixels):
+    embedder = lite0()
+    one_by_one = np.concatenate([embedder.embed_pixels(pixels[i : i + 1]) for i in range(len(pixels))])
+    assert np.allclose(embedder.embed_pixels(pixels), one_by_one, atol=1e-4)
+
+
+@pytest.mark.data
+def test_bf16_and_f32_embeddings_of_real_photos_agree(real_data):
+    photos = query_photos([real_data])
+    photos = photos[:: max(1, len(photos) // 24)][:24]
+    assert len(photos) >= 20
+    f32, bf16 = (
+        np.stack([outcome.embedding for outcome in lite0(precision).embed_photos(photos, n_photos=len(photos))])
+        for precision in ("f32", "bf16")
+    )
+    cosines = (f32 * bf16).sum(axis=1)
+    assert np.median(cosines) >= 0.999
+    assert cosines.min() >= 0.99
+
+
+def test_native_precision_is_bf16_only_where_the_cpu_has_it(monkeypatch):
+    monkeypatch.setattr(engines, "cpu_capabilities", lambda: ["FP32", "INT8"])
+    assert engines.native_precision() == "f32"
+    monkeypatch.setattr(engines, "cpu_capabilities", lambda: ["FP32", "BF16"])
+    assert engines.native_precision() == "bf16"
+
+
+def test_torch_engine_refuses_a_precision_it_does_not_have():
+    backbone, network = load(resolve("lite0"))
+    with pytest.raises(EngineError, match=r"f16.*f32, bf16"):
+        engines.TorchEngine(backbone, network, "f16", device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["missing", "facts", "cut"])
+def test_damaged_prepared_backbone_is_made_anew_and_said_so(own_cache, damage, monkeypatch):
+    data, fingerprint = own_cache.read_bytes(), lite0().fingerprint
+    # Converting takes seconds, and the next test does it.
+    monkeypatch.setattr(engines, "export_openvino", lambda _backbone, _network, path, _facts: path.write_bytes(data))
+    if damage == "missing":
+        own_cache.unlink()
+    elif damage == "facts":
+        own_cache.write_bytes(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
+    else:
+        own_cache.write_bytes(data[: len(data) // 2])
+    said = []
+    assert lite0(on_notice=said.append).fingerprint == fingerprint
+    assert len(said) == 1
+    assert "lite0" in said[0]
+    verify(own_cache)
+
+
+def test_prepared_backbone_with_a_flipped_bit_is_made_anew_before_it_is_run(own_cache, pixels):
+    wanted = lite0().embed_pixels(pixels[:1])
+    for blob in own_cache.parent.glob("*.blob"):
+        blob.unlink()
+    data = bytearray(own_cache.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    own_cache.write_bytes(data)
+    with pytest.raises(CacheDamagedError):
+        verify(own_cache)
+    assert np.allclose(lite0().embed_pixels(pixels[:1]), wanted, atol=1e-5)
+    verify(own_cache)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.6, -30])
+def test_damaged_compiled_blob_is_made_anew(own_cache, place, pixels):
+    wanted = lite0().embed_pixels(pixels[:1])
+    (blob,) = own_cache.parent.glob("*.blob")
+    sound = blob.read_bytes()
+    where = int(len(sound) * place) if place > 0 else len(sound) + place
+    blob.write_bytes(sound[:where] + bytes([sound[where] ^ 8]) + sound[where + 1 :])
+    assert np.allclose(lite0().embed_pixels(pixels[:1]), wanted, atol=1e-5)
+    verify(blob)
+
+
+def test_blob_of_another_machine_is_not_used(own_cache, monkeypatch, pixels):
+    wanted = lite0().embed_pixels(pixels[:1])
+    (blob,) = own_cache.parent.glob("*.blob")
+    before = blob.stat().st_ino
+    lite0().embed_pixels(pixels[:1])
+    assert blob.stat().st_ino == before, "a sound blob of this machine must be used"
+    real = engines.importlib.metadata.version
+    monkeypatch.setattr(
+        engines.importlib.metadata, "version", lambda name: "1999.1" if name == "openvino" else real(name)
+    )
+    assert np.allclose(lite0().embed_pixels(pixels[:1]), wanted, atol=1e-5)
+    assert blob.stat().st_ino != before
+
+
+def test_cache_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+
+    def export(_backbone, _network, path, facts):
+        write_sealed(path, lambda target: target.write_bytes(b""), facts)
+
+    monkeypatch.setattr(engines, "export_openvino", export)
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FewshotError, match="cannot be written") as caught:
+        lite0()
+    assert "FEWSHOT_CACHE" in caught.value.hint
+
+
+def test_threads_that_run_together_get_what_they_get_alone(pixels):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = lite0()._engine(len(pixels))
+    alone = [engine.run(each[None]) for each in pixels]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda each: engine.run(each[None]), list(pixels) * 3))
+    for number, row in enumerate(together):
+        assert np.allclose(row, alone[number % len(pixels)], rtol=1e-3, atol=1e-3)
+
+
+def test_query_on_a_prepared_backbone_imports_neither_torch_nor_timm(tmp_path):
+    for label in ("rust", "healthy"):
+        for i in range(3):
+            write_leaf(tmp_path / "photos" / label / f"{i}.png", LEAF_COLOURS[label], i, size=(256, 240))
+    script = (
+        "import runpy, sys, json\n"
+        "sys.argv = ['fewshot', *json.loads(sys.argv[1])]\n"
+        "from fewshot.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    code = done.code\n"
+        "print(json.dumps([code or 0, sorted({'torch', 'timm'} & set(sys.modules))]), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps([str(word) for word in words])],
+            capture_output=True, text=True, check=True, env=environment,
+        )  # fmt: skip
+        code, loaded = json.loads(done.stderr.splitlines()[-1])
+        assert code == 0, done.stderr
+        return loaded
+
+    run("enroll", "--each", tmp_path / "photos")
+    for _ in range(2):
+        assert run("query", tmp_path / "photos" / "rust" / "0.png", "--json") == []

@@ -1,0 +1,793 @@
+"""An index in use: what goes in comes back, what is refused stays out, and whoever dies leaves it whole."""
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from PIL import Image
+
+from fewshot.datasets import class_folder, class_folders
+from fewshot.errors import (
+    EmptyIndexError,
+    FewshotError,
+    IndexDamagedError,
+    LabelError,
+    LabelTakenError,
+    MixedEmbeddingsError,
+    StrictError,
+    UnknownLabelError,
+)
+from fewshot.gallery import Gallery
+from fewshot.records import ClassSummary, NamedBytes
+from fewshot.store import FILE_NAME
+
+HERE = Path(__file__).parent
+
+
+def enroll(gallery, folder, label=None, **settings):
+    """The reports: of one class if a label is given, else of every sub-folder."""
+    folders = class_folders(folder) if label is None else [class_folder(label, folder)]
+    return list(gallery.enroll(folders, **settings))
+
+
+def counts(gallery):
+    return {each.label: each.supports for each in gallery.classes()}
+
+
+def answers(gallery, photos):
+    return [prediction.answer for prediction in gallery.query(photos)]
+
+
+def ask_photos(tmp_path):
+    """A new photo of each class, and the labels that are right."""
+    photos = [write_leaf(tmp_path / "ask" / f"{label}.png", LEAF_COLOURS[label], 900) for label in LEAF_COLOURS]
+    return photos, list(LEAF_COLOURS)
+
+
+class Interrupter:
+    """An `on_photo` that raises at the n-th photo."""
+
+    def __init__(self, at, error=KeyboardInterrupt):
+        self.left = at
+        self.error = error
+
+    def __call__(self):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+# ---- enroll, then ask
+
+
+def test_enrolled_classes_are_recognised_in_new_photos(gallery, leaves, tmp_path):
+    reports = enroll(gallery, leaves(n=5))
+    assert [(each.label, each.enrolled, each.already_there, each.refused) for each in reports] == [
+        (label, 5, 0, ()) for label in sorted(LEAF_COLOURS)
+    ]
+    photos, right = ask_photos(tmp_path)
+    predictions = list(gallery.query(photos, top=2, n_nearest=2))
+    assert [each.answer for each in predictions] == right
+    assert [each.file for each in predictions] == [str(photo) for photo in photos]
+    for each, label in zip(predictions, right, strict=True):
+        assert each.reason == "match"
+        assert each.matches[0].label == label
+        assert len(each.matches) == 2
+        assert each.matches[0].similarity >= each.matches[1].similarity
+        assert 0.5 < each.matches[0].probability <= 1.0
+        assert [near.label for near in each.nearest] == [label, label]
+
+
+def test_an_enrolled_photo_finds_itself_under_its_own_name(gallery, leaves):
+    folder = leaves(n=3)
+    enroll(gallery, folder)
+    photos = sorted(folder.rglob("*.png"))
+    for photo, prediction in zip(photos, gallery.query(photos, n_nearest=1), strict=True):
+        assert (prediction.nearest[0].file, prediction.nearest[0].label) == (photo.name, photo.parent.name)
+        assert prediction.nearest[0].similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_probabilities_of_all_classes_sum_to_one(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    for prediction in gallery.query(ask_photos(tmp_path)[0], top=10):
+        assert len(prediction.matches) == 4
+        assert sum(match.probability for match in prediction.matches) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_bytes_are_answered_like_the_file_they_came_from(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photo = ask_photos(tmp_path)[0][0]
+    (from_file,) = gallery.query([photo])
+    (from_bytes,) = gallery.query([NamedBytes(str(photo), photo.read_bytes())])
+    assert from_bytes == from_file
+
+
+def test_a_colour_far_from_every_class_is_unknown_and_the_nearest_is_still_listed(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    (prediction,) = gallery.query([write_leaf(tmp_path / "magenta.png", (255, 0, 255), 1)])
+    assert (prediction.answer, prediction.reason) == ("unknown", "unknown")
+    assert "below the threshold" in prediction.message
+    assert len(prediction.matches) == 3
+
+
+def test_a_photo_that_cannot_be_read_is_answered_in_its_place(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    photos, right = ask_photos(tmp_path)
+    asked = [tmp_path / "notes.jpg", photos[0], tmp_path / "empty.jpg", tmp_path / "gone.jpg", photos[1]]
+    predictions = list(gallery.query(asked))
+    assert [each.answer for each in predictions] == ["unknown", right[0], "unknown", "unknown", right[1]]
+    assert [each.reason for each in predictions] == ["bad_image", "match", "bad_image", "bad_image", "match"]
+    assert "notes.jpg" in predictions[0].message
+    assert predictions[0].matches == predictions[0].nearest == ()
+
+
+def test_an_empty_index_has_no_answers(gallery, tmp_path):
+    photos, _ = ask_photos(tmp_path)
+    with pytest.raises(EmptyIndexError, match="no class"):
+        list(gallery.query(photos))
+    with pytest.raises(EmptyIndexError):
+        list(gallery.inspect())
+    assert gallery.classes() == []
+    assert gallery.problems() == []
+
+
+# ---- what goes in, and what does not
+
+
+def test_enrolling_again_adds_nothing_and_is_no_change(gallery, leaves):
+    folder = leaves(n=5)
+    enroll(gallery, folder)
+    before = gallery.about().generation
+    assert [(each.enrolled, each.already_there, each.support_ids) for each in enroll(gallery, folder)] == [
+        (0, 5, ())
+    ] * 4
+    assert gallery.about().generation == before
+    assert set(counts(gallery).values()) == {5}
+
+
+def test_enrolling_again_adds_only_the_new_photos_whatever_they_are_called(gallery, leaves):
+    folder = leaves(n=3, labels=["rust"])
+    enroll(gallery, folder)
+    (folder / "rust" / "rust-00.png").rename(folder / "rust" / "another-name.png")
+    leaves(n=2, labels=["rust"], first_seed=50, name="more")
+    for photo in (folder.parent / "more" / "rust").iterdir():
+        shutil.copy(photo, folder / "rust" / f"new-{photo.name}")
+    (report,) = enroll(gallery, folder)
+    assert (report.enrolled, report.already_there) == (2, 3)
+    assert [each.file for each in gallery.supports("rust")][3:] == ["new-rust-00.png", "new-rust-01.png"]
+
+
+def test_enrolling_in_two_parts_equals_enrolling_at_once(leaves, tmp_path):
+    folder = leaves(n=4)
+    found = []
+    for name in ("once", "parts"):
+        with Gallery(tmp_path / name, create=True, embedder=colour_embedder()) as gallery:
+            if name == "parts":
+                held_back = tmp_path / "held-back"
+                held_back.mkdir()
+                (folder / "rust" / "rust-03.png").rename(held_back / "rust-03.png")
+                enroll(gallery, folder)
+                (held_back / "rust-03.png").rename(folder / "rust" / "rust-03.png")
+            enroll(gallery, folder)
+            predictions = list(gallery.query(ask_photos(tmp_path)[0]))
+            found.append([(p.answer, [(m.label, round(m.similarity, 5)) for m in p.matches]) for p in predictions])
+    assert found[0] == found[1]
+
+
+def test_the_same_photo_under_two_labels_is_refused_and_the_other_label_named(gallery, leaves):
+    folder = leaves(n=3, labels=["rust", "healthy"])
+    enroll(gallery, folder)
+    shutil.copy(folder / "rust" / "rust-01.png", folder / "healthy" / "copied.png")
+    (report,) = enroll(gallery, folder / "healthy", "healthy")
+    assert (report.enrolled, report.already_there) == (0, 3)
+    ((refused),) = report.refused
+    assert (Path(refused.file).name, refused.code) == ("copied.png", "other_label")
+    assert "'rust'" in refused.message
+    assert counts(gallery) == {"healthy": 3, "rust": 3}
+
+
+def test_the_same_photo_in_two_folders_of_one_run_goes_into_the_first(gallery, leaves):
+    folder = leaves(n=3, labels=["rust", "healthy"])
+    shutil.copy(folder / "rust" / "rust-01.png", folder / "healthy" / "copied.png")
+    healthy, rust = enroll(gallery, folder)
+    assert (healthy.enrolled, rust.enrolled) == (4, 2)
+    assert [refused.code for refused in rust.refused] == ["other_label"]
+    assert "'healthy'" in rust.refused[0].message
+
+
+def test_the_same_photo_twice_in_a_folder_goes_in_once(gallery, leaves):
+    folder = leaves(n=3, labels=["rust"])
+    shutil.copy(folder / "rust" / "rust-00.png", folder / "rust" / "zz.png")
+    (report,) = enroll(gallery, folder)
+    assert (report.enrolled, report.already_there, report.refused) == (3, 1, ())
+    assert counts(gallery) == {"rust": 3}
+
+
+def spoil(folder):
+    """One bad photo of each kind; their codes in name order."""
+    (folder / "bad-0.jpg").write_text("words")
+    (folder / "bad-1.png").touch()
+    data = next(folder.glob("*-00.png")).read_bytes()
+    (folder / "bad-2.png").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (8, 8)).save(folder / "bad-3.png")
+    return ["not_an_image", "empty_file", "truncated", "too_small"]
+
+
+def test_bad_photos_are_refused_with_their_reasons_and_the_others_go_in(gallery, leaves):
+    folder = leaves(n=5, labels=["rust"])
+    codes = spoil(folder / "rust")
+    (report,) = enroll(gallery, folder)
+    assert (report.enrolled, [refused.code for refused in report.refused]) == (5, codes)
+    assert all(Path(refused.file).name in refused.message for refused in report.refused)
+    assert counts(gallery) == {"rust": 5}
+
+
+def test_a_class_without_one_usable_photo_is_not_made(gallery, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_text("words")
+    (report,) = enroll(gallery, tmp_path / "bad", "rust")
+    assert (report.enrolled, len(report.refused)) == (0, 1)
+    assert gallery.classes() == []
+    assert gallery.about().generation == 0
+
+
+def test_strict_is_all_or_nothing_across_classes(gallery, leaves):
+    folder = leaves(n=3)
+    (folder / "rust" / "bad.jpg").write_text("words")
+    with pytest.raises(StrictError, match=r"1 of 4 photos of 'rust' were refused, first bad\.jpg") as caught:
+        enroll(gallery, folder, strict=True)
+    assert caught.value.hint
+    assert gallery.classes() == []
+    assert gallery.history() == []
+
+
+def test_strict_enrolls_all_classes_when_every_photo_is_good(gallery, leaves):
+    reports = enroll(gallery, leaves(n=3), strict=True)
+    assert [each.enrolled for each in reports] == [3, 3, 3, 3]
+    assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 3)
+
+
+def test_progress_is_told_once_a_photo_good_or_bad(gallery, leaves):
+    folder = leaves(n=3, labels=["rust"])
+    spoil(folder / "rust")
+    steps = []
+    enroll(gallery, folder, on_photo=lambda: steps.append(1))
+    assert len(steps) == 7
+    steps.clear()
+    list(gallery.query(sorted((folder / "rust").iterdir()), on_photo=lambda: steps.append(1)))
+    assert len(steps) == 7
+
+
+# ---- doubts
+
+
+def doubts_of(gallery, reports):
+    return gallery.doubts([support_id for report in reports for support_id in report.support_ids])
+
+
+def varied(folder, n, seed=0):
+    """Photos of one colour that differ more than copies do: each has a corner of its own."""
+    for i in range(n):
+        path = write_leaf(folder / f"varied-{i}.png", LEAF_COLOURS["rust"], seed + i)
+        image = Image.open(path)
+        image.paste((20 * i, 255 - 20 * i, 90), (18 * (i % 4), 18 * (i // 4), 18 * (i % 4) + 20, 18 * (i // 4) + 20))
+        image.save(path)
+    return folder
+
+
+def test_a_class_of_enough_varied_photos_raises_no_doubt(gallery, tmp_path):
+    reports = enroll(gallery, varied(tmp_path / "rust", 8), "rust")
+    assert doubts_of(gallery, reports) == []
+
+
+def test_few_photos_raise_a_doubt_that_names_the_class_and_what_is_wanted(gallery, tmp_path):
+    reports = enroll(gallery, varied(tmp_path / "rust", 4), "rust")
+    (sentence,) = doubts_of(gallery, reports)
+    assert sentence.startswith("class 'rust' has 4 photos; wanted 5")
+
+
+def test_a_class_of_one_photo_works_and_says_that_it_is_few(gallery, tmp_path):
+    photo = write_leaf(tmp_path / "one" / "a.png", LEAF_COLOURS["rust"], 0)
+    reports = enroll(gallery, photo.parent, "rust")
+    assert doubts_of(gallery, reports) == ["class 'rust' has 1 photo; wanted 5 to 20 for answers to trust."]
+    (prediction,) = gallery.query([photo])
+    assert prediction.answer == "rust"
+    (inspection,) = gallery.inspect("rust")
+    assert (inspection.supports, inspection.similarity, inspection.spread) == (1, None, None)
+
+
+def test_near_copies_raise_a_doubt_that_names_both(gallery, tmp_path):
+    folder = varied(tmp_path / "rust", 8)
+    Image.open(folder / "varied-3.png").save(folder / "z-saved-again.jpg", quality=85)
+    (sentence,) = doubts_of(gallery, enroll(gallery, folder, "rust"))
+    assert "z-saved-again.jpg of varied-3.png" in sentence
+    assert "1 photo of 'rust' is a near-copy" in sentence
+
+
+def test_near_copy_of_a_photo_of_another_class_names_that_class(gallery, tmp_path):
+    enroll(gallery, varied(tmp_path / "rust", 8), "rust")
+    other = varied(tmp_path / "other", 6, seed=100)
+    for path in other.iterdir():
+        Image.open(path).point(lambda value: 255 - value).save(path)
+    Image.open(tmp_path / "rust" / "varied-3.png").save(other / "z-copy.bmp")
+    sentences = doubts_of(gallery, enroll(gallery, other, "other"))
+    assert any("z-copy.bmp of varied-3.png of 'rust'" in sentence for sentence in sentences)
+
+
+def test_a_photo_that_looks_like_another_class_raises_a_doubt_that_names_both(gallery, leaves, tmp_path):
+    folder = leaves(n=6, labels=["rust", "healthy"])
+    write_leaf(folder / "healthy" / "mistaken.png", LEAF_COLOURS["rust"], 300)
+    enroll(gallery, folder / "rust", "rust")
+    reports = enroll(gallery, folder / "healthy", "healthy")
+    (sentence,) = [text for text in doubts_of(gallery, reports) if "another class" in text]
+    assert sentence.startswith("1 photo of 'healthy' looks more like another class: mistaken.png (rust ")
+
+
+def test_nothing_new_raises_no_doubt(gallery, leaves):
+    assert gallery.doubts([]) == []
+    enroll(gallery, leaves(n=2))
+    assert gallery.doubts([]) == []
+
+
+# ---- remove and rename
+
+
+def test_a_removed_class_is_never_returned(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos, _ = ask_photos(tmp_path)
+    list(gallery.query(photos))
+    assert gallery.remove("rust") == 5
+    for opened in (gallery, Gallery(gallery.folder, embedder=colour_embedder())):
+        for prediction in opened.query(photos, top=10, n_nearest=50):
+            assert "rust" not in {match.label for match in prediction.matches}
+            assert "rust" not in {near.label for near in prediction.nearest}
+            assert len(prediction.matches) == 3
+            assert len(prediction.nearest) == 15
+        assert "rust" not in {label for each in opened.inspect() for label, _ in each.confusable}
+    opened.close()
+
+
+def test_removed_then_enrolled_again_answers_as_before(gallery, leaves, tmp_path):
+    folder = leaves(n=5)
+    enroll(gallery, folder)
+    photos, right = ask_photos(tmp_path)
+    gallery.remove("rust")
+    (report,) = enroll(gallery, folder / "rust", "rust")
+    assert (report.enrolled, report.already_there) == (5, 0)
+    assert answers(gallery, photos) == right
+
+
+def test_add_then_remove_answers_as_if_never_added(gallery, leaves, tmp_path):
+    folder = leaves(n=5)
+    enroll(gallery, folder / "healthy", "healthy")
+    enroll(gallery, folder / "blight", "blight")
+    photos, _ = ask_photos(tmp_path)
+    before = list(gallery.query(photos))
+    enroll(gallery, folder / "rust", "rust")
+    assert list(gallery.query(photos)) != before
+    gallery.remove("rust")
+    assert list(gallery.query(photos)) == before
+
+
+def test_the_last_class_can_be_removed_and_the_index_filled_again(gallery, leaves, tmp_path):
+    folder = leaves(n=5)
+    enroll(gallery, folder / "rust", "rust")
+    photos, _ = ask_photos(tmp_path)
+    list(gallery.query(photos))
+    gallery.remove("rust")
+    with pytest.raises(EmptyIndexError):
+        list(gallery.query(photos))
+    enroll(gallery, folder / "healthy", "healthy")
+    assert answers(gallery, photos[:1]) == ["healthy"]
+
+
+def test_rename_keeps_the_answers_under_the_new_name(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos, right = ask_photos(tmp_path)
+    gallery.rename("rust", "leaf rust")
+    assert answers(gallery, photos) == ["leaf rust" if label == "rust" else label for label in right]
+    assert gallery.history(1)[0]["action"] == "rename"
+
+
+def test_unknown_label_suggests_the_nearest_and_changes_nothing(gallery, leaves):
+    enroll(gallery, leaves(n=2))
+    before = gallery.about()
+    for call in (
+        lambda: gallery.remove("rusty"),
+        lambda: gallery.rename("rusty", "scab"),
+        lambda: list(gallery.inspect("rusty")),
+        lambda: gallery.supports("rusty"),
+    ):
+        with pytest.raises(UnknownLabelError, match="'rusty'") as caught:
+            call()
+        assert "'rust'" in caught.value.hint
+    assert gallery.about() == before
+
+
+def test_rename_onto_an_existing_label_is_refused_and_changes_nothing(gallery, leaves):
+    enroll(gallery, leaves(n=2))
+    before = gallery.about()
+    with pytest.raises(LabelTakenError, match="'healthy'"):
+        gallery.rename("rust", " healthy ")
+    assert gallery.about() == before
+
+
+@pytest.mark.parametrize("label", ["", "a/b", "a\nb", "x" * 201, "unknown"])
+def test_rename_to_what_cannot_be_a_label_is_refused(gallery, leaves, label):
+    enroll(gallery, leaves(n=2, labels=["rust"]))
+    with pytest.raises(LabelError):
+        gallery.rename("rust", label)
+    assert counts(gallery) == {"rust": 2}
+
+
+# ---- inspect
+
+
+def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, leaves):
+    folder = leaves(n=6)
+    write_leaf(folder / "healthy" / "mistaken.png", LEAF_COLOURS["rust"], 300)
+    enroll(gallery, folder)
+    found = {each.label: each for each in gallery.inspect()}
+    assert list(found) == sorted(LEAF_COLOURS)
+    healthy, mildew = found["healthy"], found["mildew"]
+    assert (healthy.supports, mildew.supports) == (7, 6)
+    assert mildew.similarity > healthy.similarity
+    assert 0 < mildew.spread < healthy.spread
+    assert [photo.file for photo in healthy.suspicious] == ["mistaken.png"]
+    assert healthy.suspicious[0].looks_like == "rust"
+    assert healthy.suspicious[0].similarity > healthy.suspicious[0].own_similarity
+    assert mildew.suspicious == ()
+    for each in found.values():
+        similarities = [similarity for _, similarity in each.confusable]
+        assert {label for label, _ in each.confusable} == set(LEAF_COLOURS) - {each.label}
+        assert similarities == sorted(similarities, reverse=True)
+    assert list(gallery.inspect("rust")) == [found["rust"]]
+
+
+# ---- several at once
+
+
+def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos, _ = ask_photos(tmp_path)
+    before = (gallery.about(), gallery.classes(), list(gallery.query(photos)), gallery.history())
+    gallery.close()
+    with Gallery(gallery.folder, create=True, embedder=colour_embedder()) as again:
+        assert (again.about(), again.classes(), list(again.query(photos)), again.history()) == before
+
+
+def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, leaves, tmp_path):
+    folder = leaves(n=5)
+    enroll(gallery, folder / "healthy", "healthy")
+    photos, right = ask_photos(tmp_path)
+    with Gallery(gallery.folder, embedder=colour_embedder()) as second:
+        assert answers(second, photos)[0] == "healthy"
+        enroll(gallery, folder)
+        assert answers(second, photos) == right
+        gallery.rename("rust", "leaf rust")
+        assert "leaf rust" in answers(second, photos)
+        gallery.remove("leaf rust")
+        assert counts(second) == dict.fromkeys(["blight", "healthy", "mildew"], 5)
+        assert all("rust" not in match.label for p in second.query(photos, top=9) for match in p.matches)
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    from conftest import colour_embedder
+    from fewshot.datasets import class_folders
+    from fewshot.gallery import Gallery
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with Gallery(Path(sys.argv[1]), create=True, embedder=colour_embedder()) as gallery:
+        for report in gallery.enroll(class_folders(Path(sys.argv[2]))):
+            print(report.label, report.enrolled, report.already_there, len(report.refused), flush=True)
+"""
+
+
+def start(script, *arguments, **settings):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings,
+    )  # fmt: skip
+
+
+def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path):
+    leaves(n=6, labels=["healthy", "rust"], name="left")
+    leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
+    leaves(n=3, labels=["rust"], first_seed=70, name="extra")
+    for photo in (tmp_path / "extra" / "rust").iterdir():
+        shutil.copy(photo, tmp_path / "right" / "rust" / f"extra-{photo.name}")
+    processes = [start(SCRIPT, tmp_path / "index", tmp_path / name) for name in ("left", "right")]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outcomes
+    rust = [list(map(int, line.split()[1:])) for out, _ in outcomes for line in out.splitlines() if "rust" in line]
+    assert sum(enrolled for enrolled, _, _ in rust) == 9
+    assert sum(already for _, already, _ in rust) == 6
+    assert sum(refused for _, _, refused in rust) == 0
+    with Gallery(tmp_path / "index", embedder=colour_embedder()) as gallery:
+        assert counts(gallery) == {"healthy": 6, "rust": 9, "mildew": 6}
+        assert gallery.problems() == []
+        assert len(gallery.history()) == gallery.about().generation
+
+
+def test_an_index_can_be_made_by_several_processes_at_the_same_moment(leaves, tmp_path):
+    folder = leaves(n=1, labels=["rust"])
+    script = SCRIPT.replace(
+        "with Gallery(Path(sys.argv[1])", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
+    )
+    script = script.replace("        for report", "          for report").replace(
+        "            print", "              print"
+    )
+    processes = [start(script, tmp_path / "indexes", folder) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], [err[-600:] for _, err in outcomes]
+    for i in range(15):
+        with Gallery(tmp_path / "indexes" / str(i), embedder=colour_embedder()) as gallery:
+            assert counts(gallery) == {"rust": 1}
+
+
+# ---- interrupted
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 9, 15])
+def test_interrupt_keeps_the_complete_classes_and_nothing_of_the_interrupted(gallery, leaves, at):
+    folder = leaves(n=5)
+    with pytest.raises(KeyboardInterrupt):
+        enroll(gallery, folder, on_photo=Interrupter(at))
+    complete = sorted(LEAF_COLOURS)[: (at - 1) // 5]
+    assert counts(gallery) == dict.fromkeys(complete, 5)
+    assert gallery.problems() == []
+    reports = enroll(gallery, folder)
+    assert [each.label for each in reports if each.already_there] == complete
+    assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 5)
+
+
+def test_interrupt_of_a_strict_enrolment_keeps_nothing(gallery, leaves):
+    with pytest.raises(KeyboardInterrupt):
+        enroll(gallery, leaves(n=3), strict=True, on_photo=Interrupter(11))
+    assert gallery.classes() == []
+
+
+# A parent that has imported everything forks a child an enrolment, so that a kill costs no start of Python.
+KILLED = """
+    import os, random, signal, sys, time
+    from pathlib import Path
+    from conftest import colour_embedder
+    from fewshot.datasets import class_folders
+    from fewshot.gallery import Gallery
+    folders = class_folders(Path(sys.argv[2]))
+    rng = random.Random(int(sys.argv[4]))
+    for number in range(int(sys.argv[3])):
+        n_done = rng.randrange(1, sum(len(each.photos) for each in folders) + 1)
+        pause_s = rng.uniform(0, 0.012)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with Gallery(Path(sys.argv[1]) / str(number), create=True, embedder=colour_embedder()) as gallery:
+                list(gallery.enroll(folders, on_photo=lambda: os.write(write, b".")))
+            os._exit(0)
+        os.close(write)
+        while n_done > 0 and (got := os.read(read, n_done)):
+            n_done -= len(got)
+        time.sleep(pause_s)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(read)
+        print(number, os.WIFSIGNALED(status), flush=True)
+"""
+
+
+def test_killed_enrolments_leave_an_index_that_opens_with_every_class_whole_or_absent(leaves, tmp_path):
+    folder, n_kills = leaves(n=6), 12
+    process = start(KILLED, tmp_path / "killed", folder, n_kills, 7)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(out.splitlines()) == n_kills
+    assert out.count("True") >= n_kills // 2, "too few of the kills hit an enrolment at work"
+    n_partial = 0
+    for number in range(n_kills):
+        with Gallery(tmp_path / "killed" / str(number), embedder=colour_embedder()) as gallery:
+            found = counts(gallery)
+            n_partial += 0 < len(found) < len(LEAF_COLOURS)
+            assert set(found.values()) <= {6}
+            assert list(found) == sorted(LEAF_COLOURS)[: len(found)]
+            assert gallery.problems() == []
+            enroll(gallery, folder)
+            assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 6)
+    assert n_partial >= 2, "the kills must have fallen between classes"
+
+
+# ---- the embedder an index is pinned to
+
+
+def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
+    folder = leaves(n=3)
+    enroll(gallery, folder)
+    photos, _ = ask_photos(tmp_path)
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.folder, embedder=other) as opened:
+        for call in (lambda: list(opened.query(photos)), lambda: enroll(opened, folder)):
+            with pytest.raises(MixedEmbeddingsError, match="48-dim") as caught:
+                call()
+            assert colour_embedder().fingerprint in caught.value.message
+            assert other.fingerprint in caught.value.message
+            assert "reindex" in caught.value.hint
+        assert set(counts(opened)) == set(LEAF_COLOURS)
+
+
+def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
+    folder = leaves(n=3)
+    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as other:
+        reports = other.enroll(class_folders(folder))
+        first = next(reports)  # pins the index
+        with pytest.raises(MixedEmbeddingsError):
+            enroll(gallery, folder)
+        assert first.label == "blight"
+        list(reports)
+    assert len(gallery.history()) == 4
+
+
+def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    with Gallery(gallery.folder, embedder=colour_embedder("colours-under-another-name")) as opened:
+        photos, right = ask_photos(tmp_path)
+        assert answers(opened, photos) == right
+
+
+def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos, right = ask_photos(tmp_path)
+    before = [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)]
+    old = gallery.about()
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.folder, embedder=other) as opened:
+        assert opened.reindex() == (20, 0)
+        assert opened.about().fingerprint == other.fingerprint
+        assert opened.about().generation == old.generation + 1
+        assert answers(opened, photos) == right
+        assert opened.problems() == []
+        assert opened.history(1)[0]["detail"] == {"before": old.fingerprint, "after": other.fingerprint}
+    assert [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)] == before
+    with pytest.raises(MixedEmbeddingsError):
+        answers(gallery, photos)
+
+
+def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
+    folder = leaves(n=3)
+    photos, _ = ask_photos(tmp_path)
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(tmp_path / "a", create=True, embedder=colour_embedder()) as gallery:
+        enroll(gallery, folder)
+    with Gallery(tmp_path / "a", embedder=other) as gallery:
+        originals = [path for path in sorted(folder.rglob("*.png")) if path.name != "rust-02.png"]
+        (tmp_path / "broken.png").touch()
+        assert gallery.reindex(originals=[*originals, tmp_path / "broken.png", tmp_path / "gone.png"]) == (12, 11)
+        partly = list(gallery.query(photos))
+        assert gallery.reindex(originals=sorted(folder.rglob("*.png"))) == (12, 12)
+        wholly = list(gallery.query(photos))
+    with Gallery(tmp_path / "b", create=True, embedder=other) as gallery:
+        enroll(gallery, folder)
+        assert wholly == list(gallery.query(photos))
+        assert partly != wholly, "a kept photo is not quite the original"
+
+
+def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
+    enroll(gallery, leaves(n=5))
+    photos, right = ask_photos(tmp_path)
+    before = (gallery.about(), list(gallery.query(photos)))
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.folder, embedder=other) as opened:
+        with pytest.raises(KeyboardInterrupt):
+            opened.reindex(on_photo=Interrupter(14))
+        assert (gallery.about(), list(gallery.query(photos))) == before
+        assert gallery.problems() == []
+        steps = []
+        assert opened.reindex(on_photo=lambda: steps.append(1)) == (20, 0)
+        assert len(steps) == 20 - 12, "three chunks of four were kept"
+        assert answers(opened, photos) == right
+
+
+def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
+    folder = leaves(n=5)
+    for label in ("healthy", "rust"):
+        enroll(gallery, folder / label, label)
+    todo = [lambda: enroll(gallery, folder / "mildew", "mildew"), lambda: gallery.remove("rust")]
+
+    def meanwhile():
+        if todo:
+            todo.pop()()
+
+    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+        opened.reindex(on_photo=meanwhile)
+        assert counts(opened) == {"healthy": 5, "mildew": 5}
+        assert opened.problems() == []
+        assert {each.label for each in opened.inspect()} == {"healthy", "mildew"}
+
+
+def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
+    enroll(gallery, leaves(n=2))
+    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE thumbnails SET webp = substr(webp, 1, 100) WHERE support_id = 3")
+    before = gallery.about()
+    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+        with pytest.raises(IndexDamagedError, match="support 3"):
+            opened.reindex()
+        assert opened.about() == before
+
+
+def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
+    folder = leaves(n=2)
+    enroll(gallery, folder)
+    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
+        connection.execute("DELETE FROM thumbnails WHERE support_id = 3")
+    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+        with pytest.raises(FewshotError, match="support 3") as caught:
+            opened.reindex()
+        assert "--photos" in caught.value.hint
+        assert opened.reindex(originals=sorted(folder.rglob("*.png"))) == (8, 8)
+
+
+# ---- health
+
+
+def test_problems_names_damaged_rows_and_damaged_caches(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=3))
+    list(gallery.query(ask_photos(tmp_path)[0]))
+    assert gallery.problems() == []
+    cache = gallery.folder / "cache" / "supports.faiss"
+    cache.write_bytes(cache.read_bytes()[:-1])
+    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE embeddings SET vector = zeroblob(length(vector)) WHERE support_id = 2")
+    problems = gallery.problems()
+    assert len(problems) == 2
+    assert "support 2" in problems[0]
+    assert "supports.faiss" in problems[1]
+    assert "rebuilt" in problems[1]
+
+
+def test_reports_and_answers_can_be_written_as_json(gallery, leaves, tmp_path):
+    (report,) = enroll(gallery, leaves(n=3, labels=["rust"]))
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
+    (prediction,) = gallery.query(ask_photos(tmp_path)[0][1:2])
+    assert json.loads(json.dumps(prediction.as_dict())) == prediction.as_dict()
+    assert gallery.classes() == [ClassSummary("rust", 3, 1)]
+
+
+def test_random_photos_in_random_order_give_the_same_prototypes(leaves, tmp_path):
+    folder = leaves(n=6, labels=["rust", "healthy"])
+    photos, _ = ask_photos(tmp_path)
+    found = []
+    for seed in range(2):
+        with Gallery(tmp_path / f"index-{seed}", create=True, embedder=colour_embedder()) as gallery:
+            files = sorted((folder / "rust").iterdir())
+            random.Random(seed).shuffle(files)
+            for file in files:
+                enroll(gallery, file, "rust")
+            enroll(gallery, folder / "healthy", "healthy")
+            found.append([[round(m.similarity, 5) for m in p.matches] for p in gallery.query(photos)])
+    assert found[0] == found[1]

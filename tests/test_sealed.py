@@ -1,0 +1,234 @@
+"""A sealed file is whole or refused: every cut and every flipped bit is noticed, and a failed write changes nothing."""
+
+import builtins
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewshot.errors import CacheDamagedError
+from fewshot.sealed import MAGIC, read_facts, read_sealed, verify, write_sealed
+
+PAYLOAD = bytes(range(256)) * 3
+FACTS = {"kind": "support", "generation": 7, "fingerprint": "lite0@0123456789ab", "label": "Kräusel"}
+
+
+def seal(path, payload=PAYLOAD, facts=FACTS):
+    write_sealed(path, lambda target: target.write_bytes(payload), facts)
+    return path
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    return seal(tmp_path / "a.sealed")
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def assert_refused(path):
+    with pytest.raises(CacheDamagedError):
+        verify(path)
+    with pytest.raises(CacheDamagedError):
+        read_sealed(path)
+
+
+# ---- there and back
+
+
+@given(
+    payload=st.binary(max_size=2000),
+    facts=st.dictionaries(
+        st.text(max_size=8), st.none() | st.integers() | st.text(max_size=8) | st.lists(st.booleans())
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_sealed_comes_back(tmp_path_factory, payload, facts):
+    path = seal(tmp_path_factory.mktemp("round") / "a.sealed", payload, facts)
+    got, got_facts = read_sealed(path)
+    assert got == payload
+    assert facts.items() <= got_facts.items()
+    assert verify(path) == read_facts(path) == got_facts
+
+
+def test_the_payload_stands_at_the_start_as_it_was_written(sealed):
+    """Another reader maps the payload from there."""
+    data = sealed.read_bytes()
+    assert data.startswith(PAYLOAD)
+    assert data.endswith(MAGIC)
+
+
+def test_an_empty_payload_is_sealed_too(tmp_path):
+    assert read_sealed(seal(tmp_path / "a.sealed", b""))[0] == b""
+
+
+def test_the_folder_is_made(tmp_path):
+    assert verify(seal(tmp_path / "new" / "deep" / "a.sealed"))["generation"] == 7
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    assert seal(tmp_path / "a").read_bytes() == seal(tmp_path / "b").read_bytes()
+
+
+def test_facts_cannot_be_given_for_what_is_measured(tmp_path):
+    path = seal(tmp_path / "a.sealed", PAYLOAD, {"payload_bytes": 1, "payload_xxh3": "lie"})
+    assert verify(path)["payload_bytes"] == len(PAYLOAD)
+
+
+# ---- replaced as a whole
+
+
+def test_writing_replaces_what_was_there(sealed):
+    seal(sealed, b"new", {"generation": 8})
+    assert read_sealed(sealed)[0] == b"new"
+    assert "label" not in read_facts(sealed)
+    assert names_in(sealed.parent) == ["a.sealed"]
+
+
+def test_a_reader_that_has_the_old_file_open_keeps_it(sealed):
+    with sealed.open("rb") as old:
+        seal(sealed, b"new")
+        assert old.read(len(PAYLOAD)) == PAYLOAD
+
+
+def test_until_it_is_whole_the_old_file_stands(sealed):
+    seen = []
+
+    def write(target):
+        target.write_bytes(b"new")
+        seen.append(read_sealed(sealed)[0])
+
+    write_sealed(sealed, write, {})
+    assert seen == [PAYLOAD]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("faiss"), KeyboardInterrupt()])
+@pytest.mark.parametrize("written", [b"", b"half of it"])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(sealed, error, written):
+    def fail(target):
+        if written:
+            target.write_bytes(written)
+        raise error
+
+    before = sealed.read_bytes()
+    with pytest.raises(type(error)):
+        write_sealed(sealed, fail, {})
+    assert sealed.read_bytes() == before
+    assert names_in(sealed.parent) == ["a.sealed"]
+
+
+def test_a_writer_that_fails_the_first_time_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        write_sealed(tmp_path / "f" / "a.sealed", lambda target: 1 / 0, {})
+    assert names_in(tmp_path / "f") == []
+
+
+def test_facts_that_are_no_json_leave_the_old_file(sealed):
+    with pytest.raises(TypeError):
+        seal(sealed, b"new", {"path": Path("x")})
+    assert read_sealed(sealed)[0] == PAYLOAD
+    assert names_in(sealed.parent) == ["a.sealed"]
+
+
+def test_a_replacement_that_is_refused_leaves_no_temporary(tmp_path):
+    (tmp_path / "a.sealed" / "inner").mkdir(parents=True)  # a folder cannot be replaced by a file
+    with pytest.raises(OSError, match=r".+"):
+        seal(tmp_path / "a.sealed")
+    assert names_in(tmp_path) == ["a.sealed"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        seal(tmp_path / "a.sealed")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.sealed").stat().st_mode) == mode
+
+
+# ---- damage
+
+
+def test_cut_anywhere_it_is_refused(sealed):
+    data = sealed.read_bytes()
+    for length in [*range(0, len(data) - 60, 13), *range(len(data) - 60, len(data))]:
+        sealed.write_bytes(data[:length])
+        assert_refused(sealed)
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(tmp_path):
+    path = seal(tmp_path / "a.sealed", PAYLOAD[:128])
+    data = path.read_bytes()
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        assert_refused(path)
+
+
+def test_the_facts_and_the_tail_are_guarded_bit_by_bit(tmp_path):
+    path = seal(tmp_path / "a.sealed", b"", {})
+    data = path.read_bytes()
+    for bit in range(0, 8 * len(data), 3):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CacheDamagedError):
+            read_facts(path)
+
+
+@pytest.mark.parametrize("extra", [b"\x00", b"more", MAGIC])
+def test_bytes_behind_or_before_are_noticed(sealed, extra):
+    data = sealed.read_bytes()
+    sealed.write_bytes(data + extra)
+    assert_refused(sealed)
+    sealed.write_bytes(extra + data)
+    assert_refused(sealed)
+
+
+def test_a_missing_file_a_folder_and_a_stranger_are_refused(tmp_path):
+    assert_refused(tmp_path / "missing")
+    assert_refused(tmp_path)
+    (tmp_path / "stranger").write_bytes(bytes(1000))
+    assert_refused(tmp_path / "stranger")
+
+
+def test_reading_the_facts_does_not_read_the_payload(tmp_path, monkeypatch):
+    path = seal(tmp_path / "a.sealed", bytes(5_000_000))
+    n_read, real_open = [], Path.open
+
+    class Counted:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *caught):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def read(self, size=-1):
+            data = self.file.read(size)
+            n_read.append(len(data))
+            return data
+
+    monkeypatch.setattr(Path, "open", lambda path, *mode: Counted(real_open(path, *mode)))
+    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("opened another way"))
+    assert read_facts(path)["payload_bytes"] == 5_000_000
+    assert 0 < sum(n_read) < 1000
+
+
+def test_facts_can_be_read_where_the_payload_is_damaged(sealed):
+    data = bytearray(sealed.read_bytes())
+    data[5] ^= 1
+    sealed.write_bytes(data)
+    assert read_facts(sealed)["generation"] == 7
+    assert_refused(sealed)

@@ -1,0 +1,432 @@
+"""The index of vectors against a plain numpy search, over whatever is added, removed, saved and opened."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewshot import search
+from fewshot.errors import CacheDamagedError, VectorError
+from fewshot.sealed import write_sealed
+from fewshot.search import NO_ID, VectorIndex
+
+DIM = 8
+ORDINARY = settings(max_examples=40, deadline=None)
+
+
+def unit(n, dim=DIM, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def built(ids, vectors, **options):
+    index = VectorIndex(vectors.shape[1], **options)
+    index.build(np.array(ids, np.int64), vectors)
+    return index
+
+
+def int64s(*ids):
+    return np.array(ids, np.int64)
+
+
+def brute_force(content, queries, k):
+    """(n_query, k) similarities and ids out of {id: vector}: highest first, equal ones by id, padded."""
+    ids = np.array(sorted(content), np.int64)
+    similarities = np.full((len(queries), k), -np.inf, np.float32)
+    found = np.full((len(queries), k), NO_ID, np.int64)
+    if len(ids):
+        scores = queries @ np.stack([content[i] for i in ids.tolist()]).T
+        for row, each in enumerate(scores):
+            best = np.lexsort((ids, -each))[:k]
+            similarities[row, : len(best)], found[row, : len(best)] = each[best], ids[best]
+    return similarities, found
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one[1], other[1])
+    np.testing.assert_allclose(one[0], other[0], atol=1e-6)
+
+
+# Rows of +-0.5 in four dimensions: cosines are exact in float32 and often equal, so ties really are ties.
+CORNERS = (np.array([[1 if row >> bit & 1 else -1 for bit in range(4)] for row in range(16)]) / 2).astype(np.float32)
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 30), st.integers(0, 15)),
+        st.tuples(st.just("remove"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.sampled_from(["fold", "open"]), st.just(0), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("search")
+
+
+def fold(index, content):
+    ids = np.array(list(content), np.int64)
+    index.build(ids, np.array([content[i] for i in content], np.float32).reshape(len(ids), index.dim))
+
+
+# ---- what is found
+
+
+@given(st.integers(1, 200), st.integers(0, 2**32 - 1))
+@ORDINARY
+def test_a_stored_vector_finds_itself(n, seed):
+    vectors = unit(n, seed=seed)
+    ids = np.random.default_rng(seed).permutation(10 * n)[:n].astype(np.int64)
+    half = n // 2
+    index = built(ids[:half], vectors[:half])
+    index.add(ids[half:], vectors[half:])
+    similarities, found = index.search(vectors, 1)
+    np.testing.assert_array_equal(found[:, 0], ids)
+    np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
+
+
+@given(STEPS, st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_it_agrees_with_brute_force_whatever_was_added_removed_saved_and_opened(folder, steps, k):
+    index, content = VectorIndex(4), {}
+    for verb, vector_id, row in steps:
+        if verb == "add" and vector_id not in content:
+            index.add(int64s(vector_id), CORNERS[row : row + 1])
+            content[vector_id] = CORNERS[row]
+        elif verb == "remove":
+            index.remove(int64s(vector_id))
+            content.pop(vector_id, None)
+        elif verb in ("fold", "open"):
+            fold(index, content)
+            if verb == "open":
+                index.save(folder / "steps.faiss", {})
+                index, _ = VectorIndex.open(folder / "steps.faiss", {})
+        assert len(index) == len(content)
+    assert [i for i in range(32) if i in index] == sorted(content)
+    assert_same(index.search(CORNERS, k), brute_force(content, CORNERS, k))
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 70), st.integers(0, 2**32 - 1))
+@ORDINARY
+def test_it_agrees_with_brute_force_on_ordinary_vectors(n_base, n_fresh, k, seed):
+    vectors = unit(n_base + n_fresh, seed=seed)
+    content = dict(enumerate(vectors))
+    index = built(range(n_base), vectors[:n_base])
+    index.add(np.arange(n_base, n_base + n_fresh), vectors[n_base:])
+    for gone in list(content)[::3]:
+        index.remove(int64s(gone))
+        del content[gone]
+    queries = unit(5, seed=seed + 1)
+    assert_same(index.search(queries, k), brute_force(content, queries, k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_of_equal_similarities_the_lowest_ids_are_found_and_come_first(k, fresh):
+    ids, same = int64s(9, 3, 7, 1, 5), np.repeat(unit(1), 5, axis=0)
+    index = VectorIndex(DIM)
+    (index.add if fresh else index.build)(ids, same)
+    assert index.search(same[:1], k)[1][0].tolist() == [1, 3, 5, 7, 9][:k]
+
+
+def test_equal_similarities_in_the_base_and_beside_it_come_by_id():
+    same = np.repeat(unit(1), 2, axis=0)
+    index = built([2, 8], same)
+    index.add(int64s(1, 5), same)
+    assert index.search(same[:1], 4)[1][0].tolist() == [1, 2, 5, 8]
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 12))
+@ORDINARY
+def test_added_then_removed_equals_never_added(n, n_added, seed, k):
+    vectors, queries = unit(n + n_added, seed=seed), unit(4, seed=seed + 1)
+    index = built(range(n), vectors[:n])
+    before = index.search(queries, k)
+    index.add(np.arange(n, n + n_added), vectors[n:])
+    index.remove(np.arange(n, n + n_added))
+    assert len(index) == n
+    assert index.n_pending == 0
+    after = index.search(queries, k)
+    np.testing.assert_array_equal(after[1], before[1])
+    np.testing.assert_array_equal(after[0], before[0])
+
+
+def test_a_removed_vector_is_never_returned():
+    vectors = unit(20)
+    index = built(range(10), vectors[:10])
+    index.add(np.arange(10, 20), vectors[10:])
+    index.remove(int64s(3, 15, 3))
+    _, found = index.search(vectors, 20)
+    assert not {3, 15} & set(found.ravel().tolist())
+    assert len(index) == 18
+    assert 3 not in index
+
+
+def test_removing_what_is_not_there_changes_nothing():
+    index = built([1, 2], unit(2))
+    index.remove(int64s(5, -1, 99))
+    assert (len(index), index.n_pending) == (2, 0)
+
+
+def test_an_id_can_be_given_again_after_its_removal():
+    old, new = unit(1, seed=1), unit(1, seed=2)
+    index = built([4], old)
+    index.remove(int64s(4))
+    index.add(int64s(4), new)
+    similarities, found = index.search(new, 2)
+    assert found[0].tolist() == [4, NO_ID]
+    assert similarities[0, 0] == pytest.approx(1, abs=1e-5)
+    index.remove(int64s(4))
+    assert len(index) == 0
+    assert index.search(new, 1)[1].tolist() == [[NO_ID]]
+
+
+# ---- fewer than k
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_an_empty_index_answers_with_padding(k):
+    similarities, ids = VectorIndex(DIM).search(unit(3), k)
+    assert ids.tolist() == [[NO_ID] * k] * 3
+    assert similarities.tolist() == [[-np.inf] * k] * 3
+
+
+@pytest.mark.parametrize("n_fresh", [0, 1])
+@pytest.mark.parametrize("n_gone", [0, 2])
+def test_where_fewer_than_k_are_held_the_rest_is_padded(n_fresh, n_gone):
+    index = built(range(3), unit(3))
+    index.add(np.arange(10, 10 + n_fresh), unit(n_fresh, seed=9))
+    index.remove(np.arange(n_gone))
+    n = 3 + n_fresh - n_gone
+    similarities, ids = index.search(unit(2, seed=5), 6)
+    assert similarities.shape == ids.shape == (2, 6)
+    assert (ids[:, :n] != NO_ID).all()
+    assert np.isfinite(similarities[:, :n]).all()
+    assert (ids[:, n:] == NO_ID).all()
+    assert (similarities[:, n:] == -np.inf).all()
+
+
+def test_an_index_whose_vectors_are_all_removed_is_empty():
+    index = built(range(5), unit(5))
+    index.remove(np.arange(5))
+    assert len(index) == 0
+    assert index.search(unit(1), 3)[1].tolist() == [[NO_ID] * 3]
+
+
+def test_no_query_gives_no_row():
+    similarities, ids = built(range(5), unit(5)).search(np.empty((0, DIM), np.float32), 2)
+    assert similarities.shape == ids.shape == (0, 2)
+
+
+def test_answers_have_the_promised_types():
+    similarities, ids = built(range(5), unit(5)).search(unit(2), 3)
+    assert (similarities.dtype, ids.dtype) == (np.float32, np.int64)
+
+
+# ---- quantised
+
+
+def clustered(n_classes, n_each, dim, seed=0):
+    """Photos of classes: close to their class, but each a photo of its own."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n_classes, 1, dim))
+    rows = (centres + 0.5 * rng.normal(size=(n_classes, n_each, dim))).reshape(-1, dim)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_quantised_base_keeps_99_percent_of_the_first_places(tmp_path):
+    vectors = clustered(200, 20, 64)
+    rng = np.random.default_rng(1)
+    queries = vectors[rng.permutation(len(vectors))[:1000]] + 0.04 * rng.normal(size=(1000, 64)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    index = built(range(len(vectors)), vectors, exact_limit=100)
+    assert not index.is_exact
+    scores = queries @ vectors.T
+    similarities, found = index.search(queries, 1)
+    assert (found[:, 0] == scores.argmax(axis=1)).mean() >= 0.99
+    assert np.abs(similarities[:, 0] - scores.max(axis=1)).max() < 0.005
+    index.save(tmp_path / "q.faiss", {})
+    opened, _ = VectorIndex.open(tmp_path / "q.faiss", {})
+    assert not opened.is_exact
+    assert_same(opened.search(queries, 3), index.search(queries, 3))
+
+
+def test_a_quantised_base_forgets_and_learns_as_an_exact_one_does():
+    vectors = clustered(20, 10, 32)
+    index = built(range(150), vectors[:150], exact_limit=100)
+    index.add(np.arange(150, 200), vectors[150:])
+    index.remove(np.arange(0, 200, 2))
+    _, found = index.search(vectors, 1)
+    assert (found[1::2, 0] == np.arange(1, 200, 2)).all()
+    assert (found % 2 == 1).all()
+    assert len(index) == 100
+
+
+def test_at_the_limit_a_base_is_exact_and_one_above_it_is_not():
+    assert built(range(10), unit(10), exact_limit=10).is_exact
+    assert not built(range(11), unit(11), exact_limit=10).is_exact
+
+
+# ---- what cannot be held
+
+
+BAD = {
+    "nan": (int64s(7), np.full((1, DIM), np.nan, np.float32)),
+    "infinite": (int64s(7), np.full((1, DIM), np.inf, np.float32)),
+    "too short": (int64s(7), unit(1, DIM - 1)),
+    "too long": (int64s(7), unit(1, DIM + 1)),
+    "one-dimensional": (int64s(7), unit(1)[0]),
+    "not unit length": (int64s(7), unit(1) * 1.01),
+    "zero": (int64s(7), np.zeros((1, DIM), np.float32)),
+    "given twice": (int64s(7, 7), unit(2)),
+    "negative": (int64s(-1), unit(1)),
+    "fewer ids": (int64s(7), unit(2)),
+    "more ids": (int64s(7, 8), unit(1)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("verb", ["add", "build"])
+def test_what_cannot_be_held_is_refused_and_changes_nothing(case, verb):
+    index = built([1, 2], unit(2))
+    with pytest.raises(VectorError):
+        getattr(index, verb)(*BAD[case])
+    assert len(index) == 2
+    assert 7 not in index
+    assert index.search(unit(1), 3)[1][0][:2].tolist() in ([1, 2], [2, 1])
+
+
+def test_one_bad_row_refuses_the_whole_batch():
+    vectors = unit(5)
+    vectors[4, 0] = np.nan
+    index = VectorIndex(DIM)
+    with pytest.raises(VectorError):
+        index.add(np.arange(5), vectors)
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_id_that_is_there_is_refused(fresh):
+    index = VectorIndex(DIM)
+    (index.add if fresh else index.build)(int64s(5), unit(1))
+    with pytest.raises(VectorError, match="id 5"):
+        index.add(int64s(4, 5), unit(2, seed=3))
+    assert len(index) == 1
+    assert 4 not in index
+
+
+@pytest.mark.parametrize("case", ["nan", "infinite", "too short", "too long", "one-dimensional"])
+def test_a_query_that_is_no_vector_of_this_index_is_refused(case):
+    with pytest.raises(VectorError):
+        built([1, 2], unit(2)).search(BAD[case][1], 1)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_1_is_refused(k):
+    with pytest.raises(VectorError, match=f"k is {k}"):
+        built([1], unit(1)).search(unit(1), k)
+
+
+# ---- saved and opened
+
+
+@given(st.integers(0, 60), st.integers(0, 2**32 - 1), st.sampled_from([10, 1000]))
+@ORDINARY
+def test_saved_then_opened_changes_nothing(folder, n, seed, exact_limit):
+    vectors, queries = unit(n, seed=seed), unit(6, seed=seed + 1)
+    ids = np.random.default_rng(seed).permutation(1000)[:n].astype(np.int64)
+    index = built(ids, vectors, exact_limit=exact_limit)
+    index.save(folder / "a.faiss", {"kind": "support", "generation": 3})
+    opened, facts = VectorIndex.open(folder / "a.faiss", {"kind": "support"})
+    assert (facts["generation"], facts["n_vectors"], facts["dim"]) == (3, n, DIM)
+    assert (len(opened), opened.dim, opened.is_exact) == (n, DIM, index.is_exact)
+    assert [i for i in range(1000) if i in opened] == sorted(ids.tolist())
+    k = max(1, n)
+    one, other = index.search(queries, k), opened.search(queries, k)
+    np.testing.assert_array_equal(one[1], other[1])
+    np.testing.assert_array_equal(one[0], other[0])
+
+
+def test_an_opened_index_can_be_changed_and_its_file_stays_as_it_was(tmp_path):
+    vectors = unit(6)
+    built(range(4), vectors[:4]).save(tmp_path / "a.faiss", {})
+    before = (tmp_path / "a.faiss").read_bytes()
+    opened, _ = VectorIndex.open(tmp_path / "a.faiss", {})
+    with pytest.raises(VectorError):
+        opened.add(int64s(2), vectors[5:])
+    opened.remove(int64s(0))
+    opened.add(int64s(4, 0), vectors[4:])
+    assert_same(
+        opened.search(vectors, 6), brute_force(dict(zip([1, 2, 3, 4, 0], vectors[1:], strict=True)), vectors, 6)
+    )
+    assert (tmp_path / "a.faiss").read_bytes() == before
+
+
+def test_an_opened_index_outlives_the_replacement_and_deletion_of_its_file(tmp_path):
+    vectors = unit(50)
+    built(range(50), vectors).save(tmp_path / "a.faiss", {})
+    opened, _ = VectorIndex.open(tmp_path / "a.faiss", {})
+    built([7], unit(1, seed=8)).save(tmp_path / "a.faiss", {})
+    (tmp_path / "a.faiss").unlink()
+    assert opened.search(vectors, 1)[1][:, 0].tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no space"), OSError(28, "No space left on device")])
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, error):
+    built([1], unit(1)).save(tmp_path / "a.faiss", {"generation": 1})
+
+    def fail(index, name):
+        with open(name, "wb") as file:  # noqa: PTH123 - as faiss does
+            file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(search.faiss, "write_index", fail)
+    with pytest.raises(type(error)):
+        built([2], unit(1)).save(tmp_path / "a.faiss", {"generation": 2})
+    assert VectorIndex.open(tmp_path / "a.faiss", {})[1]["generation"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.faiss"]
+
+
+@pytest.mark.parametrize("exact_limit", [5, 1000])
+def test_a_flipped_bit_anywhere_is_refused(tmp_path, exact_limit):
+    path = tmp_path / "a.faiss"
+    built(range(20), unit(20), exact_limit=exact_limit).save(path, {"kind": "support"})
+    data = path.read_bytes()
+    for at in [*range(0, len(data), 11), *range(len(data) - 40, len(data))]:
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CacheDamagedError):
+            VectorIndex.open(path, {"kind": "support"})
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = tmp_path / "a.faiss"
+    built(range(20), unit(20)).save(path, {})
+    data = path.read_bytes()
+    for length in [0, 1, 19, 20, *range(30, len(data), 41), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(CacheDamagedError):
+            VectorIndex.open(path, {})
+
+
+def test_a_missing_file_a_stranger_and_a_sealed_stranger_are_refused(tmp_path):
+    with pytest.raises(CacheDamagedError):
+        VectorIndex.open(tmp_path / "missing", {})
+    (tmp_path / "stranger").write_bytes(b"not an index" * 50)
+    with pytest.raises(CacheDamagedError):
+        VectorIndex.open(tmp_path / "stranger", {})
+    write_sealed(tmp_path / "sealed", lambda target: target.write_bytes(b"not faiss" * 50), {"dim": DIM})
+    with pytest.raises(CacheDamagedError, match="faiss"):
+        VectorIndex.open(tmp_path / "sealed", {})
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [{"kind": "prototype"}, {"fingerprint": "other@1"}, {"token": "x"}, {"kind": "support", "fingerprint": None}],
+)
+def test_other_facts_than_expected_are_refused(tmp_path, expected):
+    built([1], unit(1)).save(tmp_path / "a.faiss", {"kind": "support", "fingerprint": "lite0@1"})
+    with pytest.raises(CacheDamagedError, match="wanted"):
+        VectorIndex.open(tmp_path / "a.faiss", expected)
