@@ -147,15 +147,10 @@ class Gallery:
         outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self._is_enrolled, keep=True)
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
-            gathered = list(batches)
-            with self._store.write() as writer:
-                reports = [self._enroll_class(writer, folder.label, batch, strict) for folder, batch in gathered]
-            yield from reports
+            yield from self._enroll_together(list(batches), strict=True)
             return
-        for folder, batch in batches:
-            with self._store.write() as writer:
-                report = self._enroll_class(writer, folder.label, batch, strict)
-            yield report
+        for each in batches:
+            yield from self._enroll_together([each], strict=False)
 
     def doubts(self, support_ids: Iterable[int]) -> list[str]:
         """What a careful user would want to know of photos just enrolled, in sentences; see `inspection.doubts`."""
@@ -362,6 +357,17 @@ class Gallery:
         with self._store.read() as reader:
             return reader.label_of_photo(sha256) is not None
 
+    def _enroll_together(
+        self, batches: Sequence[tuple[ClassFolder, list[Outcome]]], *, strict: bool
+    ) -> list[EnrollReport]:
+        """Write classes in one transaction: one change, one line of history."""
+        with self._store.write() as writer:
+            reports = [self._enroll_class(writer, folder.label, batch, strict) for folder, batch in batches]
+            changed = {report.label: report.enrolled for report in reports if report.enrolled}
+            if changed:
+                writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
+        return reports
+
     def _enroll_class(self, writer: Writer, label: str, batch: Sequence[Outcome], strict: bool) -> EnrollReport:
         embedder = self.embedder_of(writer)
         refused = [outcome for outcome in batch if isinstance(outcome, Refused)]
@@ -406,7 +412,6 @@ class Gallery:
             class_id = writer.add_class(label)
             ids = writer.add_supports(class_id, list(new.values()))
             _learn_class(writer, class_id)
-            writer.note("enroll", label, n_supports=len(ids), n_refused=len(refused))
         return EnrollReport(label, len(ids), n_already, tuple(refused), tuple(ids))
 
     def embedder_of(self, reader: Reader) -> Embedder:

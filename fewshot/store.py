@@ -168,6 +168,7 @@ class Store:
         if owner == 0 and n_tables == 0:  # a new file, or one whose maker was killed before its first commit
             if not create:
                 raise self._missing_content()
+            self._write_ahead()
             with self.write() as writer:
                 writer.create_tables()
             return
@@ -178,6 +179,16 @@ class Store:
                 f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
                 hint="Update fewshot: `pip install -U fewshot`.",
             )
+        self._write_ahead()
+
+    def _write_ahead(self) -> None:
+        """Readers go on while one process writes. Set only once the file is known to be ours: it changes the file."""
+        connection = self._watch.connection.driver_connection  # outside of a transaction, where alone it may be set
+        assert isinstance(connection, sqlite3.Connection)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
 
     def _missing_content(self) -> FewshotError:
         return IndexMissingError(
@@ -412,11 +423,16 @@ class Reader:
         found = [f"SQLite: {text}" for text in rows if text != "ok"]
         orphans = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
         found += [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in orphans]
-        for table, column in ((embeddings, embeddings.c.vector), (thumbnails, thumbnails.c.webp)):
-            query = sa.select(table.c.support_id, column, table.c.xxh3).execution_options(yield_per=500)
-            for support_id, blob, checksum in self._connection.execute(query):
+        for key, column in (
+            (embeddings.c.support_id, embeddings.c.vector),
+            (thumbnails.c.support_id, thumbnails.c.webp),
+            (prototypes.c.prototype_id, prototypes.c.vector),
+        ):
+            query = sa.select(key, column, key.table.c.xxh3).execution_options(yield_per=500)
+            for row_id, blob, checksum in self._connection.execute(query):
                 if _checksum(blob) != checksum:
-                    found.append(f"the {column.name} of support {support_id} does not fit its checksum")
+                    owner = key.name.removesuffix("_id")
+                    found.append(f"the {column.name} of {owner} {row_id} does not fit its checksum")
         without = (
             sa.select(sa.func.count())
             .select_from(supports)
@@ -616,7 +632,7 @@ def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
     cursor = connection.cursor()
     try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
     finally:
         cursor.close()

@@ -99,5 +99,7 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
 def real_data() -> Path:
     """The folder of real photographs (novel/support/LABEL and so on); the test skips, and says so, where there is none."""
     if not (REAL_DATA / "novel" / "support").is_dir():
-        pytest.skip(f"no real photographs: set FEWSHOT_DATA to a folder with novel/support in it (looked at {REAL_DATA})")
+        pytest.skip(
+            f"no real photographs: set FEWSHOT_DATA to a folder with novel/support in it (looked at {REAL_DATA})"
+        )
     return REAL_DATA

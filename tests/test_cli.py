@@ -483,6 +483,16 @@ def test_what_is_no_index_is_misuse_for_every_command(leaves, photo, tmp_path):
             assert index.name in fails(2, "not_an_index", *words, "--index", index)
 
 
+def test_doctor_shows_the_machine_even_where_the_index_cannot_be_opened(enrolled):
+    path = INDEX / FILE_NAME
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout)
+    assert facts["engine"]
+    assert "is damaged" in facts["index"]["problems"][0]
+
+
 def test_newer_format_fails_with_both_numbers(enrolled):
     with closing(sqlite3.connect(INDEX / FILE_NAME)) as connection:
         connection.execute("PRAGMA user_version = 42")

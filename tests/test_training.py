@@ -23,13 +23,13 @@ from fewshot.errors import (
     TrainingStoppedError,
 )
 from fewshot.recipes import BACKBONE_NAMES, BASELINES, LOSS_NAMES, resolve
-from fewshot.training import backbone_phase, batches, checkpoints, networks, photos, runs
+from fewshot.training import backbone_phase, batches, checkpoints, networks, photos, report, runs
 from fewshot.training.progress import Progress
 from fewshot.training.runs import train
 
-COLOURS = {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50), "apple-scab": (90, 90, 60)}
+COLOURS = {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50), "apple-scab": (30, 40, 25)}
 SMALL = {
-    "backbone": "cnn-basic",
+    "backbone": "ann-basic",
     "weights": "random",
     "loss": "cosface",
     "scale": 8.0,
@@ -47,6 +47,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here; the test of the report draws."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr(report, "_write_curves", lambda report, file: None)
 
 
 @pytest.fixture
@@ -206,7 +213,7 @@ def test_interpolation_mixes_the_first_and_the_trained_weights(tmp_path: Path, d
 
 
 def trainee(**settings: Any) -> tuple[networks.Trainee, Any]:
-    recipe = resolve({**SMALL, **settings})
+    recipe = resolve({**SMALL, "backbone": "cnn-basic", **settings})
     torch.manual_seed(0)
     return networks.build_trainee(recipe, None), recipe
 
@@ -235,7 +242,7 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
     networks.training_mode(recipe, network)
     network(torch.rand(4, 3, 80, 80) + 5)
     assert torch.equal(norm.running_mean, torch.zeros(3))
-    networks.training_mode(resolve({**SMALL}), network)
+    networks.training_mode(resolve(SMALL), network)
     network(torch.rand(4, 3, 80, 80) + 5)
     assert not torch.equal(norm.running_mean, torch.zeros(3))
 

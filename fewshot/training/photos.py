@@ -89,7 +89,8 @@ def decode_all(photos: Photos, short_side_px: int, grey: bool) -> list[Pixels]:
             image = image.convert("L").convert("RGB")
         scale = short_side_px / min(image.size)
         size = (max(short_side_px, round(image.width * scale)), max(short_side_px, round(image.height * scale)))
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image)
+        # A copy: torch refuses to share memory that it may not write.
+        return np.array(image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image)
 
     with ThreadPoolExecutor() as threads:
         return list(threads.map(decode, photos.files))
