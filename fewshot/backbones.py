@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import importlib.util
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -305,6 +306,11 @@ def _load_weights(network: "torch.nn.Module", source: WeightsSource) -> None:
             state = _lite_names(torch.load(path, map_location="cpu", weights_only=True), network)
         else:
             state = load_file(path)
+    except pickle.UnpicklingError as error:  # torch's own text advises to trust the file; ours does not
+        raise WeightsDamagedError(
+            f"the weights file {path.name} holds more than tensors, or is damaged; it was not opened.",
+            hint="Install its package again.",
+        ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise WeightsDamagedError(f"the weights file {path.name} cannot be read: {error}.") from error
     config: Any = network.pretrained_cfg

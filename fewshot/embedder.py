@@ -14,7 +14,15 @@ import platformdirs
 from fewshot import engines, images
 from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, resolve, source_key
 from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
-from fewshot.errors import CacheDamagedError, EngineError, FewshotError, ImageError, UsageError, did_you_mean
+from fewshot.errors import (
+    CacheDamagedError,
+    EmptyFileError,
+    EngineError,
+    FewshotError,
+    ImageError,
+    UsageError,
+    did_you_mean,
+)
 from fewshot.records import EmbeddedPhoto, Float32s, LoadedPhoto, NamedBytes, Pixels, Refused, SkippedPhoto
 from fewshot.sealed import read_facts, verify
 
@@ -90,6 +98,8 @@ class Embedder:
         """
         file = photo.file if isinstance(photo, NamedBytes) else str(photo)
         data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
+        if not data:
+            raise EmptyFileError(f"{Path(file).name} is empty.")
         sha256 = images.content_hash(data)
         if is_known is not None and is_known(sha256):
             return SkippedPhoto(file, sha256)
@@ -162,6 +172,9 @@ class Embedder:
 
         try:
             for item in prepared:
+                if not isinstance(item, LoadedPhoto) and not group and not waiting:
+                    yield item  # nothing before it is still at work
+                    continue
                 group.append(item)
                 if not isinstance(item, LoadedPhoto):
                     continue

@@ -85,7 +85,7 @@ class _VectorCopy:
     def synced(self, reader: Reader) -> VectorIndex:
         """The copy at the generation of `reader`: taken as it is, caught up, or rebuilt from the store."""
         about = reader.about()
-        index = self._index or self._opened(about.fingerprint)
+        index = self._index if self._index is not None else self._opened(about.fingerprint)
         known = index is not None and self._generation <= about.generation
         if index is None or not known or reader.token(self._generation) != self._token:
             return self._rebuilt(reader)

@@ -136,7 +136,8 @@ class Store:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise NotAnIndexError(f"{self.folder} is a file, not an index.", hint="Name a folder.")
-            if not self.path.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+            entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+            if entries and FILE_NAME not in entries:
                 raise NotAnIndexError(
                     f"{self.folder} is a folder with other things in it, not an index.",
                     hint="Name a new or an empty folder, so that nothing of yours is mixed with an index.",
@@ -203,10 +204,10 @@ class Store:
             raise self.translated(error) from error
 
     def _translate(self, context: sa.engine.ExceptionContext) -> None:
+        if isinstance(context.original_exception, sqlite3.IntegrityError):
+            return  # our own mistake, not the file's: shown as what it is
         if isinstance(context.original_exception, sqlite3.Error):
-            translated = self.translated(context.original_exception)
-            if translated is not None:
-                raise translated from context.original_exception
+            raise self.translated(context.original_exception) from context.original_exception
 
     def translated(self, error: sqlite3.Error) -> FewshotError:
         """The error that a user can act on."""

@@ -208,6 +208,6 @@ def test_pickle_with_code_in_a_packages_place_never_runs(tmp_path):
 
     path = tmp_path / "weights.pth"
     torch.save({"x": Bomb(tmp_path / "exploded")}, path)
-    with pytest.raises(WeightsDamagedError, match=r"weights\.pth cannot be read"):
+    with pytest.raises(WeightsDamagedError, match="holds more than tensors"):
         load(WeightsSource("lite0", LITE0, "package", str(path)))
     assert not (tmp_path / "exploded").exists()

@@ -228,7 +228,8 @@ def test_query_json_is_one_answer_a_photo(enrolled, photo, tmp_path):
 def test_query_for_people_shows_bars_and_the_nearest_photos_names(enrolled, photo, tmp_path):
     (tmp_path / "new" / "words.jpg").write_text("words")
     out = ok("query", tmp_path / "new")
-    first, *rest = out.splitlines()
+    heading, first, *rest = out.splitlines()
+    assert heading.split() == ["photo", "answer", "probability", "similarity"]
     assert first.split()[:2] == ["new-rust.png", "rust"]
     assert "█" in first
     assert any("nearest: rust/rust-" in line for line in rest)
@@ -237,8 +238,8 @@ def test_query_for_people_shows_bars_and_the_nearest_photos_names(enrolled, phot
 
 def test_query_says_unknown_and_why(enrolled, tmp_path):
     out = ok("query", write_leaf(tmp_path / "magenta.png", (255, 0, 255), 1))
-    assert "unknown" in out.splitlines()[0]
-    assert "below the threshold" in out.splitlines()[0]
+    assert "unknown" in out.splitlines()[1]
+    assert "below the threshold" in out.splitlines()[1]
 
 
 def test_top_and_nearest_bound_the_lists(enrolled, photo):
@@ -474,13 +475,16 @@ def test_missing_index_is_misuse_and_says_how_to_make_one(photo, words):
     assert not INDEX.exists()
 
 
-def test_what_is_no_index_is_misuse_for_every_command(leaves, photo, tmp_path):
+def test_what_is_no_index_is_misuse_for_every_command_and_a_finding_of_doctor(leaves, photo, tmp_path):
     folder = leaves(n=1)
     (tmp_path / "random").mkdir()
     (tmp_path / "random" / FILE_NAME).write_bytes(os.urandom(5000))
     for index in (folder, photo, tmp_path / "random"):
-        for words in (["classes"], ["query", photo], ["enroll", "rust", folder / "rust"], ["doctor"]):
+        for words in (["classes"], ["query", photo], ["enroll", "rust", folder / "rust"]):
             assert index.name in fails(2, "not_an_index", *words, "--index", index)
+        result = run("doctor", "--index", index, "--json")
+        assert result.exit_code == 1
+        assert index.name in json.loads(result.stdout)["index"]["problems"][0]
 
 
 def test_doctor_shows_the_machine_even_where_the_index_cannot_be_opened(enrolled):

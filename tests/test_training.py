@@ -97,7 +97,9 @@ def stop_at(epoch: int, batch: int = 1) -> Any:
 
 
 def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None:
-    file = recipe_file(tmp_path, epochs=6, head="mlp", head_epochs=60, head_learning_rate=0.02, head_width=32)
+    file = recipe_file(
+        tmp_path, backbone="cnn-basic", epochs=6, head="mlp", head_epochs=60, head_learning_rate=0.02, head_width=32
+    )
     seen: list[Progress] = []
     (report,) = train(file, data, tmp_path / "out", on_progress=seen.append)
     assert report.test is not None
@@ -106,7 +108,7 @@ def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None
     assert report.backbone_rows[-1].train.loss < report.backbone_rows[0].train.loss
     assert report.mean_epoch_seconds is not None
     assert report.mean_epoch_seconds > 0
-    assert [p.phase for p in seen] == ["backbone"] * 18 + ["head"] * 180
+    assert [p.phase for p in seen] == ["backbone"] * 18 + ["head"] * 60
     assert seen[17].seconds_left == 0.0
     folder = tmp_path / "out" / "small"
     results = json.loads((folder / "results.json").read_text())
@@ -117,7 +119,8 @@ def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None
     assert "random weights" in text
     assert "nearest prototype" in text
     assert all(label in text for label in COLOURS)
-    assert Image.open(folder / "curves.png").size[0] > 500
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.size[0] > 500
     assert list((folder / "tensorboard").glob("events.*"))
     assert all(tensor.dtype == torch.float16 for tensor in weights(folder).values() if tensor.is_floating_point())
     statistics = load_file(folder / "statistics.safetensors")
@@ -126,7 +129,14 @@ def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_every_loss_trains_a_backbone(tmp_path: Path, data: Path, loss: str) -> None:
-    settings = {"loss": loss, "margin": None, "epochs": 8, "learning_rate": 0.003, "photos_per_class": 4}
+    settings = {
+        "backbone": "cnn-basic",
+        "loss": loss,
+        "margin": None,
+        "epochs": 8,
+        "learning_rate": 0.003,
+        "photos_per_class": 4,
+    }
     (report,) = train(recipe_file(tmp_path, **settings), data, tmp_path / "out")
     losses = [row.train.loss for row in report.backbone_rows]
     assert min(losses[1:]) < losses[0]
@@ -154,9 +164,8 @@ def test_a_stopped_run_resumes_to_the_same_result(tmp_path: Path, data: Path, lo
     file = recipe_file(tmp_path, loss=loss, **settings, head="mlp", head_epochs=2, head_dropout=0.2)
     (unbroken,) = train(file, data, tmp_path / "one")
     for epoch in (2, 3):
-        with pytest.raises(TrainingStoppedError, match="kept") as caught:
+        with pytest.raises(TrainingStoppedError, match="kept"):
             train(file, data, tmp_path / "two", on_progress=stop_at(epoch, batch=2))
-        assert caught.value.exit_code == 130
     (resumed,) = train(file, data, tmp_path / "two")
     assert same(weights(tmp_path / "one" / "small"), weights(tmp_path / "two" / "small"))
     scores = [[(row.train, row.test) for row in report.backbone_rows] for report in (unbroken, resumed)]

@@ -1,13 +1,12 @@
 """The `fewshot` group: which commands there are, and how an error becomes a message and an exit code."""
 
 import importlib
-import sys
 from typing import Any
 
 import click
 
 from fewshot import __version__
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, UsageError
 
 # name: (module, the line that `fewshot --help` shows). A command's module is imported when it is called, so that
 # help and typing errors answer at once.
@@ -52,11 +51,21 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except FewshotError as error:
-            show_error(error, as_json="--json" in sys.argv[1:] or bool(ctx.meta.get("fewshot.json")))
+            show_error(error, as_json=as_json or bool(ctx.meta.get("fewshot.json")))
             ctx.exit(error.exit_code)
+        except click.UsageError as error:  # a command whose words cannot be read has no options to look at
+            if not as_json:
+                raise
+            show_error(UsageError(error.format_message(), hint=f"See `{_path(error)} --help`."), as_json=True)
+            ctx.exit(UsageError.exit_code)
+
+
+def _path(error: click.UsageError) -> str:
+    return error.ctx.command_path if error.ctx is not None else "fewshot"
 
 
 def show_error(error: FewshotError, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """How answers look: JSON lines for programs, aligned lines with bars for people, a progress bar for long work."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 from fewshot.records import Prediction
 
 BAR_WIDTH = 12
+NAME_WIDTH = 40
 # A bar for work that is over at once would only flicker.
 PROGRESS_FROM = 8
 
@@ -37,9 +39,20 @@ def progress(what: str, n: int) -> Iterator[Callable[[], None]]:
         yield lambda: bars.advance(task)
 
 
-def prediction_lines(prediction: Prediction, *, file_width: int, label_width: int) -> Iterator[str]:
+def short_names(files: list[Path]) -> dict[str, str]:
+    """How photos are called on screen: as much of each path as tells it from the others, in at most 40 characters."""
+    shared = Path(os.path.commonpath([file.parent for file in files]))
+    return {str(file): _shortened(str(file.relative_to(shared)), NAME_WIDTH) for file in files}
+
+
+def prediction_heading(*, file_width: int, label_width: int) -> str:
+    """The line above the answers."""
+    line = f"{'photo':<{file_width}}  {'answer':<{label_width}}  {'probability':<{5 + BAR_WIDTH}} similarity"
+    return click.style(line, bold=True)
+
+
+def prediction_lines(prediction: Prediction, name: str, *, file_width: int, label_width: int) -> Iterator[str]:
     """An answer for people: the photo, its classes with probability bars, and the nearest enrolled photos."""
-    name = _shortened(Path(prediction.file).name, file_width)
     if prediction.reason == "bad_image":
         yield f"{name:<{file_width}}  {click.style('not readable', fg='red')}  {prediction.message}"
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fewshot.cli.options import common, embedding, open_gallery, warn
-from fewshot.cli.output import json_line, prediction_lines, progress
+from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
 
 
 @click.command()
@@ -36,9 +36,12 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     n_answered = 0
     with open_gallery(index, backbone=backbone, precision=precision, engine=engine) as gallery:
-        file_width = min(32, max(len(file.name) for file in files))
-        label_width = min(40, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
+        names = short_names(files)
+        file_width = max(len("photo"), *map(len, names.values()))
+        label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
         with progress("asking", len(files)) as on_photo:
+            if not as_json:
+                click.echo(prediction_heading(file_width=file_width, label_width=label_width))
             for prediction in gallery.query(files, top=top, n_nearest=nearest, on_photo=on_photo):
                 n_answered += prediction.reason != "bad_image"
                 if as_json:
@@ -46,7 +49,8 @@ def query(
                     if prediction.reason == "bad_image":
                         warn(f"{prediction.file}: {prediction.message}")
                     continue
-                for line in prediction_lines(prediction, file_width=file_width, label_width=label_width):
+                name = names[prediction.file]
+                for line in prediction_lines(prediction, name, file_width=file_width, label_width=label_width):
                     click.echo(line)
     if n_answered == 0:
         warn("no photo could be read.")
