@@ -97,7 +97,7 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real photographs (novel/support/LABEL and so on); the test skips, and says so, where there is none."""
+    """The folder of real photographs (novel/support/LABEL and so on); the test skips and says so without one."""
     if not (REAL_DATA / "novel" / "support").is_dir():
         pytest.skip(
             f"no real photographs: set FEWSHOT_DATA to a folder with novel/support in it (looked at {REAL_DATA})"
