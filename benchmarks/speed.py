@@ -112,13 +112,7 @@ def _fill(folder: Path, n_classes: int, embedder: Embedder) -> None:
     rng = np.random.default_rng(n_classes)
     store = Store(folder, create=True)
     with store.write() as writer:
-        writer.pin_embedder(
-            fingerprint=embedder.fingerprint,
-            precision=embedder.precision,
-            dim=embedder.dim,
-            source=embedder.source.as_dict(),
-            backbone=embedder.backbone.as_dict(),
-        )
+        writer.pin_embedder(embedder.facts())
         for c in range(n_classes):
             rows = rng.normal(size=embedder.dim) + 0.7 * rng.normal(size=(SUPPORTS_A_CLASS, embedder.dim))
             vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

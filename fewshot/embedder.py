@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -71,6 +71,16 @@ class Embedder:
     def dim(self) -> int:
         """The embedding's length."""
         return self.backbone.dim
+
+    def facts(self) -> dict[str, Any]:
+        """What an index keeps of its embedder: fingerprint, precision, dim, and source and backbone as JSON."""
+        return {
+            "fingerprint": self.fingerprint,
+            "precision": self.precision,
+            "dim": self.dim,
+            "source": self.source.as_dict(),
+            "backbone": self.backbone.as_dict(),
+        }
 
     def embed_pixels(self, pixels: Pixels) -> Float32s:
         """Embed prepared pixels: (n, size, size, 3) uint8 -> (n, dim) float32, rows of unit length.

@@ -402,13 +402,7 @@ class Gallery:
         ids: list[int] = []
         if new:
             if writer.about().fingerprint is None:
-                writer.pin_embedder(
-                    fingerprint=embedder.fingerprint,
-                    precision=embedder.precision,
-                    dim=embedder.dim,
-                    source=embedder.source.as_dict(),
-                    backbone=embedder.backbone.as_dict(),
-                )
+                writer.pin_embedder(embedder.facts())
             class_id = writer.add_class(label)
             ids = writer.add_supports(class_id, list(new.values()))
             _learn_class(writer, class_id)
@@ -455,13 +449,7 @@ class Gallery:
 
     def _adopt(self, writer: Writer, embedder: Embedder) -> None:
         before = writer.about().fingerprint
-        writer.pin_embedder(
-            fingerprint=embedder.fingerprint,
-            precision=embedder.precision,
-            dim=embedder.dim,
-            source=embedder.source.as_dict(),
-            backbone=embedder.backbone.as_dict(),
-        )
+        writer.pin_embedder(embedder.facts())
         writer.adopt_staged(embedder.fingerprint)
         for label in writer.labels():
             _learn_class(writer, writer.wanted_class_id(label))

@@ -28,7 +28,9 @@ def add(store, label, n=2, seed=0):
     rng = np.random.default_rng([seed, len(label), *label.encode()])
     with store.write() as writer:
         if writer.about().fingerprint is None:
-            writer.pin_embedder(fingerprint="colours@0", precision="f32", dim=DIM, source={}, backbone={})
+            writer.pin_embedder(
+                {"fingerprint": "colours@0", "precision": "f32", "dim": DIM, "source": {}, "backbone": {}}
+            )
         class_id = writer.add_class(label)
         photos = []
         for _ in range(n):
@@ -277,7 +279,7 @@ def test_cache_of_another_embedder_is_rebuilt(store, cache):
     files = cached(store, cache)
     before = inodes(files)
     with store.write() as writer:
-        writer.pin_embedder(fingerprint="others@1", precision="f32", dim=DIM, source={}, backbone={})
+        writer.pin_embedder({"fingerprint": "others@1", "precision": "f32", "dim": DIM, "source": {}, "backbone": {}})
     assert answers(store, Neighbours(cache)) == fresh(store)
     assert inodes(files) != before
 

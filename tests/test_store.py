@@ -24,8 +24,8 @@ from fewshot.errors import (
     UnknownLabelError,
 )
 from fewshot.records import EmbeddedPhoto
-from fewshot.schema import APPLICATION_ID, FORMAT_VERSION
 from fewshot.store import FILE_NAME, Store
+from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
 
 DIM = 8
 
@@ -45,7 +45,9 @@ def add_class(store, label, *names, n_thumbnail_bytes=40):
     """One change: a class with photos; their ids."""
     with store.write() as writer:
         if writer.about().fingerprint is None:
-            writer.pin_embedder(fingerprint="colours@0", precision="f32", dim=DIM, source={}, backbone={})
+            writer.pin_embedder(
+                {"fingerprint": "colours@0", "precision": "f32", "dim": DIM, "source": {}, "backbone": {}}
+            )
         class_id = writer.add_class(label)
         ids = writer.add_supports(class_id, [photo(name, n_thumbnail_bytes=n_thumbnail_bytes) for name in names])
         _, _, vectors = writer.class_vectors([class_id])

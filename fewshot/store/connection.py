@@ -1,0 +1,212 @@
+"""An index file, opened: whose it is, which format it has, and its transactions."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from fewshot.errors import (
+    DiskFullError,
+    FewshotError,
+    IndexDamagedError,
+    IndexLockedError,
+    IndexMissingError,
+    IndexUnwritableError,
+    NewerFormatError,
+    NotAnIndexError,
+)
+from fewshot.store.reading import Place, Reader
+from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
+from fewshot.store.writing import Writer
+
+FILE_NAME = "index.sqlite"
+BUSY_TIMEOUT_S = 30.0
+
+
+class Store:
+    """One index file, opened.
+
+    Args:
+        folder: the index's folder; holds `index.sqlite`.
+        create: make a new, empty index where there is none.
+        timeout_s: how long to wait for another process that is writing.
+
+    Raises:
+        IndexMissingError, NotAnIndexError, NewerFormatError, IndexDamagedError, IndexLockedError,
+        IndexUnwritableError: see their messages.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False, timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self.folder = folder
+        self.path = folder / FILE_NAME
+        self.name = folder.name or str(folder)
+        if create:
+            self._make_folder()
+        elif not self.path.is_file():
+            raise self._missing()
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(self.path)), connect_args={"timeout": timeout_s}, pool_size=16
+        )
+        event.listen(self._engine, "connect", _set_up_connection)
+        event.listen(self._engine, "begin", _begin)
+        event.listen(self._engine, "handle_error", self._translate)
+        try:
+            self._watch = self._connect()
+            self._check_format(create)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    # ---- transactions
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        """One unchanging view of the index, whatever other processes write meanwhile."""
+        with self._connect() as connection, connection.begin():
+            yield Reader(Place(self.name, self.folder), connection)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Writer]:
+        """One change: all of it is kept, or none; durable when the block ends.
+
+        Raises:
+            IndexLockedError: another process has been writing for longer than the timeout.
+            DiskFullError: nothing of the change is kept.
+        """
+        with self._connect() as connection:
+            connection = connection.execution_options(fewshot_write=True)
+            with connection.begin():
+                yield Writer(Place(self.name, self.folder), connection)
+
+    def data_version(self) -> int:
+        """Changes whenever another connection, of this process or another, has committed."""
+        with self._watch.begin():
+            return int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._watch.close()
+        self._engine.dispose()
+
+    # ---- opening
+
+    def _make_folder(self) -> None:
+        try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise NotAnIndexError(f"{self.folder} is a file, not an index.", hint="Name a folder.")
+            entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+            if entries and FILE_NAME not in entries:
+                raise NotAnIndexError(
+                    f"{self.folder} is a folder with other things in it, not an index.",
+                    hint="Name a new or an empty folder, so that nothing of yours is mixed with an index.",
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IndexUnwritableError(
+                f"the index folder {self.folder} cannot be made: {error.strerror}.",
+                hint="Choose another with --index, or change its permissions.",
+            ) from error
+
+    def _missing(self) -> FewshotError:
+        if self.folder.is_file():
+            return NotAnIndexError(f"{self.folder} is a file, not an index.", hint="An index is a folder.")
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            return NotAnIndexError(
+                f"{self.folder} is a folder without an {FILE_NAME}: not an index.", hint="Check --index."
+            )
+        return IndexMissingError(
+            f"there is no index at {self.folder}.",
+            hint="Enroll a class to make it (`fewshot enroll LABEL FOLDER`), or check --index.",
+        )
+
+    def _check_format(self, create: bool) -> None:
+        with self._watch.begin():
+            owner = int(self._watch.exec_driver_sql("PRAGMA application_id").scalar_one())
+            version = int(self._watch.exec_driver_sql("PRAGMA user_version").scalar_one())
+            n_tables = int(self._watch.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
+        if owner == 0 and n_tables == 0:  # a new file, or one whose maker was killed before its first commit
+            if not create:
+                raise self._missing_content()
+            self._write_ahead()
+            with self.write() as writer:
+                writer.create_tables()
+            return
+        if owner != APPLICATION_ID:
+            raise NotAnIndexError(f"{self.path} is an SQLite file of another program, not an index.")
+        if version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
+                hint="Update fewshot: `pip install -U fewshot`.",
+            )
+        self._write_ahead()
+
+    def _write_ahead(self) -> None:
+        """Readers go on while one process writes. Set only once the file is known to be ours: it changes the file."""
+        connection = self._watch.connection.driver_connection  # outside of a transaction, where alone it may be set
+        assert isinstance(connection, sqlite3.Connection)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+
+    def _missing_content(self) -> FewshotError:
+        return IndexMissingError(
+            f"the index at {self.folder} was never finished: it holds nothing.",
+            hint="Enroll a class to make it: `fewshot enroll LABEL FOLDER`.",
+        )
+
+    def _connect(self) -> sa.Connection:
+        try:
+            return self._engine.connect()
+        except sqlite3.Error as error:  # raised while the connection is set up, before SQLAlchemy's own handling
+            raise self.translated(error) from error
+
+    def _translate(self, context: sa.engine.ExceptionContext) -> None:
+        if isinstance(context.original_exception, sqlite3.IntegrityError):
+            return  # our own mistake, not the file's: shown as what it is
+        if isinstance(context.original_exception, sqlite3.Error):
+            raise self.translated(context.original_exception) from context.original_exception
+
+    def translated(self, error: sqlite3.Error) -> FewshotError:
+        """The error that a user can act on."""
+        name = getattr(error, "sqlite_errorname", "") or ""
+        text = str(error)
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return IndexLockedError(f"index {self.name!r} is locked: another process has been writing to it.")
+        if name.startswith("SQLITE_FULL"):
+            return DiskFullError(f"the disk that holds index {self.name!r} is full; the change was not kept.")
+        if name.startswith("SQLITE_NOTADB"):
+            return NotAnIndexError(f"{self.path} is not an index: it is not an SQLite file.", hint="Check --index.")
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+            return IndexUnwritableError(
+                f"index {self.name!r} at {self.folder} cannot be opened for use: {text}.",
+                hint="Check the permissions of the folder and of the files in it; the folder must be writable.",
+            )
+        if name.startswith("SQLITE_IOERR"):
+            return IndexUnwritableError(
+                f"reading or writing index {self.name!r} failed: {text}; the change was not kept.",
+                hint="Check the disk. The index itself is as it was before.",
+            )
+        return IndexDamagedError(
+            f"index {self.name!r} is damaged: {text}.",
+            hint=f"`fewshot doctor --index {self.folder}` says what is sound; restore {FILE_NAME} from a copy.",
+        )
+
+
+def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+    cursor = connection.cursor()
+    try:
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+    finally:
+        cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    # IMMEDIATE takes the write lock at once: a change never fails half-way because another came first.
+    write = connection.get_execution_options().get("fewshot_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

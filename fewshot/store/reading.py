@@ -1,0 +1,294 @@
+"""Questions to one unchanging view of an index."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+import xxhash
+from numpy.typing import NDArray
+
+from fewshot.errors import IndexDamagedError, UnknownLabelError
+from fewshot.records import ClassSummary, Float32s, Int64s, Support
+from fewshot.store.schema import about, classes, embeddings, history, prototypes, removals, staged, supports, thumbnails
+
+VECTOR_TABLES = {"support": (embeddings, embeddings.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which index a message speaks of."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """An index's own facts. The embedder's are None until the first class is enrolled.
+
+    `generation` counts committed changes: equal generations of one index hold equal content.
+    """
+
+    created_at: str
+    generation: int
+    fingerprint: str | None
+    precision: str | None
+    dim: int | None
+    source: dict[str, str] | None
+    backbone: dict[str, Any] | None
+
+
+_SUPPORT_RECORD = sa.select(
+    supports.c.support_id,
+    classes.c.label,
+    supports.c.file,
+    supports.c.width,
+    supports.c.height,
+    supports.c.own_similarity,
+    supports.c.added_at,
+).join(classes)
+
+
+class Reader:
+    """Questions to one unchanging view of an index."""
+
+    def __init__(self, place: Place, connection: sa.Connection) -> None:
+        self._place = place
+        self._connection = connection
+
+    def about(self) -> About:
+        """The index's own facts."""
+        row = self._connection.execute(sa.select(about)).one_or_none()
+        if row is None:
+            raise IndexDamagedError(f"index {self._place.name!r} is damaged: its own facts are missing.")
+        facts = dict(row._mapping)
+        facts.pop("one")
+        return About(**facts)
+
+    def classes(self) -> list[ClassSummary]:
+        """Every class with its counts, in label order."""
+        n_supports = sa.select(supports.c.class_id, sa.func.count().label("n")).group_by(supports.c.class_id).subquery()
+        n_prototypes = (
+            sa.select(prototypes.c.class_id, sa.func.count().label("n")).group_by(prototypes.c.class_id).subquery()
+        )
+        query = (
+            sa.select(classes.c.label, sa.func.coalesce(n_supports.c.n, 0), sa.func.coalesce(n_prototypes.c.n, 0))
+            .outerjoin(n_supports, n_supports.c.class_id == classes.c.class_id)
+            .outerjoin(n_prototypes, n_prototypes.c.class_id == classes.c.class_id)
+            .order_by(classes.c.label)
+        )
+        return [ClassSummary(*row) for row in self._connection.execute(query)]
+
+    def labels(self) -> list[str]:
+        """Every label, in order."""
+        return list(self._connection.execute(sa.select(classes.c.label).order_by(classes.c.label)).scalars())
+
+    def n_classes(self) -> int:
+        """How many classes are enrolled."""
+        return int(self._connection.execute(sa.select(sa.func.count()).select_from(classes)).scalar_one())
+
+    def n_supports(self) -> int:
+        """How many photos are enrolled."""
+        return int(self._connection.execute(sa.select(sa.func.count()).select_from(supports)).scalar_one())
+
+    def class_id(self, label: str) -> int | None:
+        """The class of a label, or None."""
+        return self._connection.execute(sa.select(classes.c.class_id).where(classes.c.label == label)).scalar()
+
+    def wanted_class_id(self, label: str) -> int:
+        """The class of a label.
+
+        Raises:
+            UnknownLabelError: there is none; the nearest is suggested.
+        """
+        found = self.class_id(label)
+        if found is None:
+            raise UnknownLabelError(label, self._place.name, self.labels())
+        return found
+
+    def label_of_photo(self, sha256: str) -> str | None:
+        """The label under which a photo with this content is enrolled, or None."""
+        return self.labels_of_photos([sha256]).get(sha256)
+
+    def labels_of_photos(self, hashes: Sequence[str]) -> dict[str, str]:
+        """Content hash -> label, for those that are enrolled."""
+        query = sa.select(supports.c.sha256, classes.c.label).join(classes)
+        return dict(self._in_parts(query, supports.c.sha256, hashes))
+
+    def class_labels(self, class_ids: Iterable[int]) -> dict[int, str]:
+        """class_id -> label."""
+        query = sa.select(classes.c.class_id, classes.c.label)
+        return dict(self._in_parts(query, classes.c.class_id, sorted(set(class_ids))))
+
+    def prototype_classes(self, prototype_ids: Iterable[int]) -> dict[int, int]:
+        """prototype_id -> class_id."""
+        query = sa.select(prototypes.c.prototype_id, prototypes.c.class_id)
+        return dict(self._in_parts(query, prototypes.c.prototype_id, sorted(set(prototype_ids))))
+
+    def supports(self, support_ids: Iterable[int]) -> dict[int, Support]:
+        """support_id -> its record."""
+        rows = self._in_parts(_SUPPORT_RECORD, supports.c.support_id, sorted(set(support_ids)))
+        return {row[0]: Support(*row) for row in rows}
+
+    def supports_of(self, class_id: int) -> list[Support]:
+        """The photos of a class, in order of enrolment."""
+        query = _SUPPORT_RECORD.where(supports.c.class_id == class_id).order_by(supports.c.support_id)
+        return [Support(*row) for row in self._connection.execute(query)]
+
+    def own_similarity_quantile(self, q: float) -> float | None:
+        """The q-quantile of all supports' own similarities (the lower of two neighbours), None without any."""
+        known = supports.c.own_similarity.is_not(None)
+        n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
+        if n == 0:
+            return None
+        query = sa.select(supports.c.own_similarity).where(known).order_by(supports.c.own_similarity)
+        return float(self._connection.execute(query.limit(1).offset(int(q * (n - 1)))).scalar_one())
+
+    def class_vectors(self, class_ids: Sequence[int]) -> tuple[Int64s, Int64s, Float32s]:
+        """Support ids (n,), their class ids (n,) and their embeddings (n, dim), in order of enrolment."""
+        query = (
+            sa.select(supports.c.support_id, supports.c.class_id, embeddings.c.vector, embeddings.c.xxh3)
+            .join(embeddings, embeddings.c.support_id == supports.c.support_id)
+            .order_by(supports.c.support_id)
+        )
+        rows = list(self._in_parts(query, supports.c.class_id, list(class_ids)))
+        ids = np.array([row[0] for row in rows], np.int64)
+        return ids, np.array([row[1] for row in rows], np.int64), self._vectors([row[2:] for row in rows], ids)
+
+    def difference_hashes(self, class_ids: Sequence[int]) -> tuple[Int64s, NDArray[np.uint8]]:
+        """Support ids (n,) of these classes and their difference hashes (n, 16) uint8, in order of enrolment."""
+        query = sa.select(supports.c.support_id, supports.c.dhash).where(supports.c.dhash.is_not(None))
+        rows = sorted(self._in_parts(query, supports.c.class_id, list(class_ids)))
+        bits = np.frombuffer(b"".join(row[1] for row in rows), np.uint8).reshape(len(rows), 16)
+        return np.array([row[0] for row in rows], np.int64), bits
+
+    def prototypes_of(self, class_id: int) -> Float32s:
+        """The prototypes of a class: (n_prototypes, dim) float32, rows of unit length."""
+        query = sa.select(prototypes.c.prototype_id, prototypes.c.vector, prototypes.c.xxh3)
+        return self._read_vectors(query.where(prototypes.c.class_id == class_id))[1]
+
+    def changed_vectors(self, kind: str, since: int) -> tuple[Int64s, Float32s]:
+        """Ids and vectors of the supports or prototypes written after a generation.
+
+        Args:
+            kind: "support" or "prototype".
+            since: a generation; -1 gives all.
+        """
+        table, key = VECTOR_TABLES[kind]
+        query = sa.select(key, table.c.vector, table.c.xxh3).order_by(key)
+        if since >= 0:
+            owner = supports if kind == "support" else prototypes
+            if kind == "support":
+                query = query.join(supports, supports.c.support_id == embeddings.c.support_id)
+            query = query.where(owner.c.generation > since)
+        return self._read_vectors(query)
+
+    def removed_ids(self, kind: str, since: int) -> Int64s:
+        """Ids of the supports or prototypes removed after a generation."""
+        query = sa.select(removals.c.removed_id).where(removals.c.kind == kind, removals.c.generation > since)
+        return np.array(self._connection.execute(query).scalars().all(), np.int64)
+
+    def n_changed(self, kind: str, since: int) -> int:
+        """How many supports or prototypes were written after a generation."""
+        table = supports if kind == "support" else prototypes
+        query = sa.select(sa.func.count()).select_from(table).where(table.c.generation > since)
+        return int(self._connection.execute(query).scalar_one())
+
+    def thumbnail(self, support_id: int) -> bytes | None:
+        """The kept photo of a support: a WebP file.
+
+        Raises:
+            IndexDamagedError: its bytes do not fit their checksum.
+        """
+        row = self._connection.execute(
+            sa.select(thumbnails.c.webp, thumbnails.c.xxh3).where(thumbnails.c.support_id == support_id)
+        ).one_or_none()
+        if row is None:
+            return None
+        if checksum(row.webp) != row.xxh3:
+            raise IndexDamagedError(
+                f"index {self._place.name!r} is damaged: the kept photo of support {support_id} does not fit its "
+                f"checksum."
+            )
+        return bytes(row.webp)
+
+    def unstaged(self, fingerprint: str) -> list[tuple[int, str, str]]:
+        """(support_id, sha256, file) of the supports that `stage` has not yet got for this fingerprint."""
+        done = sa.select(staged.c.support_id).where(staged.c.fingerprint == fingerprint)
+        query = sa.select(supports.c.support_id, supports.c.sha256, supports.c.file)
+        query = query.where(supports.c.support_id.not_in(done)).order_by(supports.c.support_id)
+        return [(row[0], row[1], row[2]) for row in self._connection.execute(query)]
+
+    def token(self, generation: int) -> str | None:
+        """The random word that the change to this generation left, None if this file never saw that change.
+
+        A file restored from a copy may count up to the same generation again with other content; the word tells.
+        """
+        query = sa.select(history.c.token).where(history.c.generation == generation)
+        return self._connection.execute(query).scalar()
+
+    def history(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest changes, newest first."""
+        query = sa.select(history).order_by(history.c.event_id.desc()).limit(limit)
+        return [dict(row._mapping) for row in self._connection.execute(query)]
+
+    def problems(self) -> list[str]:
+        """What is wrong with the file: SQLite's own check, foreign keys, checksums. Reads all of it."""
+        rows = self._connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        found = [f"SQLite: {text}" for text in rows if text != "ok"]
+        orphans = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
+        found += [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in orphans]
+        for key, column in (
+            (embeddings.c.support_id, embeddings.c.vector),
+            (thumbnails.c.support_id, thumbnails.c.webp),
+            (prototypes.c.prototype_id, prototypes.c.vector),
+        ):
+            query = sa.select(key, column, key.table.c.xxh3).execution_options(yield_per=500)
+            for row_id, blob, noted in self._connection.execute(query):
+                if checksum(blob) != noted:
+                    owner = key.name.removesuffix("_id")
+                    found.append(f"the {column.name} of {owner} {row_id} does not fit its checksum")
+        without = (
+            sa.select(sa.func.count())
+            .select_from(supports)
+            .where(supports.c.support_id.not_in(sa.select(embeddings.c.support_id)))
+        )
+        if n := self._connection.execute(without).scalar_one():
+            found.append(f"{n} supports have no embedding")
+        return found
+
+    def _in_parts(self, query: Any, column: Any, values: Sequence[Any], size: int = 500) -> Iterator[Any]:
+        for start in range(0, len(values), size):  # SQLite bounds the number of parameters of one statement
+            for row in self._connection.execute(query.where(column.in_(values[start : start + size]))):
+                yield tuple(row)
+
+    def _read_vectors(self, query: Any) -> tuple[Int64s, Float32s]:
+        ids: list[int] = []
+        parts: list[Float32s] = []
+        result = self._connection.execute(query.execution_options(yield_per=2000))
+        for partition in result.partitions():
+            part_ids = np.array([row[0] for row in partition], np.int64)
+            parts.append(self._vectors([row[1:] for row in partition], part_ids))
+            ids.extend(part_ids.tolist())
+        if not parts:
+            return np.zeros(0, np.int64), np.zeros((0, self.about().dim or 0), np.float32)
+        return np.array(ids, np.int64), np.concatenate(parts)
+
+    def _vectors(self, rows: Sequence[tuple[bytes, int]], ids: Int64s) -> Float32s:
+        dim = self.about().dim or 0
+        for (blob, noted), row_id in zip(rows, ids.tolist(), strict=True):
+            if checksum(blob) != noted or len(blob) != 4 * dim:
+                raise IndexDamagedError(
+                    f"index {self._place.name!r} is damaged: the vector of row {row_id} does not fit its checksum.",
+                    hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+                )
+        return np.frombuffer(b"".join(row[0] for row in rows), "<f4").reshape(len(rows), dim).astype(np.float32)
+
+
+def checksum(blob: bytes) -> int:
+    """xxh3-64 as a signed integer, which is what SQL has."""
+    value = int(xxhash.xxh3_64_intdigest(blob))
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,189 @@
+"""Changes to an index, inside one transaction."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from fewshot.errors import LabelTakenError
+from fewshot.records import EmbeddedPhoto, Float32s, Int64s
+from fewshot.store.reading import Place, Reader, checksum
+from fewshot.store.schema import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    about,
+    classes,
+    embeddings,
+    history,
+    metadata,
+    prototypes,
+    removals,
+    staged,
+    supports,
+    thumbnails,
+)
+
+
+class Writer(Reader):
+    """Changes to an index, inside one transaction; every change counts the generation up once."""
+
+    def __init__(self, place: Place, connection: sa.Connection) -> None:
+        super().__init__(place, connection)
+        self._generation: int | None = None
+
+    def create_tables(self) -> None:
+        """Lay out a new index, unless another process has just done so."""
+        if self._connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
+            return
+        metadata.create_all(self._connection, checkfirst=False)
+        self._connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
+        self._connection.execute(about.insert().values(one=1, created_at=_now(), generation=0))
+
+    def generation(self) -> int:
+        """The generation that this transaction makes."""
+        if self._generation is None:
+            self._connection.execute(about.update().values(generation=about.c.generation + 1))
+            self._generation = self.about().generation
+        return self._generation
+
+    def pin_embedder(self, facts: dict[str, Any]) -> None:
+        """Say which embedder made this index's embeddings: its fingerprint, precision, dim, source and backbone."""
+        self._connection.execute(about.update().values(**facts))
+
+    def add_class(self, label: str) -> int:
+        """The class of a label, made if there is none."""
+        found = self.class_id(label)
+        if found is not None:
+            return found
+        result = self._connection.execute(classes.insert().values(label=label, created_at=_now()))
+        return _new_id(result)
+
+    def add_supports(self, class_id: int, photos: Sequence[EmbeddedPhoto]) -> list[int]:
+        """Add photos to a class; their ids, in order."""
+        ids = []
+        for photo in photos:
+            result = self._connection.execute(
+                supports.insert().values(
+                    class_id=class_id,
+                    sha256=photo.sha256,
+                    file=Path(photo.file).name,
+                    width=photo.width,
+                    height=photo.height,
+                    dhash=photo.dhash,
+                    added_at=_now(),
+                    generation=self.generation(),
+                )
+            )
+            support_id = _new_id(result)
+            self._connection.execute(embeddings.insert().values(support_id=support_id, **_packed(photo.embedding)))
+            if photo.thumbnail is not None:
+                self._connection.execute(
+                    thumbnails.insert().values(
+                        support_id=support_id, webp=photo.thumbnail, xxh3=checksum(photo.thumbnail)
+                    )
+                )
+            ids.append(support_id)
+        return ids
+
+    def set_prototypes(self, class_id: int, vectors: Float32s) -> None:
+        """Replace the prototypes of a class: (n_prototypes, dim) float32, rows of unit length."""
+        self._drop("prototype", prototypes.c.prototype_id, prototypes.c.class_id == class_id)
+        for vector in vectors:
+            self._connection.execute(
+                prototypes.insert().values(class_id=class_id, generation=self.generation(), **_packed(vector))
+            )
+
+    def set_own_similarities(self, support_ids: Int64s, values: Float32s | None) -> None:
+        """Note for each support its cosine to the prototype of the others of its class; None where it is alone."""
+        rows = [
+            {"id": int(support_id), "value": None if values is None else float(values[i])}
+            for i, support_id in enumerate(support_ids)
+        ]
+        if rows:
+            update = supports.update().where(supports.c.support_id == sa.bindparam("id"))
+            self._connection.execute(update.values(own_similarity=sa.bindparam("value")), rows)
+
+    def remove_class(self, class_id: int) -> int:
+        """Remove a class and its photos; how many photos."""
+        self._drop("prototype", prototypes.c.prototype_id, prototypes.c.class_id == class_id)
+        n = self._drop("support", supports.c.support_id, supports.c.class_id == class_id)
+        self._connection.execute(classes.delete().where(classes.c.class_id == class_id))
+        return n
+
+    def rename_class(self, class_id: int, label: str) -> None:
+        """Give a class another label.
+
+        Raises:
+            LabelTakenError: another class has it.
+        """
+        taken = self.class_id(label)
+        if taken is not None and taken != class_id:
+            raise LabelTakenError(
+                f"index {self._place.name!r} already holds a class {label!r}.",
+                hint="Choose another name; to merge two classes, remove one and enroll its photos into the other.",
+            )
+        self.generation()
+        self._connection.execute(classes.update().where(classes.c.class_id == class_id).values(label=label))
+
+    def stage(self, fingerprint: str, vectors: dict[int, Float32s]) -> None:
+        """Keep new embeddings of supports aside until all are there."""
+        for support_id, vector in vectors.items():
+            row = {"support_id": support_id, "fingerprint": fingerprint, **_packed(vector)}
+            self._connection.execute(staged.insert().prefix_with("OR REPLACE").values(**row))
+
+    def adopt_staged(self, fingerprint: str) -> None:
+        """Make the staged embeddings the index's own; the caller has seen that none is missing."""
+        done = sa.select(staged.c.support_id, staged.c.vector, staged.c.xxh3).where(staged.c.fingerprint == fingerprint)
+        self._connection.execute(embeddings.delete())
+        self._connection.execute(embeddings.insert().from_select(["support_id", "vector", "xxh3"], done))
+        self._connection.execute(staged.delete())
+        self._connection.execute(supports.update().values(generation=self.generation()))
+
+    def note(self, action: str, label: str | None, **detail: Any) -> None:
+        """Write the line of history of this change: who did what, when. Every change has exactly one."""
+        self._connection.execute(
+            history.insert().values(
+                at=_now(),
+                who=_who(),
+                action=action,
+                label=label,
+                detail=detail,
+                generation=self.generation(),
+                token=secrets.token_hex(8),
+            )
+        )
+
+    def _drop(self, kind: str, key: sa.Column[Any], condition: sa.ColumnElement[bool]) -> int:
+        ids = list(self._connection.execute(sa.select(key).where(condition)).scalars())
+        if ids:
+            self._connection.execute(
+                removals.insert(),
+                [{"kind": kind, "removed_id": i, "generation": self.generation()} for i in ids],
+            )
+            self._connection.execute(sa.delete(key.table).where(condition))
+        return len(ids)
+
+
+def _packed(vector: Float32s) -> dict[str, Any]:
+    blob = np.ascontiguousarray(vector, "<f4").tobytes()
+    return {"vector": blob, "xxh3": checksum(blob)}
+
+
+def _new_id(result: "sa.CursorResult[Any]") -> int:
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _who() -> str:
+    return os.environ.get("FEWSHOT_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
