@@ -208,7 +208,6 @@ def load(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
         WeightsDamagedError: the file does not hold this architecture's weights.
     """
     import timm
-    import torch
 
     _check_architecture(source)
     if source.kind == "hub":
@@ -216,6 +215,26 @@ def load(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
     else:
         network = timm.create_model(source.architecture, pretrained=False, num_classes=0)
         _load_weights(network, source)
+    return _described(source, network), network
+
+
+def load_untrained(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
+    """Build the network with random weights, drawn from torch's global generator; else as `load`.
+
+    Raises:
+        UnknownBackboneError: timm has no such architecture; the message suggests the nearest.
+    """
+    import timm
+
+    _check_architecture(source)
+    network: torch.nn.Module = timm.create_model(source.architecture, pretrained=False, num_classes=0)
+    return _described(source, network), network
+
+
+def _described(source: WeightsSource, network: "torch.nn.Module") -> Backbone:
+    """What is known of a network, its features' length read off a run; leaves it in eval mode."""
+    import torch
+
     network.eval()
     preprocessing = _preprocessing(network, source.architecture)
     with torch.inference_mode():
@@ -223,14 +242,13 @@ def load(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
         features = network(torch.zeros(1, 3, size, size))
     if features.ndim != 2:
         raise BackboneError(f"{source.architecture} gives features of shape {tuple(features.shape)}; wanted (1, dim).")
-    backbone = Backbone(
+    return Backbone(
         name=source.name,
         architecture=source.architecture,
         dim=int(features.shape[1]),
         weights_sha256=_hash_tensors(network.state_dict()),
         preprocessing=preprocessing,
     )
-    return backbone, network
 
 
 def _from_package(name: str) -> WeightsSource | None:

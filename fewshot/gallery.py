@@ -79,6 +79,7 @@ class Gallery:
             self._embedder = open_embedder(self._choice, on_notice=on_notice)
         self._store = Store(folder, create=create)
         self._neighbours = Neighbours(folder / "cache")
+        self._overview_of: tuple[int, int, Rejection] | None = None
 
     @property
     def name(self) -> str:
@@ -201,14 +202,13 @@ class Gallery:
             EmptyIndexError: no class is enrolled.
         """
         with self._store.read() as reader:
-            n_way = reader.n_classes()
+            n_way, rejection = self._overview(reader)
             if n_way == 0:
                 raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
             n_scored = min(n_way, max(classifier.N_SCORED, top))
             similarities, class_ids = self._neighbours.classes(reader, vectors, n_scored)
             shares = classifier.probabilities(similarities, n_way)
             labels = reader.class_labels(class_ids[:, :top].ravel().tolist())
-            rejection = Rejection(reader.own_similarity_quantile(classifier.REJECTED_PART))
             nearest = self._neighbours.supports(reader, vectors, n_nearest)
         predictions = []
         for row in range(len(vectors)):
@@ -350,6 +350,16 @@ class Gallery:
             hint="Open it with its own backbone (leave --backbone and --precision out), or rebuild it with "
             "`fewshot reindex`.",
         )
+
+    # ---- inside a question
+
+    def _overview(self, reader: Reader) -> tuple[int, Rejection]:
+        """What depends on the whole index, number of classes and rejection, computed once a generation."""
+        generation = reader.about().generation
+        if self._overview_of is None or self._overview_of[0] != generation:
+            rejection = Rejection(reader.own_similarity_quantile(classifier.REJECTED_PART))
+            self._overview_of = (generation, reader.n_classes(), rejection)
+        return self._overview_of[1:]
 
     # ---- inside a change
 

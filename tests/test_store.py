@@ -229,22 +229,6 @@ def test_a_reader_keeps_its_view_while_another_writes(store):
         assert reader.labels() == ["healthy", "rust"]
 
 
-def test_data_version_changes_with_another_connections_commit_and_only_then(store):
-    first = store.data_version()
-    with store.read() as reader:
-        reader.labels()
-    assert store.data_version() == first
-    with closing(Store(store.folder)) as other:
-        assert store.data_version() == first, "opening is no change"
-        add_class(other, "rust", "a.png")
-        second = store.data_version()
-        assert second != first
-        with contextlib.suppress(RuntimeError), other.write() as writer:
-            writer.add_class("healthy")
-            raise RuntimeError("undone")
-    assert store.data_version() == second
-
-
 # ---- a change is whole, durable, or has not been
 
 

@@ -54,8 +54,8 @@ class Store:
         event.listen(self._engine, "begin", _begin)
         event.listen(self._engine, "handle_error", self._translate)
         try:
-            self._watch = self._connect()
-            self._check_format(create)
+            with self._connect() as connection:
+                self._check_format(connection, create)
         except BaseException:
             self._engine.dispose()
             raise
@@ -81,14 +81,8 @@ class Store:
             with connection.begin():
                 yield Writer(Place(self.name, self.folder), connection)
 
-    def data_version(self) -> int:
-        """Changes whenever another connection, of this process or another, has committed."""
-        with self._watch.begin():
-            return int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
-
     def close(self) -> None:
         """Close every connection."""
-        self._watch.close()
         self._engine.dispose()
 
     # ---- opening
@@ -122,15 +116,15 @@ class Store:
             hint="Enroll a class to make it (`fewshot enroll LABEL FOLDER`), or check --index.",
         )
 
-    def _check_format(self, create: bool) -> None:
-        with self._watch.begin():
-            owner = int(self._watch.exec_driver_sql("PRAGMA application_id").scalar_one())
-            version = int(self._watch.exec_driver_sql("PRAGMA user_version").scalar_one())
-            n_tables = int(self._watch.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
+    def _check_format(self, connection: sa.Connection, create: bool) -> None:
+        with connection.begin():
+            owner = int(connection.exec_driver_sql("PRAGMA application_id").scalar_one())
+            version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            n_tables = int(connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
         if owner == 0 and n_tables == 0:  # a new file, or one whose maker was killed before its first commit
             if not create:
                 raise self._missing_content()
-            self._write_ahead()
+            self._write_ahead(connection)
             with self.write() as writer:
                 writer.create_tables()
             return
@@ -141,11 +135,11 @@ class Store:
                 f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
                 hint="Update fewshot: `pip install -U fewshot`.",
             )
-        self._write_ahead()
+        self._write_ahead(connection)
 
-    def _write_ahead(self) -> None:
+    def _write_ahead(self, sa_connection: sa.Connection) -> None:
         """Readers go on while one process writes. Set only once the file is known to be ours: it changes the file."""
-        connection = self._watch.connection.driver_connection  # outside of a transaction, where alone it may be set
+        connection = sa_connection.connection.driver_connection  # outside of a transaction, where alone it may be set
         assert isinstance(connection, sqlite3.Connection)
         try:
             connection.execute("PRAGMA journal_mode = WAL").close()

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fewshot.cli import main
+
+RECIPE = """
+backbone: ann-basic
+weights: random
+loss: cosface
+scale: 8.0
+margin: 0.1
+epochs: 2
+batch_size: 6
+normalisation: none
+image_size_px: 32
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Two classes of coloured squares, and a recipe that learns them in a moment."""
+    for label, colour in {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50)}.items():
+        for i in range(10):
+            noise = np.random.default_rng([i, *colour]).normal(0, 15, (40, 40, 3))
+            path = tmp_path / "photos" / ("train" if i < 7 else "test") / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+    (tmp_path / "squares.yaml").write_text(RECIPE)
+    return tmp_path / "squares.yaml"
+
+
+def run(*words: object):
+    return CliRunner().invoke(main, ["train", *map(str, words)])
+
+
+def test_train_says_where_the_report_is(recipe, tmp_path):
+    result = run(recipe, "--data", tmp_path / "photos", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "out" / "squares" / "report.md") in result.stdout
+    assert (tmp_path / "out" / "squares" / "report.md").is_file()
+    assert "nearest prototype" in result.stdout
+
+
+def test_json_is_one_line_a_cell(recipe, tmp_path):
+    words = (recipe, "--data", tmp_path / "photos", "--out", tmp_path / "out", "--json")
+    result = run(*words, "--only", "seed=3")
+    assert result.exit_code == 0, result.output
+    (line,) = [json.loads(each) for each in result.stdout.splitlines()]
+    assert line["name"] == "squares"
+    assert 0 <= line["prototype_top1"] <= 1
+    assert (Path(line["folder"]) / "backbone.safetensors").is_file()
+
+
+def test_unknown_key_is_misuse_and_suggests_the_nearest(recipe, tmp_path):
+    result = run(recipe, "--data", tmp_path / "photos", "--only", "epoch=3")
+    assert result.exit_code == 2
+    assert "epochs" in result.stderr
+
+
+def test_missing_recipe_is_misuse(tmp_path):
+    result = run(tmp_path / "nothing.yaml")
+    assert result.exit_code == 2
+    assert "nothing.yaml" in result.stderr
