@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Store:
         self.folder = folder
         self.path = folder / FILE_NAME
         self.name = folder.name or str(folder)
+        self._timeout_s = timeout_s
         if create:
             self._make_folder()
         elif not self.path.is_file():
@@ -141,10 +143,18 @@ class Store:
         """Readers go on while one process writes. Set only once the file is known to be ours: it changes the file."""
         connection = sa_connection.connection.driver_connection  # outside of a transaction, where alone it may be set
         assert isinstance(connection, sqlite3.Connection)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").close()
-        except sqlite3.Error as error:
-            raise self.translated(error) from error
+        # SQLite does not wait by itself here for another process that is just making the same index.
+        give_up_at = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").close()
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                    raise self.translated(error) from error
+            except sqlite3.Error as error:
+                raise self.translated(error) from error
+            time.sleep(0.02)
 
     def _missing_content(self) -> FewshotError:
         return IndexMissingError(
