@@ -58,7 +58,7 @@ field photos into each of six classes. Top-1 counts the first match, whether or 
 {table(headings, rows)}
 
 All {shares[0][1]:,} queries (base, novel, hard) together: {shares[0][0]:.2f} % in f32, {shares[1][0]:.2f} % in bf16
-(emulated where the CPU has no bf16: the same answers, slower).
+(computed in software, slowly, where the CPU has no bf16).
 
 For comparison, cosine to the mean prototype of the same backbone outside this program: base 80.8, novel 70.5,
 hard 16.0, hard + field 28.0.
