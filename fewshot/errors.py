@@ -129,11 +129,6 @@ class NestedFolderError(FolderError):
     code = "nested_folder"
 
 
-class NoUsablePhotoError(FewshotError):
-    code = "no_usable_photo"
-    status = 422
-
-
 class StrictError(FewshotError):
     """`--strict` was asked for and a photo was refused: nothing was enrolled."""
 
@@ -270,12 +265,6 @@ class WeightsDamagedError(BackboneError):
 
 class EngineError(FewshotError):
     code = "engine"
-
-
-class MissingExtraError(FewshotError):
-    """A command needs a package that is not installed."""
-
-    code = "missing_extra"
 
 
 # ---- training

@@ -236,6 +236,13 @@ def test_query_for_people_shows_bars_and_the_nearest_photos_names(enrolled, phot
     assert "not readable" in rest[-1]
 
 
+def test_query_takes_paths_from_the_root_and_from_here_together(enrolled, photo, tmp_path):
+    write_leaf(tmp_path / "here.png", LEAF_COLOURS["rust"], 77)
+    assert photo.is_absolute()
+    out = ok("query", photo, "here.png")
+    assert [line.split()[0] for line in out.splitlines() if " rust " in line][:2] == ["new/new-rust.png", "here.png"]
+
+
 def test_query_says_unknown_and_why(enrolled, tmp_path):
     out = ok("query", write_leaf(tmp_path / "magenta.png", (255, 0, 255), 1))
     assert "unknown" in out.splitlines()[1]

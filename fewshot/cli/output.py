@@ -41,8 +41,9 @@ def progress(what: str, n: int) -> Iterator[Callable[[], None]]:
 
 def short_names(files: list[Path]) -> dict[str, str]:
     """How photos are called on screen: as much of each path as tells it from the others, in at most 40 characters."""
-    shared = Path(os.path.commonpath([file.parent for file in files]))
-    return {str(file): _shortened(str(file.relative_to(shared)), NAME_WIDTH) for file in files}
+    whole = {str(file): file.absolute() for file in files}  # some may be named from the root, others from here
+    shared = Path(os.path.commonpath([path.parent for path in whole.values()]))
+    return {name: _shortened(str(path.relative_to(shared)), NAME_WIDTH) for name, path in whole.items()}
 
 
 def prediction_heading(*, file_width: int, label_width: int) -> str:

@@ -36,9 +36,10 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     n_answered = 0
     with open_gallery(index, backbone=backbone, precision=precision, engine=engine) as gallery:
-        names = short_names(files)
-        file_width = max(len("photo"), *map(len, names.values()))
-        label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
+        if not as_json:  # what only the table needs is not looked up for programs
+            names = short_names(files)
+            file_width = max(len("photo"), *map(len, names.values()))
+            label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
         with progress("asking", len(files)) as on_photo:
             if not as_json:
                 click.echo(prediction_heading(file_width=file_width, label_width=label_width))
