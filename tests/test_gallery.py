@@ -504,6 +504,16 @@ def start(script, *arguments, **settings):
     )  # fmt: skip
 
 
+def run_together(processes):
+    """Let processes that wait at their start go at the same moment; (stdout, stderr) of each at its end."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=60) for process in processes]
+
+
 def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path):
     leaves(n=6, labels=["healthy", "rust"], name="left")
     leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
@@ -511,12 +521,7 @@ def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves,
     for photo in (tmp_path / "extra" / "rust").iterdir():
         shutil.copy(photo, tmp_path / "right" / "rust" / f"extra-{photo.name}")
     processes = [start(SCRIPT, tmp_path / "index", tmp_path / name) for name in ("left", "right")]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outcomes = [process.communicate(timeout=60) for process in processes]
+    outcomes = run_together(processes)
     assert [process.returncode for process in processes] == [0, 0], outcomes
     rust = [list(map(int, line.split()[1:])) for out, _ in outcomes for line in out.splitlines() if "rust" in line]
     assert sum(enrolled for enrolled, _, _ in rust) == 9
@@ -537,12 +542,7 @@ def test_an_index_can_be_made_by_several_processes_at_the_same_moment(leaves, tm
         "            print", "              print"
     )
     processes = [start(script, tmp_path / "indexes", folder) for _ in range(3)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outcomes = [process.communicate(timeout=60) for process in processes]
+    outcomes = run_together(processes)
     assert [process.returncode for process in processes] == [0, 0, 0], [err[-600:] for _, err in outcomes]
     for i in range(15):
         with Gallery(tmp_path / "indexes" / str(i), embedder=colour_embedder()) as gallery:
