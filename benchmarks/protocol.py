@@ -4,15 +4,20 @@ The gallery has 50 classes: the first 20 photos of each base class, and all supp
 query is answered among all 50. `+ field` asks the hard cases again after enrolling 10 field photos into each of six
 classes; nothing is trained anywhere.
 
-    python benchmarks/protocol.py [--data DIR] [--backbone NAME] [--precision f32|bf16]
+    python benchmarks/protocol.py [--data DIR] [--backbone NAME] [--precision f32|bf16] [--plain]
+
+With --plain a trained backbone is used without its class statistics: cosine between its embeddings as they are.
 """
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from common import data_folder, fewshot, json_lines, keep
+
+from fewshot.backbones import DEFAULT_BACKBONE, FACTS_FILE, WEIGHTS_FILE, resolve
 
 N_BASE_SUPPORTS = 20
 
@@ -51,8 +56,8 @@ def score(answers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(data: Path, index: Path, options: list[str]) -> dict[str, dict[str, Any]]:
-    """Build the gallery and ask every query set."""
+def measure(data: Path, index: Path, options: list[str], *, field: bool = True) -> dict[str, dict[str, Any]]:
+    """Build the gallery and ask every query set; with `field`, the hard cases again after the field photos."""
     with tempfile.TemporaryDirectory() as folder:
         base = link_first(data / "base" / "train", Path(folder) / "base", N_BASE_SUPPORTS)
         fewshot("enroll", "--each", base, *options, index=index)
@@ -65,8 +70,18 @@ def measure(data: Path, index: Path, options: list[str]) -> dict[str, dict[str, 
 
     results = {"base": score(ask("base/test")), "novel": score(ask("novel/query"))}
     results |= strata("hard", ask("hard"))
+    if not field:
+        return results
     fewshot("enroll", "--each", data / "field-support", index=index)
     return results | strata("hard + field", ask("hard"))
+
+
+def without_statistics(trained: Path, folder: Path) -> Path:
+    """A trained backbone's folder, but for the class statistics: its embeddings are then compared as they are."""
+    folder.mkdir(parents=True)
+    for name in (WEIGHTS_FILE, FACTS_FILE):
+        shutil.copy(trained / name, folder)
+    return folder
 
 
 def strata(name: str, answers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -79,18 +94,21 @@ def main() -> None:
     """Measure, print a table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
-    parser.add_argument("--backbone", default="lite0")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--precision", default="f32")
+    parser.add_argument("--plain", action="store_true")
     given = parser.parse_args()
-    options = ["--backbone", given.backbone, "--precision", given.precision]
     with tempfile.TemporaryDirectory() as folder:
+        backbone = given.backbone
+        if given.plain:
+            backbone = str(without_statistics(Path(resolve(backbone).location), Path(folder) / "plain"))
+        options = ["--backbone", backbone, "--precision", given.precision]
         results = measure(data_folder(given.data), Path(folder) / "protocol", options)
-    print(
-        f"{given.backbone}, {given.precision}\n{'':16}{'n':>6}{'top-1':>8}{'top-3':>8}{'within crop':>13}{'unknown':>9}"
-    )
+    name = f"{Path(given.backbone).name}{'-plain' if given.plain else ''}"
+    print(f"{name}, {given.precision}\n{'':16}{'n':>6}{'top-1':>8}{'top-3':>8}{'within crop':>13}{'unknown':>9}")
     for name, row in results.items():
         print(f"{name:16}{row['n']:6}{row['top1']:8.1f}{row['top3']:8.1f}{row['within']:13.1f}{row['unknown']:9.1f}")
-    keep(f"protocol-{given.backbone}-{given.precision}", {"backbone": given.backbone, "sets": results})
+    keep(f"protocol-{name}-{given.precision}", {"backbone": name, "sets": results})
 
 
 if __name__ == "__main__":

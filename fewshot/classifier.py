@@ -1,16 +1,16 @@
-"""Support + query embeddings -> scores, probability, rejection. Pure numpy, and nothing here reads or writes."""
-
-from dataclasses import dataclass
+"""Support + query embeddings -> prototypes, scores, probability. Pure numpy, and nothing here reads or writes."""
 
 import numpy as np
 
 from fewshot.errors import PrototypeError
 from fewshot.records import Float32s, Int64s
 
-# logits = scale * cosine; the least negative log-likelihood on base/train (benchmarks/constants.py).
+# logits = scale * cosine, where an index has too few photos to fit its own (calibration.py).
 SOFTMAX_SCALE = 48.0
-# A query is unknown if its best class is less similar than all but this part of the enrolled photos are to their own.
-REJECTED_PART = 0.05
+# When a class gets several prototypes (`support_groups`). Chosen on classes merged from two held-out ones, docs/log.md.
+SPLIT_GAIN = 0.02
+MIN_GROUP = 3
+MAX_PROTOTYPES = 4
 # The nearest prototypes whose similarities enter a probability exactly; those beyond are bounded, see `probabilities`.
 N_SCORED = 256
 
@@ -53,21 +53,80 @@ def class_prototypes(support: Float32s, class_index: Int64s, n_way: int) -> Floa
     return prototypes
 
 
-def own_similarities(support: Float32s) -> Float32s | None:
-    """The cosine of each support to the prototype of the *others* of its class: what a true query would score.
+def own_similarities(support: Float32s, groups: Int64s | None = None) -> Float32s | None:
+    """The cosine of each support to its class's nearest prototype, made *without* it: what a true query would score.
 
     Args:
         support: (n_support, dim) float32, rows of unit length, all of one class.
+        groups: (n_support,) int64 from 0, which prototype each support belongs to; None: there is one prototype.
 
     Returns:
         (n_support,) float32 in [-1, 1], or None for a class of fewer than two supports.
     """
     if len(support) < 2:
         return None
-    others = support.sum(axis=0, dtype=np.float64) - support  # (n_support, dim): each row's sum without itself
-    norms = np.maximum(np.linalg.norm(others, axis=1), 1e-12)
-    similarities: Float32s = ((others * support).sum(axis=1) / norms).astype(np.float32)
+    if groups is None:
+        groups = np.zeros(len(support), np.int64)
+    best = np.full(len(support), -np.inf)
+    for group in range(int(groups.max()) + 1):
+        inside = groups == group
+        others = support[inside].sum(axis=0, dtype=np.float64) - inside[:, None] * support  # (n_support, dim)
+        norms = np.maximum(np.linalg.norm(others, axis=1), 1e-12)
+        cosines = (others * support).sum(axis=1) / norms
+        if inside.sum() == 1:  # a prototype that is this support alone is not there without it
+            cosines[inside] = -np.inf
+        best = np.maximum(best, cosines)
+    similarities: Float32s = best.astype(np.float32)
     return similarities
+
+
+def support_groups(support: Float32s) -> Int64s:
+    """Which of a class's photos belong together: one group, or several where the photos say so.
+
+    Photos of one disease taken in the field and in the laboratory, or of leaf and fruit, lie in separate places, and
+    their common mean lies in none. A class is split while that brings each photo clearly nearer to a prototype made
+    without it (`own_similarities`), by more than `SPLIT_GAIN` on average. A group without sense loses by that, because
+    the mean of fewer photos is less sure. Other classes have no say, so the order of enrolment has none either.
+
+    Args:
+        support: (n_support, dim) float32, rows of unit length, all of one class.
+
+    Returns:
+        (n_support,) int64: groups numbered from 0 by their first photo, at most `MAX_PROTOTYPES`, each of at least
+        `MIN_GROUP` photos unless there is only one.
+    """
+    groups = np.zeros(len(support), np.int64)
+    similarities = own_similarities(support)
+    for n_groups in range(2, min(MAX_PROTOTYPES, len(support) // MIN_GROUP) + 1):
+        assert similarities is not None
+        tried = _nearest_means(support, n_groups)
+        if np.bincount(tried, minlength=n_groups).min() < MIN_GROUP:
+            continue
+        after = own_similarities(support, tried)
+        assert after is not None
+        if after.mean() - similarities.mean() > SPLIT_GAIN:
+            groups, similarities = tried, after
+    _, first = np.unique(groups, return_index=True)
+    numbers = np.argsort(np.argsort(first))
+    return np.asarray(numbers[groups], np.int64)
+
+
+def _nearest_means(support: Float32s, n_groups: int) -> Int64s:
+    """Spherical k-means (Dhillon & Modha 2001) from the photos that lie farthest apart; no chance in it."""
+    mean = support.mean(axis=0)
+    chosen = [int(np.argmin(support @ mean))]
+    while len(chosen) < n_groups:
+        chosen.append(int(np.argmin((support @ support[chosen].T).max(axis=1))))
+    centres = support[chosen]
+    groups = np.full(len(support), -1, np.int64)
+    for _ in range(50):
+        before, groups = groups, (support @ centres.T).argmax(axis=1)
+        if np.array_equal(before, groups):
+            break
+        for group in np.unique(groups):
+            total = support[groups == group].sum(axis=0)
+            centres[group] = total / max(float(np.linalg.norm(total)), 1e-12)
+    return groups
 
 
 def probabilities(similarities: Float32s, n_way: int, scale: float = SOFTMAX_SCALE) -> Float32s:
@@ -95,19 +154,19 @@ def probabilities(similarities: Float32s, n_way: int, scale: float = SOFTMAX_SCA
     return shares
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Below which similarity to its best class a query is unknown. `threshold` None: too little is enrolled to say."""
+def familiarity(similarities: Float32s) -> Float32s:
+    """How much a query is like one enrolled class and no other: its best cosine plus the lead over the next.
 
-    threshold: float | None
+    A photo of another crop is far from everything; a sister disease is near a class, but about as near to others. The
+    sum tells both from a true query better than either part alone does (docs/log.md).
 
-    def is_unknown(self, similarity: float) -> bool:
-        """Whether a query with this best similarity belongs to no enrolled class."""
-        return self.threshold is not None and similarity < self.threshold
+    Args:
+        similarities: (n_query, n_given) float32, highest first; -inf where there is no class.
 
-    def explain(self, label: str, similarity: float) -> str:
-        """A sentence for the user: what was found, against what."""
-        if self.threshold is None:
-            return f"most like {label}; with one photo a class there is no telling what would be unlike"
-        side = "below" if self.is_unknown(similarity) else "above"
-        return f"similarity {similarity:.2f} to {label}, {side} the threshold {self.threshold:.2f} of this index"
+    Returns:
+        (n_query,) float32. With a single class, twice its cosine.
+    """
+    best = similarities[:, 0]
+    second = similarities[:, 1] if similarities.shape[1] > 1 else np.zeros_like(best)
+    found: Float32s = (2 * best - np.where(np.isfinite(second), second, 0.0)).astype(np.float32)
+    return found

@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 
 from fewshot import engines, images
-from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, resolve, source_key
+from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, load_statistics, resolve, source_key
 from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
 from fewshot.errors import (
     CacheDamagedError,
@@ -24,7 +24,8 @@ from fewshot.errors import (
     did_you_mean,
 )
 from fewshot.records import EmbeddedPhoto, Float32s, LoadedPhoto, NamedBytes, Pixels, Refused, SkippedPhoto
-from fewshot.sealed import read_facts, verify
+from fewshot.sealed import read_facts, read_sealed, verify, write_sealed
+from fewshot.transforms import Transform, whitening
 
 Outcome = EmbeddedPhoto | SkippedPhoto | Refused
 Item = TypeVar("Item")
@@ -43,17 +44,23 @@ class EmbedderChoice:
 
 
 class Embedder:
-    """Preprocessing and backbone together: photos in, unit vectors out.
+    """Preprocessing, backbone and the transform that belongs to it: photos in, unit vectors out.
 
     Args:
         backbone: the description whose fingerprint names the vectors.
         source: where its weights came from; kept in an index so that it can be opened again.
         precision: the engine's, part of the fingerprint.
         open_engine: gives the engine; called with True when many photos are to come.
+        open_transform: gives the map that embeddings go through; None: they stay as the backbone makes them.
     """
 
     def __init__(
-        self, backbone: Backbone, source: WeightsSource, precision: str, open_engine: Callable[[bool], Engine]
+        self,
+        backbone: Backbone,
+        source: WeightsSource,
+        precision: str,
+        open_engine: Callable[[bool], Engine],
+        open_transform: Callable[[], Transform] | None = None,
     ) -> None:
         self.backbone = backbone
         self.source = source
@@ -61,6 +68,8 @@ class Embedder:
         self.fingerprint = backbone.fingerprint(precision)
         self._open_engine = open_engine
         self._engines: dict[bool, Engine] = {}
+        self._open_transform = open_transform
+        self._transform: Transform | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +100,7 @@ class Embedder:
         engine = self._engine(len(pixels))
         size = engine.batch_size
         rows = [engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        return _unit_rows(np.concatenate(rows), self.name)
+        return self._finish(np.concatenate(rows))
 
     def prepare(
         self, photo: Path | NamedBytes, *, is_known: Callable[[str], bool] | None = None, keep: bool = False
@@ -206,7 +215,7 @@ class Embedder:
     def _finished(
         self, group: list[LoadedPhoto | SkippedPhoto | Refused], future: "Future[Float32s] | None"
     ) -> Iterator[Outcome]:
-        rows = iter(_unit_rows(future.result(), self.name)) if future is not None else iter(())
+        rows = iter(self._finish(future.result())) if future is not None else iter(())
         for item in group:
             if isinstance(item, LoadedPhoto):
                 yield EmbeddedPhoto(
@@ -214,6 +223,15 @@ class Embedder:
                 )
             else:
                 yield item
+
+    def _finish(self, features: Float32s) -> Float32s:
+        """Raw features -> embeddings: unit length, and where there is a transform, moved by it and scaled again."""
+        unit = _unit_rows(features, self.name)
+        if self._open_transform is None:
+            return unit
+        if self._transform is None:
+            self._transform = self._open_transform()
+        return _unit_rows(self._transform(unit), self.name)
 
     def _engine(self, n_photos: int) -> Engine:
         bulk = n_photos > FEW_PHOTOS
@@ -275,7 +293,21 @@ def _open_openvino(source: WeightsSource, choice: EmbedderChoice, on_notice: Cal
             _convert(source, ir, on_notice)
             return OpenVinoEngine(ir, precision, bulk=bulk)
 
-    return Embedder(backbone, source, precision, open_engine)
+    def open_transform() -> Transform:
+        file = _transform_file(ir)
+        try:
+            payload, facts = read_sealed(file)
+        except CacheDamagedError:
+            _convert(source, ir, on_notice)
+            payload, facts = read_sealed(file)
+        return Transform.from_bytes(payload, backbone.dim, facts["power"])
+
+    whitened = backbone.statistics_sha256 is not None
+    return Embedder(backbone, source, precision, open_engine, open_transform if whitened else None)
+
+
+def _transform_file(ir: Path) -> Path:
+    return ir.with_name("transform")
 
 
 def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] | None) -> Backbone:
@@ -285,6 +317,11 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     try:
         engines.export_openvino(backbone, network, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
         verify(ir)
+        statistics = load_statistics(source)
+        if statistics is not None:
+            content = whitening(statistics).to_bytes()
+            facts = {"source": source.as_dict(), "power": statistics.power}
+            write_sealed(_transform_file(ir), lambda target: _write(target, content), facts)
     except OSError as error:
         raise FewshotError(
             f"the prepared backbone cannot be written to {ir.parent}: {error.strerror}.",
@@ -297,7 +334,18 @@ def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
     device = "cuda" if engines.cuda_available() else "cpu"
     precision = choice.precision or ("bf16" if device == "cuda" else "f32")
     backbone, network = load(source)
-    return Embedder(backbone, source, precision, lambda bulk: TorchEngine(backbone, network, precision, device=device))
+    statistics = load_statistics(source)
+    return Embedder(
+        backbone,
+        source,
+        precision,
+        lambda bulk: TorchEngine(backbone, network, precision, device=device),
+        None if statistics is None else lambda: whitening(statistics),
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _ahead(

@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewshot import classifier, images, inspection
+from fewshot import calibration, classifier, images, inspection
 from fewshot.backbones import WeightsSource, resolve
-from fewshot.classifier import Rejection
+from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
 from fewshot.errors import (
@@ -22,6 +23,7 @@ from fewshot.errors import (
     MixedEmbeddingsError,
     OtherLabelError,
     StrictError,
+    did_you_mean,
 )
 from fewshot.neighbours import Neighbours
 from fewshot.records import (
@@ -31,9 +33,11 @@ from fewshot.records import (
     EmbeddedPhoto,
     EnrollReport,
     Float32s,
+    Int64s,
     Match,
     NamedBytes,
     Prediction,
+    Question,
     Refused,
     SkippedPhoto,
     Support,
@@ -43,6 +47,7 @@ from fewshot.store import FILE_NAME, About, Reader, Store, Writer
 
 QUERY_CHUNK = 32
 STAGE_CHUNK = 256
+AMBIGUOUS_BELOW = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ class Gallery:
             self._embedder = open_embedder(self._choice, on_notice=on_notice)
         self._store = Store(folder, create=create)
         self._neighbours = Neighbours(folder / "cache")
-        self._overview_of: tuple[int, int, Rejection] | None = None
+        self._calibration_of: tuple[int, Calibration] | None = None
 
     @property
     def name(self) -> str:
@@ -163,71 +168,82 @@ class Gallery:
     def query(
         self,
         photos: Sequence[Path | NamedBytes],
+        question: Question | None = None,
         *,
-        top: int = 3,
-        n_nearest: int = 3,
         on_photo: Callable[[], None] | None = None,
     ) -> Iterator[Prediction]:
-        """Answer photos, in order.
+        """Answer photos, in order; with `question.together`, give one answer to all of them.
 
         Args:
-            photos: files, or bytes with names. One that cannot be read is answered `unknown` with reason `bad_image`.
-            top: how many classes each answer lists.
-            n_nearest: how many enrolled photos each answer lists.
+            photos: files, or bytes with names. One that cannot be read is answered `unknown` with reason `bad_image`;
+                asked together, it is left out of the answer.
+            question: how to answer.
             on_photo: called after each photo, for progress.
 
         Raises:
-            EmptyIndexError: no class is enrolled.
+            EmptyIndexError: no class is enrolled, or none that fits `question.within`.
             MixedEmbeddingsError: the index is pinned to another embedder than chosen.
         """
+        question = question or Question()
         with self._store.read() as reader:
-            if reader.n_classes() == 0:
-                raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
+            self._asked_classes(reader, question)
         outcomes = self.embedder().embed_photos(photos, n_photos=len(photos))
+        together: list[EmbeddedPhoto] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
-            vectors = [outcome.embedding for outcome in chunk if isinstance(outcome, EmbeddedPhoto)]
-            answers = iter(self.predict(np.stack(vectors), top=top, n_nearest=n_nearest) if vectors else ())
+            embedded = [outcome for outcome in chunk if isinstance(outcome, EmbeddedPhoto)]
+            vectors = [outcome.embedding for outcome in embedded]
+            asked_now = vectors and not question.together
+            answers = iter(self.predict(np.stack(vectors), question) if asked_now else ())
+            together += embedded
             for outcome in chunk:
                 if isinstance(outcome, Refused):
                     yield Prediction(outcome.file, UNKNOWN, "bad_image", outcome.message)
-                else:
+                elif not question.together:
                     yield replace(next(answers), file=outcome.file)
                 if on_photo is not None:
                     on_photo()
+        if question.together and together:
+            # The mean of the embeddings, not of unit length: its cosines are the means of the photos' cosines.
+            vectors = [outcome.embedding for outcome in together]
+            mean: Float32s = np.mean(vectors, axis=0, keepdims=True, dtype=np.float32)
+            (answer,) = self.predict(mean, question)
+            yield replace(answer, file=" + ".join(outcome.file for outcome in together))
 
-    def predict(self, vectors: Float32s, *, top: int = 3, n_nearest: int = 3) -> list[Prediction]:
+    def predict(self, vectors: Float32s, question: Question | None = None) -> list[Prediction]:
         """Answer embeddings of this index's own embedder: (n_query, dim) float32, rows of unit length.
 
         Raises:
-            EmptyIndexError: no class is enrolled.
+            EmptyIndexError: no class is enrolled, or none that fits `question.within`.
         """
+        question = question or Question()
         with self._store.read() as reader:
-            n_way, rejection = self._overview(reader)
-            if n_way == 0:
-                raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
-            n_scored = min(n_way, max(classifier.N_SCORED, top))
-            similarities, class_ids = self._neighbours.classes(reader, vectors, n_scored)
-            shares = classifier.probabilities(similarities, n_way)
-            labels = reader.class_labels(class_ids[:, :top].ravel().tolist())
-            nearest = self._neighbours.supports(reader, vectors, n_nearest)
+            within = self._asked_classes(reader, question)
+            known = self._calibration(reader)
+            n_way = reader.n_classes() if within is None else len(within)
+            n_scored = min(n_way, max(classifier.N_SCORED, question.top))
+            similarities, class_ids = self._neighbours.classes(reader, vectors, n_scored, within)
+            shares = classifier.probabilities(similarities, n_way, known.scale)
+            labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
+            nearest = self._neighbours.supports(reader, vectors, question.n_nearest, within)
+            covering = self._covering(reader, known, question.coverage, similarities, class_ids)
         predictions = []
         for row in range(len(vectors)):
             matches = tuple(
                 Match(labels[int(class_ids[row, i])], float(similarities[row, i]), float(shares[row, i]))
-                for i in range(min(top, n_scored))
+                for i in range(min(question.top, n_scored))
             )
             best = matches[0]
-            unknown = rejection.is_unknown(best.similarity)
-            predictions.append(
-                Prediction(
-                    file="",
-                    answer=UNKNOWN if unknown else best.label,
-                    reason="unknown" if unknown else "match",
-                    message=rejection.explain(best.label, best.similarity),
-                    matches=matches,
-                    nearest=nearest[row],
-                )
-            )
+            unknown = known.is_unknown(similarities[row])
+            message = known.explain(best.label, similarities[row])
+            if unknown:
+                reason = "unknown"
+            elif best.probability < AMBIGUOUS_BELOW:
+                reason = "ambiguous"
+                message += f"; {best.label} is less likely than all other classes together"
+            else:
+                reason = "match"
+            answer = UNKNOWN if unknown else best.label
+            predictions.append(Prediction("", answer, reason, message, matches, nearest[row], covering[row]))
         return predictions
 
     # ---- change
@@ -334,7 +350,7 @@ class Gallery:
             source = None
             if about.source is not None and self._choice.backbone is None:
                 source = WeightsSource(**about.source)
-                if source.kind == "package":  # installed elsewhere on another machine
+                if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
                     source = resolve(source.name)
             choice = replace(self._choice, precision=self._choice.precision or about.precision)
             self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
@@ -353,13 +369,51 @@ class Gallery:
 
     # ---- inside a question
 
-    def _overview(self, reader: Reader) -> tuple[int, Rejection]:
-        """What depends on the whole index, number of classes and rejection, computed once a generation."""
+    def _asked_classes(self, reader: Reader, question: Question) -> list[int] | None:
+        """The ids of the classes asked; None: all."""
+        if reader.n_classes() == 0:
+            raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
+        if question.within is None:
+            return None
+        labels = reader.labels()
+        fitting = [label for label in labels if any(fnmatchcase(label, pattern) for pattern in question.within)]
+        if not fitting:
+            shown = ", ".join(map(repr, question.within))
+            raise EmptyIndexError(
+                f"no class of index {self.name!r} fits {shown}.",
+                hint=did_you_mean(question.within[0], labels) or "`fewshot classes` lists them.",
+            )
+        return reader.class_ids(fitting)
+
+    def _calibration(self, reader: Reader) -> Calibration:
+        """What the index's own photos say of its answers, once a generation."""
         generation = reader.about().generation
-        if self._overview_of is None or self._overview_of[0] != generation:
-            rejection = Rejection(reader.own_similarity_quantile(classifier.REJECTED_PART))
-            self._overview_of = (generation, reader.n_classes(), rejection)
-        return self._overview_of[1:]
+        if self._calibration_of is None or self._calibration_of[0] != generation:
+            found = calibration.calibrated(reader, self._neighbours, self.folder / "cache" / "calibration")
+            self._calibration_of = (generation, found)
+        return self._calibration_of[1]
+
+    def _covering(
+        self,
+        reader: Reader,
+        known: Calibration,
+        coverage: float | None,
+        similarities: Float32s,
+        class_ids: Int64s,
+    ) -> list[tuple[str, ...] | None]:
+        """Each query's labels that cannot be ruled out, nearest first; none, if it is too unlike every class."""
+        if coverage is None:
+            return [None] * len(similarities)
+        different = np.unique(class_ids[class_ids >= 0])
+        needed = dict(zip(different.tolist(), known.needed_margins(different, coverage).tolist(), strict=True))
+        labels = reader.class_labels(different.tolist())
+        found: list[tuple[str, ...] | None] = []
+        for row, ids in zip(similarities.tolist(), class_ids.tolist(), strict=True):
+            second = row[1] if len(row) > 1 else -np.inf
+            rivals = [second] + [row[0]] * (len(row) - 1)
+            leads = zip(ids, row, rivals, strict=True)
+            found.append(tuple(labels[i] for i, own, rival in leads if i >= 0 and own - rival >= needed[i]))
+        return found
 
     # ---- inside a change
 
@@ -467,10 +521,11 @@ class Gallery:
 
 
 def _learn_class(writer: Writer, class_id: int) -> None:
-    """Compute what follows from a class's supports: its prototype, and how well each photo fits the others."""
+    """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
     ids, _, vectors = writer.class_vectors([class_id])
-    writer.set_prototypes(class_id, classifier.class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
-    writer.set_own_similarities(ids, classifier.own_similarities(vectors))
+    groups = classifier.support_groups(vectors)
+    writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
+    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups))
 
 
 def _by_class(

@@ -1,6 +1,7 @@
 """The nearest classes and enrolled photos of a vector, from faiss copies kept in step with the store."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +32,37 @@ class Neighbours:
         """Where the cache files are, whether they exist or not."""
         return [copy.path for copy in self._copies.values()]
 
-    def classes(self, reader: Reader, vectors: Float32s, n: int) -> tuple[Float32s, Int64s]:
+    def classes(
+        self, reader: Reader, vectors: Float32s, n: int, within: Sequence[int] | None = None
+    ) -> tuple[Float32s, Int64s]:
         """Each vector's nearest classes, a class being as near as its nearest prototype.
+
+        Args:
+            reader: the view to answer in.
+            vectors: (n_vectors, dim) float32.
+            n: how many classes.
+            within: class ids to answer from; None: all.
 
         Returns:
             Cosines (n_vectors, n) float32, highest first, and class ids (n_vectors, n) int64; where the index holds
             fewer classes, -inf and -1.
         """
         prototypes = self._copies["prototype"].synced(reader)
-        similarities, ids = prototypes.search(vectors, n)
-        found, places = np.unique(ids, return_inverse=True)
-        owner = {NO_ID: NO_ID, **reader.prototype_classes(found[found != NO_ID].tolist())}
-        class_ids = np.array([owner[i] for i in found.tolist()], np.int64)[places].reshape(ids.shape)
-        return np.minimum(similarities, 1.0), class_ids
+        only = None if within is None else reader.ids_of("prototype", within)
+        n_classes, n_prototypes = (
+            (reader.n_classes(), len(prototypes)) if within is None or only is None else (len(within), len(only))
+        )
+        n_asked = n + min(n, max(0, n_prototypes - n_classes))
+        while True:
+            similarities, ids = prototypes.search(vectors, n_asked, only)
+            found, places = np.unique(ids, return_inverse=True)
+            owner = {NO_ID: NO_ID, **reader.prototype_classes(found[found != NO_ID].tolist())}
+            class_ids = np.array([owner[i] for i in found.tolist()], np.int64)[places].reshape(ids.shape)
+            similarities, class_ids, n_least = _nearest_of_each_class(similarities, class_ids, n)
+            # Classes of several prototypes may have taken the places of others.
+            if n_least >= n or n_asked >= n_prototypes:
+                return np.minimum(similarities, 1.0), class_ids
+            n_asked *= 2
 
     def other_classes(self, reader: Reader, vectors: Float32s, class_id: int, n: int) -> list[list[tuple[int, float]]]:
         """Each vector's nearest classes but its own: (class id, cosine), nearest first, at most n."""
@@ -56,11 +75,14 @@ class Neighbours:
             for row_ids, row in zip(class_ids, similarities, strict=True)
         ]
 
-    def supports(self, reader: Reader, vectors: Float32s, k: int) -> list[tuple[Neighbour, ...]]:
-        """Each vector's k nearest enrolled photos, nearest first."""
+    def supports(
+        self, reader: Reader, vectors: Float32s, k: int, within: Sequence[int] | None = None
+    ) -> list[tuple[Neighbour, ...]]:
+        """Each vector's k nearest enrolled photos, nearest first; `within` are class ids to answer from, None all."""
         if k < 1:
             return [()] * len(vectors)
-        similarities, ids = self._copies["support"].synced(reader).search(vectors, k)
+        only = None if within is None else reader.ids_of("support", within)
+        similarities, ids = self._copies["support"].synced(reader).search(vectors, k, only)
         records = reader.supports(ids[ids != NO_ID].tolist())
         return [
             tuple(
@@ -70,6 +92,26 @@ class Neighbours:
             )
             for row, row_ids in zip(similarities, ids, strict=True)
         ]
+
+
+def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) -> tuple[Float32s, Int64s, int]:
+    """Keep each row's first place of every class, at most n; also the least number of classes in a row."""
+    order = np.argsort(class_ids, axis=1, kind="stable")  # equal classes together, the nearest first
+    ordered = np.take_along_axis(class_ids, order, axis=1)
+    again = np.zeros(class_ids.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    again |= class_ids == NO_ID
+    kept = np.argsort(again, axis=1, kind="stable")[:, :n]  # what is no repetition first, in order of similarity
+    dropped = np.take_along_axis(again, kept, axis=1)
+    similarities = np.where(dropped, -np.inf, np.take_along_axis(similarities, kept, axis=1)).astype(np.float32)
+    n_least = int((~again).sum(axis=1).min()) if len(again) else n
+    width = ((0, 0), (0, max(0, n - similarities.shape[1])))
+    class_ids = np.where(dropped, NO_ID, np.take_along_axis(class_ids, kept, axis=1))
+    return (
+        np.pad(similarities, width, constant_values=-np.inf),
+        np.pad(class_ids, width, constant_values=NO_ID),
+        n_least,
+    )
 
 
 class _VectorCopy:

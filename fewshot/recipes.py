@@ -67,6 +67,9 @@ class Recipe:
     weights: str = _key("imagenet", "pretrained weights, or random ones", choices=("imagenet", "random"))
     image_size_px: int = _key(0, "side of the network's input in training; 0: the backbone's own", low=0, high=1024)
     test_image_size_px: int = _key(0, "side of the input in tests; 0: as in training", low=0, high=1024)
+    test_crop_pct: float = _key(
+        0.0, "share of the photo's short side that tests see; 0: the backbone's own", low=0.0, high=1.0
+    )
     grey: bool = _key(False, "photos in grey (three equal channels)")
     normalisation: str = _key(
         "imagenet",

@@ -139,8 +139,11 @@ class Neighbour:
 class Prediction:
     """The answer to one query photo.
 
-    `answer` is a label or "unknown". `reason` says which kind of answer it is: "match", "unknown" (no enrolled
-    class is near enough) or "bad_image" (the photo could not be read; `message` says why).
+    `answer` is a label or "unknown". `reason` says which kind of answer it is: "match", "ambiguous" (the answer is the
+    likeliest label, but less likely than all others together), "unknown" (no enrolled class is near enough) or
+    "bad_image" (the photo could not be read; `message` says why). `covering` holds the labels that cannot be ruled out
+    at the coverage asked for, likeliest first (none, if the photo is too unlike every class); None: no coverage was
+    asked for.
     """
 
     file: str
@@ -149,9 +152,10 @@ class Prediction:
     message: str
     matches: tuple[Match, ...] = ()
     nearest: tuple[Neighbour, ...] = ()
+    covering: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON shape."""
+        """The JSON shape; `covering` is in it only if a coverage was asked for."""
         return {
             "file": self.file,
             "answer": self.answer,
@@ -159,7 +163,27 @@ class Prediction:
             "message": self.message,
             "matches": [match.as_dict() for match in self.matches],
             "nearest": [neighbour.as_dict() for neighbour in self.nearest],
+            **({} if self.covering is None else {"covering": list(self.covering)}),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How photos are to be answered.
+
+    Attributes:
+        top: how many classes an answer lists.
+        n_nearest: how many enrolled photos an answer lists.
+        within: patterns such as `corn-*`; only classes whose label fits one are asked. None: all.
+        coverage: in (0, 1), the share of queries whose true label shall be in `Prediction.covering`; None: not asked.
+        together: all photos show one plant, and get one answer.
+    """
+
+    top: int = 3
+    n_nearest: int = 3
+    within: tuple[str, ...] | None = None
+    coverage: float | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,12 +93,13 @@ class VectorIndex:
             self._fresh_ids.difference_update(fresh)
         self._gone.update(i for i in ids.tolist() if i in self._base_id_set())
 
-    def search(self, queries: Float32s, k: int) -> tuple[Float32s, Int64s]:
+    def search(self, queries: Float32s, k: int, only: Int64s | None = None) -> tuple[Float32s, Int64s]:
         """The k nearest vectors of each query.
 
         Args:
             queries: (n_query, dim) float32.
             k: how many; where the index holds fewer, the rest is padded.
+            only: ids to search among; None: all.
 
         Returns:
             Similarities (n_query, k) float32, highest first, and ids (n_query, k) int64. Padding has id -1 and
@@ -110,9 +111,9 @@ class VectorIndex:
         queries = self._checked_rows(queries)
         if k < 1:
             raise VectorError(f"k is {k}; wanted 1 or more.")
-        found = [self._search_one(self._base, queries, k, self._gone)]
+        found = [self._search_one(self._base, queries, k, self._gone, only)]
         if self._fresh_ids:
-            found.append(self._search_one(self._fresh, queries, k, set()))
+            found.append(self._search_one(self._fresh, queries, k, set(), only))
         similarities = np.concatenate([part[0] for part in found], axis=1)  # (n_query, at least k)
         ids = np.concatenate([part[1] for part in found], axis=1)
         similarities[ids == NO_ID] = -np.inf
@@ -163,11 +164,16 @@ class VectorIndex:
             self._base_ids = frozenset(faiss.vector_to_array(self._base.id_map).tolist())
         return self._base_ids
 
-    def _search_one(self, index: Any, queries: Float32s, k: int, gone: set[int]) -> tuple[Float32s, Int64s]:
+    def _search_one(
+        self, index: Any, queries: Float32s, k: int, gone: set[int], only: Int64s | None
+    ) -> tuple[Float32s, Int64s]:
         parameters = None
-        if gone:
+        make: Any = faiss.SearchParameters  # its stub does not know its arguments
+        if only is not None:
+            wanted = np.setdiff1d(only, np.fromiter(gone, np.int64, len(gone)))
+            parameters = make(sel=faiss.IDSelectorBatch(wanted))
+        elif gone:
             selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.fromiter(gone, np.int64, len(gone))))
-            make: Any = faiss.SearchParameters  # its stub does not know its arguments
             parameters = make(sel=selector)
         n = int(index.ntotal)
         similarities = np.full((len(queries), k), -np.inf, np.float32)

@@ -21,11 +21,11 @@ LAYERS = [
     {"errors", "records"},
     {"recipes"},
     {"sealed", "images", "datasets", "samples"},
-    {"backbones", "losses"},
+    {"transforms", "backbones", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
     {"neighbours", "classifier"},
-    {"inspection", "gallery", "training", "evaluation", "projection"},
+    {"inspection", "calibration", "gallery", "training", "evaluation", "projection"},
     {"service"},
     {"cli"},
 ]

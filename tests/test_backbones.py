@@ -1,16 +1,35 @@
 """Where weights come from, what is refused before it is opened, and that the same weights are the same backbone."""
 
+import json
 import pickle
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fewshot import backbones
-from fewshot.backbones import PACKAGES, WeightsSource, available, installed, load, resolve, source_key
+from fewshot.backbones import (
+    FACTS_FILE,
+    PACKAGES,
+    STATISTICS_FILE,
+    WEIGHTS_FILE,
+    WeightsSource,
+    available,
+    installed,
+    load,
+    load_statistics,
+    resolve,
+    shipped,
+    source_key,
+)
 from fewshot.errors import BackboneError, UnknownBackboneError, WeightsDamagedError, WeightsUnreachableError
+from fewshot.transforms import ClassStatistics, pack_statistics
 
 LITE0 = "tf_efficientnet_lite0"
+# Pinned: another value means that every index made before is refused, which is a change to announce.
+PLANTS_LITE0_F32 = "plants-lite0@74ddd7ddce6e"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +45,22 @@ def weights(lite0, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / f"{LITE0}.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in lite0[1].state_dict().items()}, path)
     return path
+
+
+@pytest.fixture
+def trained(lite0, tmp_path):
+    """A folder as `fewshot train` leaves it: lite0's weights in float16, asked at another size."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "runs" / "my-disease"
+    folder.mkdir(parents=True)
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in lite0[1].state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in halves.items()}, folder / WEIGHTS_FILE)
+    preprocessing = {**asdict(lite0[0].preprocessing), "image_size_px": 96, "mean": (0.4, 0.5, 0.6)}
+    (folder / FACTS_FILE).write_text(json.dumps({"architecture": LITE0, "preprocessing": preprocessing}))
+    statistics = ClassStatistics(np.zeros(1280, np.float32), np.eye(1280, dtype=np.float32), 0.1, 9, 3)
+    (folder / STATISTICS_FILE).write_bytes(pack_statistics(statistics))
+    return folder
 
 
 # ---- finding them
@@ -51,11 +86,12 @@ def test_package_that_is_not_installed_says_how_and_lists_what_is(monkeypatch):
 
 
 def test_available_lists_packages_and_with_a_pattern_the_hubs_models():
-    assert [row["name"] for row in available()] == list(PACKAGES)
+    assert [row["name"] for row in available()] == [source.name for source in shipped()] + list(PACKAGES)
     rows = available("resnet18*")
     assert {row["weights"] for row in rows} == {"timm hub"}
     assert "resnet18.a1_in1k" in [row["name"] for row in rows]
     assert [row["name"] for row in available("lite0")] == ["lite0"]
+    assert available("plants-*") == [{"name": "plants-lite0", "architecture": LITE0, "weights": "shipped"}]
     assert available("nothing-is-called-so*") == []
 
 
@@ -107,7 +143,7 @@ def test_unknown_name_suggests_the_nearest_and_lists_what_is_installed(name, mea
     with pytest.raises(UnknownBackboneError, match=f"no backbone '{name}'") as caught:
         load(resolve(name))
     assert f"Did you mean {meant!r}?" in caught.value.hint
-    assert "Installed: lite0" in caught.value.hint
+    assert "Installed: plants-lite0, lite0" in caught.value.hint
 
 
 def test_hub_model_without_a_network_names_the_model_and_lists_what_is_installed(monkeypatch):
@@ -211,3 +247,76 @@ def test_pickle_with_code_in_a_packages_place_never_runs(tmp_path):
     with pytest.raises(WeightsDamagedError, match="holds more than tensors"):
         load(WeightsSource("lite0", LITE0, "package", str(path)))
     assert not (tmp_path / "exploded").exists()
+
+
+# ---- trained ones
+
+
+@pytest.mark.weights
+def test_folder_of_a_training_is_a_backbone_with_its_own_preprocessing(trained, lite0):
+    source = resolve(str(trained))
+    assert (source.name, source.kind, source.architecture) == ("my-disease", "trained", LITE0)
+    backbone, _ = load(source)
+    assert backbone.preprocessing.image_size_px == 96
+    assert backbone.preprocessing.mean == (0.4, 0.5, 0.6)
+    assert backbone.weights_sha256 != lite0[0].weights_sha256
+    statistics = load_statistics(source)
+    assert statistics is not None
+    assert (statistics.n_photos, statistics.n_classes) == (9, 3)
+    assert load_statistics(resolve("lite0")) is None
+
+
+@pytest.mark.weights
+def test_other_statistics_are_another_backbone_and_another_prepared_one(trained):
+    before, key = load(resolve(str(trained)))[0], source_key(resolve(str(trained)))
+    (trained / STATISTICS_FILE).unlink()
+    without = load(resolve(str(trained)))[0]
+    assert without.statistics_sha256 is None
+    assert digits(without) != digits(before)
+    assert source_key(resolve(str(trained))) != key
+    assert type(before).from_dict(json.loads(json.dumps(before.as_dict()))) == before
+
+
+def test_folder_that_is_no_training_or_an_unfinished_one_is_refused(tmp_path, trained):
+    with pytest.raises(BackboneError, match="holds no trained backbone") as caught:
+        resolve(f"{tmp_path}/")
+    assert "folder that a training wrote" in caught.value.hint
+    (trained / WEIGHTS_FILE).unlink()
+    with pytest.raises(BackboneError, match="its training has not finished"):
+        resolve(str(trained))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"architecture": "x"}', '{"preprocessing": {"mean": 3}}'])
+def test_damaged_description_of_a_training_is_refused(trained, content):
+    (trained / FACTS_FILE).write_text(content)
+    with pytest.raises(WeightsDamagedError, match="does not describe a trained backbone"):
+        resolve(str(trained))
+
+
+def test_damaged_statistics_of_a_training_are_refused(trained):
+    (trained / STATISTICS_FILE).write_bytes(b"none")
+    with pytest.raises(WeightsDamagedError, match="class statistics"):
+        load_statistics(resolve(str(trained)))
+
+
+def test_baseline_network_cannot_be_an_indexs_backbone(trained):
+    facts = json.loads((trained / FACTS_FILE).read_text())
+    (trained / FACTS_FILE).write_text(json.dumps({**facts, "architecture": "cnn-basic"}))
+    with pytest.raises(UnknownBackboneError, match="trained as 'cnn-basic', which an index cannot use"):
+        load(resolve(str(trained)))
+
+
+@pytest.mark.weights
+def test_shipped_backbone_is_small_pinned_and_stronger_than_its_name():
+    source = resolve("plants-lite0")
+    assert source.kind == "shipped"
+    folder = Path(source.location)
+    assert (folder / WEIGHTS_FILE).stat().st_size < 10_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10_000_000
+    backbone, _ = load(source)
+    assert backbone.fingerprint("f32") == PLANTS_LITE0_F32
+    assert backbone.weights_sha256 != load(resolve("lite0"))[0].weights_sha256
+    statistics = load_statistics(source)
+    assert statistics is not None
+    assert statistics.n_classes == len(json.loads((folder / FACTS_FILE).read_text())["labels"])
+    assert "ImageNet" in (folder / "README.md").read_text()

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from fewshot.classifier import SOFTMAX_SCALE, Rejection, class_prototypes, own_similarities, probabilities
+from fewshot.classifier import (
+    MAX_PROTOTYPES,
+    MIN_GROUP,
+    SOFTMAX_SCALE,
+    class_prototypes,
+    own_similarities,
+    probabilities,
+    support_groups,
+)
 from fewshot.errors import PrototypeError
 
 ORDINARY = settings(max_examples=60, deadline=None)
@@ -115,6 +123,57 @@ def test_own_similarities_of_copies_are_one_and_never_more(n, seed):
     assert similarities.max() <= 1
 
 
+@ORDINARY
+@given(n=st.integers(4, 30), n_groups=st.integers(1, 3), seed=SEEDS)
+def test_own_similarities_with_groups_are_those_to_the_nearest_prototype_made_without_the_photo(n, n_groups, seed):
+    support = unit(n, seed=seed)
+    groups = np.random.default_rng(seed).permutation(np.arange(n) % n_groups)
+    explicit = []
+    for i in range(n):
+        rest = [support[(groups == g) & (np.arange(n) != i)] for g in range(n_groups)]
+        explicit.append(
+            max(float(support[i] @ class_prototypes(r, np.zeros(len(r), np.int64), 1)[0]) for r in rest if len(r))
+        )
+    np.testing.assert_allclose(own_similarities(support, groups), explicit, atol=1e-5)
+
+
+def around(centre, n, rng, spread=0.7):
+    """n unit vectors around a direction, in 64 dimensions."""
+    rows = centre + spread * rng.normal(size=(n, len(centre))) / np.sqrt(len(centre))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@ORDINARY
+@given(n=st.integers(1, 40), seed=SEEDS)
+def test_photos_around_one_place_get_one_prototype(n, seed):
+    rng = np.random.default_rng(seed)
+    centre = np.eye(64)[0]
+    assert support_groups(around(centre, n, rng)).tolist() == [0] * n
+
+
+@ORDINARY
+@given(n=st.integers(MIN_GROUP, 25), n_other=st.integers(MIN_GROUP, 25), seed=SEEDS)
+def test_photos_around_two_places_get_two_prototypes_whatever_their_order(n, n_other, seed):
+    rng = np.random.default_rng(seed)
+    first, second = np.eye(64)[:2]
+    support = np.concatenate([around(first, n, rng), around(second, n_other, rng)])
+    truth = np.repeat([0, 1], [n, n_other])
+    assert support_groups(support).tolist() == truth.tolist()
+    order = rng.permutation(len(support))
+    groups = support_groups(support[order])
+    assert groups[0] == 0, "numbered by their first photo"
+    assert len(set(zip(groups.tolist(), truth[order].tolist(), strict=True))) == 2
+
+
+def test_a_group_needs_photos_enough_and_there_are_only_so_many():
+    rng = np.random.default_rng(0)
+    places = np.eye(64)[:6]
+    few = np.concatenate([around(places[0], 8, rng), around(places[1], MIN_GROUP - 1, rng)])
+    assert support_groups(few).max() == 0
+    many = np.concatenate([around(place, 8, rng) for place in places])
+    assert support_groups(many).max() + 1 <= MAX_PROTOTYPES
+
+
 def test_others_that_cancel_out_give_a_number():
     one = unit(2, seed=3)
     similarities = own_similarities(np.concatenate([one[:1], -one[:1], one[1:]]))
@@ -169,27 +228,3 @@ def test_a_row_without_any_class_has_no_probability():
     shares = probabilities(np.array([[0.8, 0.7], [-np.inf, -np.inf]], np.float32), n_way=2)
     assert shares[1].tolist() == [0, 0]
     assert shares[0].sum() == pytest.approx(1)
-
-
-# ---- rejection
-
-
-def test_below_the_threshold_a_query_is_unknown_and_at_it_is_not():
-    rejection = Rejection(0.5)
-    assert rejection.is_unknown(0.4999)
-    assert not rejection.is_unknown(0.5)
-    assert not rejection.is_unknown(0.9)
-
-
-def test_without_a_threshold_nothing_is_unknown():
-    assert not Rejection(None).is_unknown(-1.0)
-
-
-@pytest.mark.parametrize(("similarity", "side"), [(0.31, "below"), (0.5, "above"), (0.93, "above")])
-def test_the_explanation_says_what_was_found_against_what(similarity, side):
-    text = Rejection(0.5).explain("corn rust", similarity)
-    assert text == f"similarity {similarity:.2f} to corn rust, {side} the threshold 0.50 of this index"
-
-
-def test_without_a_threshold_the_explanation_says_why():
-    assert "corn rust; with one photo a class" in Rejection(None).explain("corn rust", 0.2)

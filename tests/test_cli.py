@@ -19,6 +19,7 @@ from fewshot import __version__
 from fewshot.cli import main
 from fewshot.cli.main import COMMANDS
 from fewshot.gallery import Gallery
+from fewshot.records import Question
 from fewshot.store import FILE_NAME, Store
 
 INDEX = Path("indexes") / "default"
@@ -257,11 +258,25 @@ def test_top_and_nearest_bound_the_lists(enrolled, photo):
     assert run("query", photo, "--top", 0).exit_code == 2
 
 
+def test_together_within_and_coverage_reach_the_answer(enrolled, tmp_path):
+    photos = [write_leaf(tmp_path / f"{i}.png", LEAF_COLOURS["rust"], 900 + i) for i in range(3)]
+    (answer,) = lines("query", *photos, "--together", "--coverage", 0.9)
+    assert answer["answer"] == "rust"
+    assert answer["covering"][0] == "rust"
+    out = ok("query", *photos, "--together", "--coverage", 0.9)
+    assert "3 photos together" in out
+    assert "cannot be ruled out: rust" in out
+    (answer,) = lines("query", photos[0], "--within", "h*", "--within", "bl*")
+    assert {match["label"] for match in answer["matches"]} == {"healthy", "blight"}
+    assert run("query", photos[0], "--within", "nothing*").exit_code == 1
+    assert run("query", photos[0], "--coverage", 1).exit_code == 2
+
+
 def test_query_and_gallery_give_equal_answers(enrolled, tmp_path):
     photos = [write_leaf(tmp_path / "ask" / f"{label}.png", LEAF_COLOURS[label], 700) for label in LEAF_COLOURS]
     found = lines("query", *photos, "--top", 4, "--nearest", 2)
     with Gallery(INDEX, embedder=colour_embedder()) as gallery:
-        assert found == [each.as_dict() for each in gallery.query(photos, top=4, n_nearest=2)]
+        assert found == [each.as_dict() for each in gallery.query(photos, Question(top=4, n_nearest=2))]
 
 
 def test_query_where_no_photo_can_be_read_fails(enrolled, tmp_path):
@@ -326,12 +341,12 @@ def test_reindex_says_how_many_photos_and_from_where(enrolled, photo):
 def test_backbones_lists_the_default_first():
     found = lines("backbones")
     assert found[0] == {
-        "name": "lite0",
+        "name": "plants-lite0",
         "architecture": "tf_efficientnet_lite0",
-        "weights": "installed",
+        "weights": "shipped",
         "default": True,
     }
-    assert "lite0 (default)" in ok("backbones")
+    assert "plants-lite0 (default)" in ok("backbones")
 
 
 def test_doctor_shows_the_machine_and_a_sound_index(enrolled):
@@ -341,7 +356,9 @@ def test_doctor_shows_the_machine_and_a_sound_index(enrolled):
     assert facts["index"]["backbone"] == colour_embedder().fingerprint
     for name in ("engine", "precision", "cpu", "cpu_features", "gpu", "python", "versions", "weights", "cache"):
         assert name in facts
+    assert facts["index"]["whitened"] is False
     out = ok("doctor")
+    assert "plain L2" in out
     assert "index health" in out
     assert "sound" in out
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot import engines
-from fewshot.backbones import load, resolve, source_key
+from fewshot.backbones import WEIGHTS_FILE, load, load_statistics, resolve, source_key
 from fewshot.datasets import query_photos
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
 from fewshot.errors import CacheDamagedError, EngineError, FewshotError
 from fewshot.samples import CLASSES, render_leaf
 from fewshot.sealed import verify, write_sealed
+from fewshot.transforms import whitening
 
 pytestmark = pytest.mark.weights
 
@@ -30,6 +32,10 @@ def lite0(precision="f32", engine="openvino", **settings):
 
 def prepared(folder=None):
     return (folder or cache_folder()) / "backbones" / source_key(resolve("lite0")) / "model.ir"
+
+
+def whitened(engine="openvino", **settings):
+    return open_embedder(EmbedderChoice("plants-lite0", "f32", engine), **settings)
 
 
 def rendered(n):
@@ -204,3 +210,38 @@ def test_query_on_a_prepared_backbone_imports_neither_torch_nor_timm(tmp_path):
     run("enroll", "--each", tmp_path / "photos")
     for _ in range(2):
         assert run("query", tmp_path / "photos" / "rust" / "0.png", "--json") == []
+
+
+# ---- whitening
+
+
+def test_whitened_embeddings_are_the_backbones_own_moved_by_its_statistics(pixels):
+    source = resolve("plants-lite0")
+    plain = open_embedder(EmbedderChoice(f"{source.architecture}:{source.location}/{WEIGHTS_FILE}", "f32"))
+    statistics = load_statistics(source)
+    wanted = whitening(statistics)(plain.embed_pixels(pixels))
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    ours, theirs = whitened().embed_pixels(pixels), whitened("torch").embed_pixels(pixels)
+    assert (ours * wanted).sum(axis=1).min() > 0.9999
+    assert (ours * theirs).sum(axis=1).min() > 0.999
+    assert whitened().fingerprint == whitened("torch").fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_damaged_transform_is_made_anew(tmp_path, monkeypatch, pixels, damage):
+    wanted = whitened().embed_pixels(pixels[:1])
+    made = cache_folder() / "backbones" / source_key(resolve("plants-lite0"))
+    own = tmp_path / "cache" / "backbones" / made.name
+    shutil.copytree(made, own)
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "cache"))
+    file = own / "transform"
+    if damage == "missing":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[1000] ^= 0x10
+        file.write_bytes(data)
+    said = []
+    assert np.allclose(whitened(on_notice=said.append).embed_pixels(pixels[:1]), wanted, atol=1e-6)
+    assert len(said) == 1
+    verify(file)

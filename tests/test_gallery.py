@@ -9,12 +9,15 @@ import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from PIL import Image
 
+from fewshot.calibration import Calibration
 from fewshot.datasets import class_folder, class_folders
 from fewshot.errors import (
     EmptyIndexError,
@@ -27,7 +30,7 @@ from fewshot.errors import (
     UnknownLabelError,
 )
 from fewshot.gallery import Gallery
-from fewshot.records import ClassSummary, NamedBytes
+from fewshot.records import ClassSummary, NamedBytes, Question
 from fewshot.store import FILE_NAME
 
 HERE = Path(__file__).parent
@@ -75,7 +78,7 @@ def test_enrolled_classes_are_recognised_in_new_photos(gallery, leaves, tmp_path
         (label, 5, 0, ()) for label in sorted(LEAF_COLOURS)
     ]
     photos, right = ask_photos(tmp_path)
-    predictions = list(gallery.query(photos, top=2, n_nearest=2))
+    predictions = list(gallery.query(photos, Question(top=2, n_nearest=2)))
     assert [each.answer for each in predictions] == right
     assert [each.file for each in predictions] == [str(photo) for photo in photos]
     for each, label in zip(predictions, right, strict=True):
@@ -91,14 +94,14 @@ def test_an_enrolled_photo_finds_itself_under_its_own_name(gallery, leaves):
     folder = leaves(n=3)
     enroll(gallery, folder)
     photos = sorted(folder.rglob("*.png"))
-    for photo, prediction in zip(photos, gallery.query(photos, n_nearest=1), strict=True):
+    for photo, prediction in zip(photos, gallery.query(photos, Question(n_nearest=1)), strict=True):
         assert (prediction.nearest[0].file, prediction.nearest[0].label) == (photo.name, photo.parent.name)
         assert prediction.nearest[0].similarity == pytest.approx(1.0, abs=1e-5)
 
 
 def test_probabilities_of_all_classes_sum_to_one(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
-    for prediction in gallery.query(ask_photos(tmp_path)[0], top=10):
+    for prediction in gallery.query(ask_photos(tmp_path)[0], Question(top=10)):
         assert len(prediction.matches) == 4
         assert sum(match.probability for match in prediction.matches) == pytest.approx(1.0, abs=1e-5)
 
@@ -117,6 +120,62 @@ def test_a_colour_far_from_every_class_is_unknown_and_the_nearest_is_still_liste
     assert (prediction.answer, prediction.reason) == ("unknown", "unknown")
     assert "below the threshold" in prediction.message
     assert len(prediction.matches) == 3
+
+
+def test_photos_together_get_one_answer_and_unreadable_ones_are_told_apart(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos = [write_leaf(tmp_path / f"{i}.png", LEAF_COLOURS["rust"], 900 + i) for i in range(3)]
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    bad, answer = gallery.query([*photos[:2], tmp_path / "notes.jpg", photos[2]], Question(together=True))
+    assert (bad.reason, Path(bad.file).name) == ("bad_image", "notes.jpg")
+    assert answer.answer == "rust"
+    assert answer.file == " + ".join(map(str, photos))
+    alone = list(gallery.query(photos))
+    mean = np.mean([each.matches[0].similarity for each in alone])
+    assert answer.matches[0].similarity == pytest.approx(mean, abs=1e-5)
+    (only_bad,) = gallery.query([tmp_path / "notes.jpg"], Question(together=True))
+    assert only_bad.reason == "bad_image"
+
+
+def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    rust = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 900)
+    (answer,) = gallery.query([rust], Question(top=9, n_nearest=50, within=("h*", "*dew")))
+    assert {match.label for match in answer.matches} == {"healthy", "mildew"}
+    assert {photo.label for photo in answer.nearest} == {"healthy", "mildew"}
+    assert len(answer.nearest) == 10
+    assert sum(match.probability for match in answer.matches) == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(EmptyIndexError, match="no class of index 'index' fits 'helthy'") as caught:
+        list(gallery.query([rust], Question(within=("helthy",))))
+    assert "'healthy'" in caught.value.hint
+
+
+def test_covering_sets_hold_the_best_label_and_grow_with_the_coverage(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=20))
+    photos, right = ask_photos(tmp_path)
+    wide = list(gallery.query(photos, Question(coverage=0.99)))
+    narrow = list(gallery.query(photos, Question(coverage=0.5)))
+    for large, small, label in zip(wide, narrow, right, strict=True):
+        assert large.covering[0] == label
+        assert set(small.covering) <= set(large.covering)
+    assert all("covering" not in each.as_dict() for each in gallery.query(photos))
+    assert wide[0].as_dict()["covering"] == list(wide[0].covering)
+
+
+def test_a_photo_between_classes_is_ambiguous_unless_it_is_unknown(gallery, leaves, monkeypatch):
+    enroll(gallery, leaves(n=5))
+    with gallery._store.read() as reader:
+        between = sum(reader.prototypes_of(reader.wanted_class_id(label)) for label in ("rust", "blight", "mildew"))
+    between /= np.linalg.norm(between)
+    known = Calibration(1.0, -2.0, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    monkeypatch.setattr(gallery, "_calibration", lambda reader: known)
+    (answer,) = gallery.predict(between)
+    assert (answer.reason, answer.answer) == ("ambiguous", answer.matches[0].label)
+    assert answer.matches[0].probability < 0.5
+    assert "less likely than all other classes together" in answer.message
+    monkeypatch.setattr(gallery, "_calibration", lambda reader: replace(known, threshold=2.0))
+    (answer,) = gallery.predict(between)
+    assert (answer.reason, answer.answer) == ("unknown", "unknown")
 
 
 def test_a_photo_that_cannot_be_read_is_answered_in_its_place(gallery, leaves, tmp_path):
@@ -349,7 +408,7 @@ def test_a_removed_class_is_never_returned(gallery, leaves, tmp_path):
     list(gallery.query(photos))
     assert gallery.remove("rust") == 5
     for opened in (gallery, Gallery(gallery.folder, embedder=colour_embedder())):
-        for prediction in opened.query(photos, top=10, n_nearest=50):
+        for prediction in opened.query(photos, Question(top=10, n_nearest=50)):
             assert "rust" not in {match.label for match in prediction.matches}
             assert "rust" not in {near.label for near in prediction.nearest}
             assert len(prediction.matches) == 3
@@ -479,7 +538,7 @@ def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, lea
         assert "leaf rust" in answers(second, photos)
         gallery.remove("leaf rust")
         assert counts(second) == dict.fromkeys(["blight", "healthy", "mildew"], 5)
-        assert all("rust" not in match.label for p in second.query(photos, top=9) for match in p.matches)
+        assert all("rust" not in match.label for p in second.query(photos, Question(top=9)) for match in p.matches)
 
 
 SCRIPT = """

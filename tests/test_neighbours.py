@@ -127,6 +127,37 @@ def test_classes_agree_with_brute_force_and_are_padded_beyond_what_there_is(stor
         assert found[3:].tolist() == [-np.inf, -np.inf]
 
 
+@pytest.mark.parametrize("n_prototypes", [2, 4])
+def test_a_class_of_several_prototypes_counts_once_and_as_its_nearest(store, cache, n_prototypes):
+    rng = np.random.default_rng(3)
+    own = {}
+    with store.read() as reader:
+        before = reader.labels()
+    for label in before:
+        remove(store, label)
+    for label in "abcdef":
+        add(store, label, seed=1)
+        vectors = rng.normal(size=(n_prototypes, DIM)).astype(np.float32)
+        if label in "abc":  # all near the queries, so that they would fill the first places
+            vectors = QUERIES[:n_prototypes] + 0.01 * vectors
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        with store.write() as writer:
+            writer.set_prototypes(writer.wanted_class_id(label), vectors)
+            writer.note("test", label)
+        own[label] = vectors
+    truth = np.stack([(QUERIES @ own[label].T).max(axis=1) for label in "abcdef"], axis=1)
+    with store.read() as reader:
+        ids = {reader.wanted_class_id(label): i for i, label in enumerate("abcdef")}
+        for n in (1, 3, 6, 9):
+            similarities, class_ids = Neighbours(cache).classes(reader, QUERIES, n)
+            assert similarities.shape == class_ids.shape == (len(QUERIES), n)
+            for row in range(len(QUERIES)):
+                order = np.argsort(-truth[row])[:n]
+                assert [ids[i] for i in class_ids[row].tolist() if i != -1] == order.tolist()
+                np.testing.assert_allclose(similarities[row, : len(order)], truth[row, order], atol=1e-5)
+                assert (similarities[row, len(order) :] == -np.inf).all()
+
+
 def test_other_classes_never_holds_the_own_class_and_is_empty_without_others(store, cache):
     lookup = Neighbours(cache)
     with store.read() as reader:

@@ -430,3 +430,18 @@ def test_other_facts_than_expected_are_refused(tmp_path, expected):
     built([1], unit(1)).save(tmp_path / "a.faiss", {"kind": "support", "fingerprint": "lite0@1"})
     with pytest.raises(CacheDamagedError, match="wanted"):
         VectorIndex.open(tmp_path / "a.faiss", expected)
+
+
+def test_search_among_some_ids_only_finds_those_whether_old_fresh_or_removed():
+    vectors = unit(30, seed=4)
+    index = built(list(range(20)), vectors[:20])
+    index.add(np.arange(20, 30), vectors[20:])
+    index.remove(np.array([3, 25]))
+    only = np.array([1, 3, 5, 21, 25, 27, 99])
+    similarities, ids = index.search(vectors[:6], 5, only)
+    there = np.array([1, 5, 21, 27])
+    for row in range(6):
+        order = np.argsort(-(vectors[there] @ vectors[row]))
+        assert ids[row].tolist() == [*there[order].tolist(), -1]
+        assert similarities[row, -1] == -np.inf
+    assert (index.search(vectors[:1], 2, np.array([], np.int64))[1] == -1).all()

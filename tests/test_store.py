@@ -447,21 +447,25 @@ def test_changed_vectors_gives_what_was_written_since_and_nothing_else(store):
         assert reader.changed_vectors("support", 2)[0].tolist() == []
 
 
-def test_quantile_is_the_lower_neighbour_and_none_without_values(store):
-    ids = add_class(store, "rust", *(f"{i}.png" for i in range(5)))
+def test_photos_that_can_be_asked_are_those_with_an_own_similarity_evenly_chosen(store):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(6)))
     with store.read() as reader:
-        assert reader.own_similarity_quantile(0.5) is None
+        assert [len(part) for part in reader.asked_supports(100)] == [0, 0, 0]
     with store.write() as writer:
-        writer.set_own_similarities(np.array(ids), np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32))
+        writer.set_own_similarities(np.array(ids[1:]), np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32))
         writer.note("enroll", "rust")
     with store.read() as reader:
-        found = [reader.own_similarity_quantile(q) for q in (0.0, 0.05, 0.25, 0.49, 0.5, 1.0)]
-    assert found == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.5])
-    with store.write() as writer:
-        writer.set_own_similarities(np.array(ids[1:]), None)
-        writer.note("enroll", "rust")
-    with store.read() as reader:
-        assert reader.own_similarity_quantile(0.05) == pytest.approx(0.5), "unknown ones do not count"
+        found, class_ids, own = reader.asked_supports(100)
+        assert found.tolist() == ids[1:]
+        assert set(class_ids.tolist()) == {reader.class_id("rust")}
+        assert own.tolist() == pytest.approx([0.5, 0.1, 0.4, 0.2, 0.3])
+        assert 1 <= len(reader.asked_supports(2)[0]) <= 3
+        backwards = reader.support_vectors(found[::-1])
+        assert np.array_equal(backwards[::-1], reader.support_vectors(found))
+        with pytest.raises(IndexDamagedError, match="support 999 has no embedding"):
+            reader.support_vectors(np.array([999]))
+        assert reader.ids_of("support", [reader.class_id("rust")]).tolist() == ids
+        assert reader.class_ids(["rust", "none"]) == [reader.class_id("rust")]
 
 
 # ---- classes

@@ -26,6 +26,7 @@ from fewshot.recipes import BACKBONE_NAMES, BASELINES, LOSS_NAMES, resolve
 from fewshot.training import backbone_phase, batches, checkpoints, networks, photos, report, runs
 from fewshot.training.progress import Progress
 from fewshot.training.runs import train
+from fewshot.transforms import unpack_statistics
 
 COLOURS = {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50), "apple-scab": (30, 40, 25)}
 SMALL = {
@@ -123,8 +124,9 @@ def test_training_learns_and_leaves_a_report(tmp_path: Path, data: Path) -> None
         assert curves.size[0] > 500
     assert list((folder / "tensorboard").glob("events.*"))
     assert all(tensor.dtype == torch.float16 for tensor in weights(folder).values() if tensor.is_floating_point())
-    statistics = load_file(folder / "statistics.safetensors")
-    assert torch.linalg.eigvalsh(statistics["within_class_covariance"]).min() > 0
+    statistics = unpack_statistics((folder / "statistics.safetensors").read_bytes(), "statistics.safetensors")
+    assert np.linalg.eigvalsh(statistics.covariance).min() > 0
+    assert (statistics.dim, statistics.n_classes) == (128, 3)
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
@@ -304,6 +306,10 @@ def test_the_installed_backbone_starts_from_its_weights() -> None:
     none = networks.build_trainee(resolve({"backbone": "lite0", "normalisation": "none"}), None)
     photo = torch.rand(1, 3, 96, 96)
     assert torch.allclose(network.eval()(photo), none.eval()((photo - 0.5) / 0.5), atol=1e-4)
+    assert network.preprocessing.crop_pct == 0.875
+    asked = {"backbone": "lite0", "image_size_px": 160, "test_image_size_px": 200, "test_crop_pct": 1.0}
+    whole = networks.build_trainee(resolve(asked), None).preprocessing
+    assert (whole.image_size_px, whole.crop_pct, whole.short_side_px) == (200, 1.0, 200)
 
 
 # ---- batches and augmentation

@@ -57,7 +57,7 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
     if prediction.reason == "bad_image":
         yield f"{name:<{file_width}}  {click.style('not readable', fg='red')}  {prediction.message}"
         return
-    color = "yellow" if prediction.reason == "unknown" else "green"
+    color = "green" if prediction.reason == "match" else "yellow"
     for i, match in enumerate(prediction.matches):
         label = _shortened(match.label, label_width)
         bar = _bar(match.probability)
@@ -71,6 +71,11 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
                 yield f"{name:<{file_width}}  {answer}  {figures}"
         else:
             yield click.style(f"{'':<{file_width}}  {label:<{label_width}}  {figures}", dim=True)
+    if prediction.reason == "ambiguous":
+        yield click.style(f"{'':<{file_width}}  ambiguous: less likely than the others together", fg="yellow")
+    if prediction.covering is not None:
+        left = ", ".join(prediction.covering) or "nothing; it is unlike every class"
+        yield f"{'':<{file_width}}  cannot be ruled out: {left}"
     near = ", ".join(f"{photo.label}/{photo.file} {photo.similarity:.2f}" for photo in prediction.nearest)
     if near:
         yield click.style(f"{'':<{file_width}}  nearest: {near}", dim=True)

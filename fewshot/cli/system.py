@@ -77,6 +77,10 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
     click.echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
 
 
+_WHITENED = "whitened by the statistics of the classes the backbone was trained on"
+_PLAIN = "plain L2 between unit vectors: the backbone brings no class statistics to whiten by"
+
+
 def _machine() -> dict[str, Any]:
     from fewshot import engines
     from fewshot.backbones import DEFAULT_BACKBONE, installed
@@ -112,6 +116,8 @@ def _index_facts(index: str) -> dict[str, Any]:
             about = gallery.about()
             summaries = gallery.classes()
             facts["backbone"], facts["precision"] = about.fingerprint, about.precision
+            if about.backbone is not None:
+                facts["whitened"] = about.backbone.get("statistics_sha256") is not None
             facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()
@@ -138,6 +144,8 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     else:
         pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
         rows.append(["index", f"{folder}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
+    if index is not None and "whitened" in index:
+        rows.append(["comparison", _WHITENED if index["whitened"] else _PLAIN])
     if index is not None:
         n = len(index["problems"])
         rows.append(["index health", "sound" if n == 0 else f"{n} problem{'s' if n > 1 else ''}"])

@@ -118,6 +118,11 @@ class Reader:
         query = sa.select(supports.c.sha256, classes.c.label).join(classes)
         return dict(self._in_parts(query, supports.c.sha256, hashes))
 
+    def class_ids(self, labels: Sequence[str]) -> list[int]:
+        """The ids of those labels that there are."""
+        query = sa.select(classes.c.class_id)
+        return [row[0] for row in self._in_parts(query, classes.c.label, labels)]
+
     def class_labels(self, class_ids: Iterable[int]) -> dict[int, str]:
         """class_id -> label."""
         query = sa.select(classes.c.class_id, classes.c.label)
@@ -138,14 +143,36 @@ class Reader:
         query = _SUPPORT_RECORD.where(supports.c.class_id == class_id).order_by(supports.c.support_id)
         return [Support(*row) for row in self._connection.execute(query)]
 
-    def own_similarity_quantile(self, q: float) -> float | None:
-        """The q-quantile of all supports' own similarities (the lower of two neighbours), None without any."""
+    def asked_supports(self, n_most: int) -> tuple[Int64s, Int64s, Float32s]:
+        """Supports that can be asked as if they were not enrolled (those not alone in their class), evenly chosen.
+
+        Returns:
+            Support ids (n,), class ids (n,) and own similarities (n,) float32; n is at most about `n_most`.
+        """
         known = supports.c.own_similarity.is_not(None)
         n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
-        if n == 0:
-            return None
-        query = sa.select(supports.c.own_similarity).where(known).order_by(supports.c.own_similarity)
-        return float(self._connection.execute(query.limit(1).offset(int(q * (n - 1)))).scalar_one())
+        query = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
+        if n > n_most:
+            query = query.where(supports.c.support_id % -(-n // n_most) == 0)
+        rows = self._connection.execute(query.order_by(supports.c.support_id)).all()
+        columns = [[row[i] for row in rows] for i in range(3)]
+        return np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float32)
+
+    def support_vectors(self, support_ids: Int64s) -> Float32s:
+        """The embeddings of supports: (n, dim) float32, in the order of the ids.
+
+        Raises:
+            IndexDamagedError: a vector is missing or does not fit its checksum.
+        """
+        query = sa.select(embeddings.c.support_id, embeddings.c.vector, embeddings.c.xxh3)
+        rows = {row[0]: row[1:] for row in self._in_parts(query, embeddings.c.support_id, support_ids.tolist())}
+        missing = [i for i in support_ids.tolist() if i not in rows]
+        if missing:
+            raise IndexDamagedError(
+                f"index {self._place.name!r} is damaged: support {missing[0]} has no embedding.",
+                hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+            )
+        return self._vectors([rows[i] for i in support_ids.tolist()], support_ids)
 
     def class_vectors(self, class_ids: Sequence[int]) -> tuple[Int64s, Int64s, Float32s]:
         """Support ids (n,), their class ids (n,) and their embeddings (n, dim), in order of enrolment."""
@@ -164,6 +191,12 @@ class Reader:
         rows = sorted(self._in_parts(query, supports.c.class_id, list(class_ids)))
         bits = np.frombuffer(b"".join(row[1] for row in rows), np.uint8).reshape(len(rows), 16)
         return np.array([row[0] for row in rows], np.int64), bits
+
+    def ids_of(self, kind: str, class_ids: Sequence[int]) -> Int64s:
+        """Ids of the supports or prototypes of these classes."""
+        table, key = (supports, supports.c.support_id) if kind == "support" else (prototypes, prototypes.c.prototype_id)
+        rows = self._in_parts(sa.select(key), table.c.class_id, list(class_ids))
+        return np.array([row[0] for row in rows], np.int64)
 
     def prototypes_of(self, class_id: int) -> Float32s:
         """The prototypes of a class: (n_prototypes, dim) float32, rows of unit length."""

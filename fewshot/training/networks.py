@@ -109,6 +109,8 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
     size = recipe.test_image_size_px or recipe.image_size_px
     if size and recipe.backbone not in BASELINES:
         preprocessing = replace(preprocessing, image_size_px=size)
+    if recipe.test_crop_pct:
+        preprocessing = replace(preprocessing, crop_pct=recipe.test_crop_pct)
     return Trainee(network, origin, preprocessing, trainee_dim)
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 from fewshot import __version__
+from fewshot.backbones import FACTS_FILE, STATISTICS_FILE, WEIGHTS_FILE
 from fewshot.errors import TrainingError, TrainingStoppedError
 from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
 from fewshot.recipes import BASELINES, Cell, Recipe, read_plan
@@ -33,8 +34,8 @@ from fewshot.training.photos import (
 )
 from fewshot.training.progress import EpochRow, OnProgress
 from fewshot.training.report import Report, write_report
+from fewshot.transforms import measure_statistics, pack_statistics
 
-SHRINKAGE = 0.1  # share of the within-class covariance replaced by its mean variance in every direction
 _DECODE_MARGIN = 1.15  # training photos keep this much more than the network's input, for crops
 
 
@@ -185,10 +186,9 @@ def _write_backbone(
         name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in trainee.network.state_dict().items()
     }
-    write_whole(folder / "backbone.safetensors", save(half, {"architecture": trainee.origin.architecture}))
-    mean, covariance = class_statistics(train_set)
-    statistics = {"mean": torch.from_numpy(mean), "within_class_covariance": torch.from_numpy(covariance)}
-    write_whole(folder / "statistics.safetensors", save(statistics, {"shrinkage": str(SHRINKAGE)}))
+    write_whole(folder / WEIGHTS_FILE, save(half, {"architecture": trainee.origin.architecture}))
+    statistics = measure_statistics(train_set.embeddings, train_set.class_index)
+    write_whole(folder / STATISTICS_FILE, pack_statistics(statistics))
     if head is not None:
         write_whole(folder / "head.safetensors", save(head.state_dict()))
     facts = {
@@ -200,25 +200,7 @@ def _write_backbone(
         "recipe": recipe.as_dict(),
         "fewshot": __version__,
     }
-    write_whole(folder / "backbone.json", (json.dumps(facts, indent=1) + "\n").encode())
-
-
-def class_statistics(features: Features) -> tuple[Float32s, Float32s]:
-    """What whitening needs of the training classes, over unit-length embeddings.
-
-    Returns:
-        (dim,) float32, the mean of all embeddings; (dim, dim) float32, the covariance around the class means, in which
-        a share of `SHRINKAGE` is replaced by the mean variance in every direction.
-    """
-    length = np.linalg.norm(features.embeddings, axis=1, keepdims=True)
-    unit = (features.embeddings / np.maximum(length, 1e-12)).astype(np.float64)
-    n_classes = int(features.class_index.max()) + 1
-    means = np.stack([unit[features.class_index == i].mean(axis=0) for i in range(n_classes)])
-    around = unit - means[features.class_index]
-    covariance = around.T @ around / len(around)
-    dim = len(covariance)
-    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / dim * np.eye(dim)
-    return unit.mean(axis=0).astype(np.float32), shrunk.astype(np.float32)
+    write_whole(folder / FACTS_FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _claim(folder: Path, recipe: Recipe, split: Split) -> None:

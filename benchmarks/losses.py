@@ -1,0 +1,98 @@
+"""The plant-disease study's table on an installed backbone: six losses and cross-entropy, under two normalisations.
+
+Each cell of configs/doctorp-stage2.yaml is trained at a size that fits an hour, then its backbone answers the protocol
+(plain cosine to the mean prototype, through the command line). The epoch times of all losses come from this one run;
+`x cross-entropy` divides the median epoch of a loss by that of cross-entropy, over both normalisations. Finished cells
+are kept in --out and not trained again.
+
+    python benchmarks/losses.py [--data DIR] [--out DIR]
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import FEWSHOT, ROOT, data_folder, keep, run
+from protocol import measure, without_statistics
+
+LOSSES = ("cross-entropy", "contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface")
+NORMALISATIONS = ("imagenet", "dataset")
+SIZE = {
+    "backbone": "lite0",
+    "image_size_px": "112",
+    "photos_per_class_max": "20",
+    "batch_size": "32",
+    "epochs": "2",
+}
+# The study's grid starts at Adam 1e-4; so does this one.
+
+
+def train(data: Path, out: Path) -> None:
+    """Train every cell that is not trained yet, the two normalisations of a loss one after the other."""
+    for normalisation in NORMALISATIONS:
+        for loss in LOSSES:
+            chosen = {**SIZE, "loss": loss, "normalisation": normalisation}
+            only = ",".join(f"{key}={value}" for key, value in chosen.items())
+            folder = out / normalisation / loss
+            if not results_file(folder).exists():
+                run(
+                    FEWSHOT,
+                    "train",
+                    ROOT / "configs/doctorp-stage2.yaml",
+                    "--data",
+                    data,
+                    "--out",
+                    folder,
+                    "--only",
+                    only,
+                )
+            print(f"trained {loss}, {normalisation}", flush=True)
+
+
+def results_file(folder: Path) -> Path:
+    """Where a cell's figures are."""
+    return folder / "doctorp-stage2" / "results.json"
+
+
+def cell(data: Path, out: Path, loss: str, normalisation: str) -> dict[str, Any]:
+    """One row of the table."""
+    file = results_file(out / normalisation / loss)
+    results = json.loads(file.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = without_statistics(file.parent, Path(folder) / f"{loss}-{normalisation}")
+        sets = measure(data, Path(folder) / "index", ["--backbone", str(backbone), "--precision", "f32"], field=False)
+    return {
+        "loss": loss,
+        "normalisation": normalisation,
+        "head": 100 * results["test"]["accuracy"]["share"],
+        "epoch_seconds": [epoch["seconds"] for epoch in results["backbone_epochs"]],
+        **{name: sets[name]["top1"] for name in ("base", "novel", "hard")},
+    }
+
+
+def main() -> None:
+    """Train, measure, print a table, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--out", type=Path, default=Path("runs/losses"))
+    given = parser.parse_args()
+    data = data_folder(given.data)
+    train(data, given.out)
+    rows = [cell(data, given.out, loss, normalisation) for loss in LOSSES for normalisation in NORMALISATIONS]
+    seconds = {loss: median(s for row in rows if row["loss"] == loss for s in row["epoch_seconds"]) for loss in LOSSES}
+    print(f"{'':26}{'head':>6}{'epoch s':>9}{'x CE':>7}{'base':>7}{'novel':>7}{'hard':>7}")
+    for row in rows:
+        row["ratio"] = seconds[row["loss"]] / seconds["cross-entropy"]
+        shown = f"{row['loss']}, {row['normalisation']}"
+        print(
+            f"{shown:26}{row['head']:6.1f}{median(row['epoch_seconds']):9.1f}{row['ratio']:7.2f}"
+            f"{row['base']:7.1f}{row['novel']:7.1f}{row['hard']:7.1f}"
+        )
+    keep("losses", {"size": SIZE, "cells": rows})
+
+
+if __name__ == "__main__":
+    main()

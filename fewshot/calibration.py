@@ -1,0 +1,214 @@
+"""What an index's own photos say of its answers: how sure, how unfamiliar, which other labels cannot be ruled out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewshot.classifier import N_SCORED, SOFTMAX_SCALE, familiarity
+from fewshot.errors import CacheDamagedError
+from fewshot.neighbours import Neighbours
+from fewshot.records import Float32s, Int64s
+from fewshot.sealed import read_sealed, write_sealed
+from fewshot.store import Reader
+
+# The part of enrolled photos that may be called unknown, were they asked without being enrolled.
+REJECTED_PART = 0.05
+# At most so many photos are asked, and fewer where there are many prototypes to ask among.
+MOST_ASKED, MOST_COMPARISONS = 4000, 50_000_000
+# Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
+FEWEST_PHOTOS, FEWEST_CLASSES = 20, 2
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """Enrolled photos asked as if each had not been enrolled.
+
+    Attributes:
+        class_ids: (n,) int64, their classes.
+        own: (n,) float32, cosine to the nearest prototype of their class, made without them.
+        rivals: (n, m) float32, cosines to the nearest other classes, highest first; -inf beyond what there is.
+    """
+
+    class_ids: Int64s
+    own: Float32s
+    rivals: Float32s
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What leave-one-out says of an index.
+
+    Attributes:
+        scale: what a cosine is multiplied with to become a logit.
+        threshold: the familiarity (`classifier.familiarity`) below which a query is unknown; None: too little is
+            enrolled to say.
+        class_ids: (n,) int64, and `margins`: (n,) float32, by how much each photo is nearer to its own class than to
+            any other; negative where another is nearer.
+    """
+
+    scale: float
+    threshold: float | None
+    class_ids: Int64s
+    margins: Float32s
+
+    def is_unknown(self, similarities: Float32s) -> bool:
+        """Whether a query with these cosines, highest first, belongs to no enrolled class."""
+        return self.threshold is not None and float(familiarity(similarities[None])[0]) < self.threshold
+
+    def explain(self, label: str, similarities: Float32s) -> str:
+        """A sentence for the user: what was found, against what."""
+        if self.threshold is None:
+            return f"most like {label}; with one photo a class there is no telling what would be unlike"
+        found = float(familiarity(similarities[None])[0])
+        side = "below" if self.is_unknown(similarities) else "above"
+        what = f"similarity {similarities[0]:.2f} to {label}"
+        if len(similarities) > 1 and np.isfinite(similarities[1]):
+            what += f", {similarities[1]:.2f} to the next"
+        return f"{what}: familiarity {found:.2f}, {side} the threshold {self.threshold:.2f} of this index"
+
+    def needed_margins(self, class_ids: Int64s, coverage: float) -> Float32s:
+        """By how much a query must be nearer to a class than to any other for its label to stay in the conformal set.
+
+        Each class is judged by its own photos, so that the promise holds in every class and not only on average; a
+        class of too few photos for that (fewer than 9 for a coverage of 0.9) by those of all classes.
+
+        Args:
+            class_ids: (n,) int64, the labels in question.
+            coverage: in (0, 1), the share of queries whose true label shall be in their set.
+
+        Returns:
+            (n,) float32, -inf for a label that cannot be ruled out.
+
+        Source:
+            Split conformal prediction, label-conditional: Vovk 2012, arXiv 1209.2673, section 3, with the leave-one-out
+            margins of the enrolled photos as calibration scores. These are not exactly exchangeable with a query's,
+            whose prototypes are made from one photo more, and the promise is void when queries come from elsewhere
+            than the enrolled photos.
+        """
+        everyone = np.sort(self.margins)
+        needed = np.full(len(class_ids), _lower_quantile(everyone, coverage), np.float32)
+        for i, class_id in enumerate(class_ids.tolist()):
+            own = np.sort(self.margins[self.class_ids == class_id])
+            if int((len(own) + 1) * (1 - coverage) + 1e-9) >= 1:
+                needed[i] = _lower_quantile(own, coverage)
+        return needed
+
+
+def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibration:
+    """The calibration of an index in a reader's view: the cached one of this generation, or made now and cached."""
+    about = reader.about()
+    made_for = {
+        "kind": "calibration",
+        "fingerprint": about.fingerprint,
+        "generation": about.generation,
+        "token": reader.token(about.generation),
+    }
+    try:
+        payload, facts = read_sealed(cache)
+        if all(facts.get(name) == value for name, value in made_for.items()):
+            n = int(facts["n"])
+            class_ids = np.frombuffer(payload, np.int64, n)
+            return Calibration(
+                facts["scale"], facts["threshold"], class_ids, np.frombuffer(payload, np.float32)[2 * n :]
+            )
+    except CacheDamagedError:
+        pass  # missing or damaged: made anew from the store
+    found = calibrate(leave_one_out(reader, neighbours), reader.n_classes())
+    content = found.class_ids.tobytes() + found.margins.tobytes()
+    facts = {**made_for, "n": len(found.margins), "scale": found.scale, "threshold": found.threshold}
+    try:
+        write_sealed(cache, lambda target: _write(target, content), facts)
+    except OSError:
+        pass  # a folder that cannot be written costs the next start a fraction of a second, nothing else
+    return found
+
+
+def leave_one_out(reader: Reader, neighbours: Neighbours) -> LeaveOneOut:
+    """Ask enrolled photos, evenly chosen where there are too many, as if they were not enrolled."""
+    n_most = min(MOST_ASKED, max(500, MOST_COMPARISONS // max(1, reader.n_classes())))
+    support_ids, class_ids, own = reader.asked_supports(n_most)
+    n_rivals = min(N_SCORED, reader.n_classes()) - 1
+    rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)
+    if len(own) and n_rivals > 0:
+        vectors = reader.support_vectors(support_ids)
+        similarities, found = neighbours.classes(reader, vectors, n_rivals + 1)
+        others = found != class_ids[:, None]
+        kept = np.argsort(~others, axis=1, kind="stable")[:, :n_rivals]  # all but the own class, in order
+        rivals = np.where(
+            np.take_along_axis(others, kept, axis=1), np.take_along_axis(similarities, kept, axis=1), -np.inf
+        ).astype(np.float32)
+    return LeaveOneOut(class_ids, own, rivals)
+
+
+def calibrate(found: LeaveOneOut, n_way: int) -> Calibration:
+    """Temperature, threshold and margins from leave-one-out scores. Every class weighs the same."""
+    margins = (found.own - found.rivals[:, 0]).astype(np.float32)
+    if len(found) == 0:
+        return Calibration(SOFTMAX_SCALE, None, found.class_ids, margins)
+    _, places, counts = np.unique(found.class_ids, return_inverse=True, return_counts=True)
+    weights = 1 / counts[places]
+    enough = len(found) >= FEWEST_PHOTOS and n_way >= FEWEST_CLASSES
+    return Calibration(
+        _fitted_scale(found, weights, n_way) if enough else SOFTMAX_SCALE,
+        _threshold(found, weights, n_way),
+        found.class_ids,
+        margins,
+    )
+
+
+def _fitted_scale(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
+    """The scale under which the photos' true classes are likeliest (temperature scaling, arXiv 1706.04599)."""
+    # (n, 1 + m); the last rival stands for all classes beyond, as in `classifier.probabilities`.
+    gaps = found.rivals.astype(np.float64) - found.own[:, None]
+    n_beyond = max(0, n_way - 1 - gaps.shape[1])
+
+    def loss(scale: float) -> float:
+        logits = scale * gaps
+        top = np.maximum(logits.max(axis=1), 0)
+        total = np.exp(-top) + np.exp(logits - top[:, None]).sum(axis=1) + n_beyond * np.exp(logits[:, -1] - top)
+        return float(np.average(top + np.log(total), weights=weights))
+
+    scales = np.geomspace(2, 200, 94)  # steps of 5 %
+    return float(scales[np.argmin([loss(scale) for scale in scales])])
+
+
+def _threshold(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
+    """Where photos asked without being enrolled part best from photos whose whole class is not enrolled.
+
+    Never so high that more than `REJECTED_PART` of the former fall below.
+    """
+    everything = np.sort(np.concatenate([found.own[:, None], found.rivals], axis=1), axis=1)[:, ::-1]
+    known = familiarity(everything)
+    order = np.argsort(known)
+    part = np.cumsum(weights[order]) / weights.sum()
+    highest = float(known[order][min(int(np.searchsorted(part, REJECTED_PART)), len(known) - 1)])
+    if len(known) > 1:  # of a few photos the lowest is no bound for the next one
+        spread = float(known.std(ddof=1)) * np.sqrt(1 + 1 / len(known))
+        highest = min(highest, float(known.mean()) - _student_t_95(len(known) - 1) * spread)
+    if n_way <= FEWEST_CLASSES:
+        return highest
+    strange = familiarity(found.rivals)  # the photo's own class left out
+    tried = np.linspace(min(float(known.min()), highest), highest, 200)
+    rejected_known = np.array([np.average(known < t, weights=weights) for t in tried])
+    rejected_strange = np.array([np.average(strange < t, weights=weights) for t in tried])
+    return float(tried[np.argmax(rejected_strange - rejected_known)])
+
+
+def _student_t_95(df: int) -> float:
+    """The 95 % quantile of Student's t: the Cornish-Fisher expansion, to 1 % from 4 degrees of freedom on."""
+    z = 1.6448536
+    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+
+
+def _lower_quantile(ascending: Float32s, coverage: float) -> float:
+    """The value that a new one falls below with probability at most 1 - coverage; -inf where too few are known."""
+    place = int((len(ascending) + 1) * (1 - coverage) + 1e-9)
+    return float(ascending[place - 1]) if place >= 1 else -np.inf
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,185 @@
+"""Statistics of the classes that a backbone was trained on -> the map that whitens its embeddings."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fewshot.errors import WeightsDamagedError
+from fewshot.records import Float32s, Int64s
+
+# Chosen on classes held out of training (docs/log.md).
+POWER = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """How a backbone's levelled embeddings (see `level`) lie around their classes' means.
+
+    `power` is what they were levelled with. `mean` is (dim,) float32, over all photos. `covariance` is (dim, dim)
+    float32, around the class means, shrunk: a share of `shrinkage` of it is replaced by its mean variance in every
+    direction.
+    """
+
+    mean: Float32s
+    covariance: Float32s
+    shrinkage: float
+    n_photos: int
+    n_classes: int
+    power: float = POWER
+
+    @property
+    def dim(self) -> int:
+        """The embedding's length."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """Level, centre, then whiten: a cosine between transformed embeddings compares as shared-covariance LDA does.
+
+    `mean` is (dim,) float32; `matrix` is (dim, dim) float32; for `power` see `level`.
+    """
+
+    mean: Float32s
+    matrix: Float32s
+    power: float
+
+    def __call__(self, embeddings: Float32s) -> Float32s:
+        """(n, dim) float32 -> (n, dim) float32, rows of any length both."""
+        moved: Float32s = np.matmul(level(embeddings, self.power) - self.mean, self.matrix, dtype=np.float32)
+        return moved
+
+    def to_bytes(self) -> bytes:
+        """The two arrays, one after the other."""
+        return self.mean.tobytes() + self.matrix.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dim: int, power: float) -> "Transform":
+        """What `to_bytes` gave for embeddings of length `dim`; shares the memory of `data`."""
+        values = np.frombuffer(data, np.float32)
+        return cls(values[:dim], values[dim:].reshape(dim, dim), power)
+
+
+def level(embeddings: Float32s, power: float) -> Float32s:
+    """Raise each component to `power`, keeping its sign, and scale rows to unit length.
+
+    Below 1 it evens out a few large components, which pooled activations have: their distribution comes nearer to the
+    Gaussian that whitening takes for granted.
+
+    Args:
+        embeddings: (n, dim) float32, rows of any length but 0.
+        power: 1 leaves the directions as they are.
+
+    Source:
+        Tukey's ladder of powers, for few-shot features: Yang et al. 2021, arXiv 2101.06395, eq. 3.
+
+    >>> level(np.array([[9.0, -16.0]], np.float32), 0.5).round(3).tolist()
+    [[0.6000000238418579, -0.800000011920929]]
+    """
+    raised = embeddings if power == 1 else np.sign(embeddings) * np.abs(embeddings) ** np.float32(power)
+    length = np.linalg.norm(raised, axis=1, keepdims=True)
+    levelled: Float32s = (raised / np.maximum(length, 1e-12)).astype(np.float32)
+    return levelled
+
+
+def measure_statistics(embeddings: Float32s, class_index: Int64s, power: float = POWER) -> ClassStatistics:
+    """Mean and within-class covariance of levelled embeddings, shrunk as far as their number asks for.
+
+    The *within*-class covariance, never the total one: the total one counts what separates classes as noise.
+
+    Args:
+        embeddings: (n, dim) float32, rows of any length but 0.
+        class_index: (n,) int64 from 0; every class has a photo.
+        power: see `level`.
+
+    Source:
+        Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", for the
+        shrinkage; scikit-learn computes it.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    unit = level(embeddings, power).astype(np.float64)
+    n_classes = int(class_index.max()) + 1
+    means = np.stack([unit[class_index == i].mean(axis=0) for i in range(n_classes)])
+    around = unit - means[class_index]
+    covariance = around.T @ around / len(around)
+    dim = len(covariance)
+    shrinkage = float(ledoit_wolf_shrinkage(around, assume_centered=True))
+    shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
+    return ClassStatistics(
+        unit.mean(axis=0).astype(np.float32), shrunk.astype(np.float32), shrinkage, len(unit), n_classes, power
+    )
+
+
+def whitening(statistics: ClassStatistics) -> Transform:
+    """The map after which the statistics' classes would spread alike in every direction.
+
+    Source:
+        Fisher's linear discriminant with one covariance for all classes; of the maps that whiten, the symmetric one
+        (ZCA), which moves the embeddings least.
+
+    >>> oval = ClassStatistics(np.zeros(2, np.float32), np.diag([4.0, 1.0]).astype(np.float32), 0.0, 9, 3, power=1)
+    >>> whitening(oval)(np.array([[0.6, 0.8]], np.float32)).round(3).tolist()
+    [[0.30000001192092896, 0.800000011920929]]
+    """
+    values, vectors = np.linalg.eigh(statistics.covariance.astype(np.float64))
+    scale = 1 / np.sqrt(np.maximum(values, np.finfo(np.float32).eps * values.max()))
+    matrix = np.ascontiguousarray((vectors * scale) @ vectors.T, np.float32)
+    return Transform(statistics.mean, matrix, statistics.power)
+
+
+def pack_statistics(statistics: ClassStatistics) -> bytes:
+    """Statistics as a small safetensors file: standard deviations, and the correlations' lower triangle in float16."""
+    deviation = np.sqrt(np.diag(statistics.covariance).astype(np.float64))
+    correlation = statistics.covariance / np.outer(deviation, deviation)
+    arrays = {
+        "mean": statistics.mean,
+        "deviation": deviation.astype(np.float32),
+        "correlation": correlation[np.tril_indices(statistics.dim, -1)].astype(np.float16),
+    }
+    facts = {
+        "shrinkage": statistics.shrinkage,
+        "n_photos": statistics.n_photos,
+        "n_classes": statistics.n_classes,
+        "power": statistics.power,
+    }
+    return save(arrays, {"statistics": json.dumps(facts)})
+
+
+def unpack_statistics(data: bytes, name: str) -> ClassStatistics:
+    """What `pack_statistics` wrote; `name` is the file's, for the message.
+
+    Raises:
+        WeightsDamagedError: the bytes are no such file.
+    """
+    try:
+        arrays = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"]["statistics"])
+        mean, deviation = arrays["mean"], arrays["deviation"].astype(np.float64)
+        correlation = np.eye(len(mean))
+        lower = np.tril_indices(len(mean), -1)
+        correlation[lower] = arrays["correlation"]
+        correlation.T[lower] = arrays["correlation"]
+        covariance = (correlation * np.outer(deviation, deviation)).astype(np.float32)
+        return ClassStatistics(
+            mean,
+            covariance,
+            float(facts["shrinkage"]),
+            int(facts["n_photos"]),
+            int(facts["n_classes"]),
+            float(facts["power"]),
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise WeightsDamagedError(
+            f"the class statistics {name} cannot be read: {error}.", hint="Train again, or get the file again."
+        ) from error
+
+
+def statistics_sha256(data: bytes) -> str:
+    """The name of a packed statistics' content."""
+    return hashlib.sha256(data).hexdigest()
