@@ -40,6 +40,7 @@ FLOW = [
     "gallery",
     "training",
     "evaluation",
+    "episodes",
     "projection",
     "service",
     "cli",

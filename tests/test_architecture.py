@@ -25,7 +25,7 @@ LAYERS = [
     {"engines", "embedder"},
     {"store", "search"},
     {"neighbours", "classifier"},
-    {"inspection", "calibration", "gallery", "training", "evaluation", "projection"},
+    {"inspection", "calibration", "gallery", "training", "evaluation", "episodes", "projection"},
     {"service"},
     {"cli"},
 ]

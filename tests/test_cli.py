@@ -338,6 +338,23 @@ def test_reindex_says_how_many_photos_and_from_where(enrolled, photo):
     assert out.startswith("20 photos embedded anew (0 from originals): others@")
 
 
+@pytest.mark.weights
+def test_evaluate_measures_a_folder_of_folders(leaves, tmp_path):
+    folder = leaves(n=8)
+    (folder / "rust" / "words.jpg").write_text("words")
+    given = ("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 20)
+    (report,) = lines(*given)
+    assert report["backbone"].startswith("plants-lite0@")
+    assert 0.5 < report["accuracy"]["mean"] <= 1
+    assert (report["n_classes"], report["n_photos"]) == (4, 32)
+    out = run(*given)
+    assert "20 episodes of 3 classes" in out.stdout
+    assert "words.jpg" in out.stderr
+    result = run("evaluate", folder, "--n-way", 9)
+    assert result.exit_code == 2
+    assert "wanted 9" in result.stderr
+
+
 def test_backbones_lists_the_default_first():
     found = lines("backbones")
     assert found[0] == {

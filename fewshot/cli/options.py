@@ -49,8 +49,8 @@ def embedding(function: Function) -> Function:
         click.option(
             "--backbone",
             metavar="NAME",
-            help="An installed backbone, a timm model, or [ARCHITECTURE:]FILE.safetensors; "
-            "by default the index's own, in a new index lite0.",
+            help="A shipped or installed backbone, a trained one's folder, a timm model, or "
+            "[ARCHITECTURE:]FILE.safetensors; by default the index's own, in a new index plants-lite0.",
         ),
     ):
         function = option(function)

@@ -1,0 +1,66 @@
+"""The three studies on the photographs here, by their recipes, with an installed backbone where theirs has no weights.
+
+Finished trainings are kept in --out and not run again.
+
+    python benchmarks/studies.py [--data DIR] [--out DIR]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import FEWSHOT, ROOT, data_folder, keep, run
+
+# recipe: folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
+STUDIES = {
+    "tswv": ("pepper", "backbone=lite0", 1),
+    "emergency": ("scenes", "backbone=lite0", 1),
+    "defungi": ("defungi", "backbone=lite0,image_size_px=112,epochs=4,patience=2", 2),
+}
+
+
+def row(study: str, only: str, results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one training."""
+    epochs = results["backbone_epochs"]
+    return {
+        "study": study,
+        "only": only,
+        "cell": results["cell"],
+        "backbone": results["backbone"],
+        "weights": results["first_weights"],
+        "n_test": results["n_photos"]["test"],
+        "test": {name: results["test"][name] for name in ("accuracy", "precision", "recall", "f1")},
+        "prototype": results["prototype"],
+        "n_epochs": len(epochs),
+        "training_s": sum(epoch["seconds"] for epoch in epochs),
+    }
+
+
+def main() -> None:
+    """Train what is not trained, print a table, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"))
+    given = parser.parse_args()
+    beside = data_folder(given.data).parent
+    rows: list[dict[str, Any]] = []
+    for study, (folder, only, n_cells) in STUDIES.items():
+        out = given.out / study
+        recipe = ROOT / f"configs/{study}.yaml"
+        if len(list(out.glob("**/results.json"))) < n_cells:
+            run(FEWSHOT, "train", recipe, "--data", beside / folder, "--out", out, "--only", only)
+        rows += [row(study, only, json.loads(file.read_text())) for file in sorted(out.glob("**/results.json"))]
+    for each in rows:
+        figures = "  ".join(f"{name} {share(each['test'][name]):.3f}" for name in each["test"])
+        print(f"{each['study']:10} {each['cell']:34} {each['n_test']:5} photos  {figures}  {each['training_s']:.0f} s")
+    keep("studies", {"rows": rows})
+
+
+def share(value: Any) -> float:
+    """A figure with or without its interval."""
+    return float(value["share"] if isinstance(value, dict) else value)
+
+
+if __name__ == "__main__":
+    main()

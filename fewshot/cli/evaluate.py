@@ -1,0 +1,86 @@
+"""`fewshot evaluate`."""
+
+from pathlib import Path
+
+import click
+
+from fewshot.cli.options import common, embedding, notice, warn
+from fewshot.cli.output import json_line, progress, table
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--n-way", default=5, show_default=True, help="Classes of an episode.")
+@click.option("--n-shot", default=5, show_default=True, help="Photos enrolled of each class.")
+@click.option("--n-query", default=10, show_default=True, help="Other photos asked of each class.")
+@click.option("--n-episode", default=600, show_default=True, help="How many episodes are drawn.")
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="The coverage that conformal sets are asked for.",
+)
+@click.option("--seed", default=0, show_default=True, help="The same seed draws the same episodes.")
+@embedding
+@common
+def evaluate(
+    folder: Path,
+    n_way: int,
+    n_shot: int,
+    n_query: int,
+    n_episode: int,
+    coverage: float,
+    seed: int,
+    index: str,
+    as_json: bool,
+    backbone: str | None,
+    precision: str | None,
+    engine: str,
+) -> None:
+    """Measure how well classes like those in FOLDER (a sub-folder each) are told apart from a few photos.
+
+    Episodes are drawn at random: so many classes, so many photos of each enrolled, others asked. Each is answered as an
+    index would answer it. No index is read or changed.
+    """
+    import numpy as np
+
+    from fewshot.datasets import class_folders
+    from fewshot.embedder import EmbedderChoice, open_embedder
+    from fewshot.episodes import EpisodePlan, evaluate_episodes
+    from fewshot.records import EmbeddedPhoto, Refused
+
+    plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
+    photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
+    embedder = open_embedder(EmbedderChoice(backbone, precision, engine), on_notice=notice)
+    vectors, classes = [], []
+    with progress("embedding", len(photos)) as step:
+        outcomes = embedder.embed_photos([photo for photo, _ in photos], n_photos=len(photos))
+        for outcome, (_, class_index) in zip(outcomes, photos, strict=True):
+            step()
+            if isinstance(outcome, EmbeddedPhoto):
+                vectors.append(outcome.embedding)
+                classes.append(class_index)
+            elif isinstance(outcome, Refused):
+                warn(f"{outcome.file}: {outcome.message}")
+    embeddings = np.stack(vectors) if vectors else np.zeros((0, embedder.dim), np.float32)
+    with progress("episodes", n_episode) as step:
+        report = evaluate_episodes(embeddings, np.array(classes, np.int64), plan, on_episode=step)
+    if as_json:
+        json_line({"backbone": embedder.fingerprint, **report.as_dict()})
+        return
+    accuracy, covered = report.accuracy, report.covered
+    rows = [
+        ["accuracy", f"{accuracy.mean:.1%}", f"{accuracy.low:.1%} to {accuracy.high:.1%}"],
+        ["unknown told apart (AUROC)", "-" if report.auroc is None else f"{report.auroc:.3f}", ""],
+        ["strangers let in at 95 % known", "-" if report.fpr95 is None else f"{report.fpr95:.1%}", ""],
+        ["expected calibration error", f"{report.calibration_error:.3f}", ""],
+        [f"covered, of {coverage:.0%} asked", f"{covered.mean:.1%}", f"{covered.low:.1%} to {covered.high:.1%}"],
+        ["labels in a set", f"{report.set_size:.2f}", ""],
+    ]
+    click.echo(
+        f"{n_episode} episodes of {n_way} classes, {n_shot} photos enrolled and {n_query} asked of each, from "
+        f"{report.n_classes} classes; {embedder.fingerprint}"
+    )
+    for line in table(["measure", "value", "95 % interval"], rows, right=(1,)):
+        click.echo(line)

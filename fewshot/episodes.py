@@ -1,0 +1,215 @@
+"""Labelled embeddings -> few-shot episodes, and what they say of accuracy, rejection, calibration and coverage."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fewshot.calibration import Calibration, LeaveOneOut, calibrate
+from fewshot.classifier import class_prototypes, familiarity, own_similarities, probabilities, support_groups
+from fewshot.errors import TooFewPhotosError, UsageError
+from fewshot.records import Float32s, Int64s
+
+_Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+_N_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePlan:
+    """How episodes are drawn: `n_way` classes, of each `n_shot` photos to enroll and `n_query` to ask.
+
+    As many photos as there are queries are drawn from classes left out of the episode, as unknown ones.
+    """
+
+    n_way: int = 5
+    n_shot: int = 5
+    n_query: int = 10
+    n_episode: int = 600
+    coverage: float = 0.9
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over episodes with its 95 % interval (normal, from the spread between episodes)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeReport:
+    """What the episodes say. Shares in [0, 1]; None where there are too few classes to leave any out.
+
+    Attributes:
+        accuracy: top-1 among the episode's classes.
+        auroc: how well familiarity tells queries of enrolled classes from those of others, 1 always and 0.5 never.
+        fpr95: the share of strangers let in at the threshold that lets 95 % of the known ones in.
+        calibration_error: mean gap between the likeliest class's probability and how often it is right, 15 bins.
+        covered: how often the conformal set holds the true label; `set_size`, how many labels it holds.
+    """
+
+    plan: EpisodePlan
+    n_classes: int
+    n_photos: int
+    accuracy: Mean
+    auroc: float | None
+    fpr95: float | None
+    calibration_error: float
+    covered: Mean
+    set_size: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def evaluate_episodes(
+    embeddings: Float32s, class_index: Int64s, plan: EpisodePlan, *, on_episode: Callable[[], None] | None = None
+) -> EpisodeReport:
+    """Draw episodes and answer each as an index would: prototypes, calibration and sets from its supports alone.
+
+    Args:
+        embeddings: (n, dim) float32, rows of unit length.
+        class_index: (n,) int64 from 0.
+        plan: what to draw.
+        on_episode: called after each, for progress.
+
+    Raises:
+        UsageError: a number of the plan is too small.
+        TooFewPhotosError: fewer classes than `n_way` have `n_shot` + `n_query` photos.
+
+    Source:
+        Episodes as in Vinyals et al. 2016, arXiv 1606.04080; 600 of them and the interval over episodes as in Snell et
+        al. 2017, arXiv 1703.05175.
+    """
+    if min(plan.n_shot, plan.n_query, plan.n_episode) < 1 or plan.n_way < 2:
+        raise UsageError("an episode has at least 2 classes, 1 photo to enroll and 1 to ask; and there is at least 1.")
+    members = [np.flatnonzero(class_index == i) for i in range(int(class_index.max(initial=-1)) + 1)]
+    usable = [i for i, rows in enumerate(members) if len(rows) >= plan.n_shot + plan.n_query]
+    if len(usable) < plan.n_way:
+        raise TooFewPhotosError(
+            f"{len(usable)} of {len(members)} classes have the {plan.n_shot + plan.n_query} photos that an episode "
+            f"draws; wanted {plan.n_way}.",
+            hint="Lower --n-way, --n-shot or --n-query, or add photos.",
+        )
+    rng = np.random.default_rng(plan.seed)
+    episodes = []
+    for _ in range(plan.n_episode):
+        episodes.append(_episode(embeddings, members, usable, plan, rng))
+        if on_episode is not None:
+            on_episode()
+    known = np.concatenate([each.known for each in episodes])
+    strange = np.concatenate([each.strange for each in episodes])
+    best = np.concatenate([each.probability for each in episodes])
+    right = np.concatenate([each.right for each in episodes])
+    return EpisodeReport(
+        plan=plan,
+        n_classes=len(usable),
+        n_photos=len(embeddings),
+        accuracy=_mean([float(each.right.mean()) for each in episodes]),
+        auroc=area_under_roc(known, strange) if len(strange) else None,
+        fpr95=float((strange >= np.quantile(known, 0.05)).mean()) if len(strange) else None,
+        calibration_error=expected_calibration_error(best, right),
+        covered=_mean([float(each.covered.mean()) for each in episodes]),
+        set_size=float(np.mean([each.set_size for each in episodes])),
+    )
+
+
+def area_under_roc(known: Float32s, strange: Float32s) -> float:
+    """How often a known one scores higher than a strange one, ties counting half.
+
+    >>> area_under_roc(np.array([2.0, 3.0], np.float32), np.array([1.0, 2.0], np.float32))
+    0.875
+    """
+    ascending = np.sort(strange)
+    below = np.searchsorted(ascending, known, "left")
+    up_to = np.searchsorted(ascending, known, "right")
+    return float((below + up_to).mean() / 2 / len(strange))
+
+
+def expected_calibration_error(probability: Float32s, right: np.ndarray) -> float:
+    """The mean gap between a stated probability and how often it came true, over 15 bins of equal width.
+
+    Source:
+        Guo et al. 2017, arXiv 1706.04599, eq. 3.
+
+    >>> expected_calibration_error(np.array([0.9, 0.9], np.float32), np.array([True, False])).__round__(3)
+    0.4
+    """
+    place = np.minimum((probability * _N_BINS).astype(np.int64), _N_BINS - 1)
+    gaps = [abs(float(probability[place == i].mean() - right[place == i].mean())) for i in np.unique(place)]
+    shares = [float((place == i).mean()) for i in np.unique(place)]
+    return sum(share * gap for share, gap in zip(shares, gaps, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    right: np.ndarray
+    probability: Float32s
+    covered: np.ndarray
+    set_size: float
+    known: Float32s
+    strange: Float32s
+
+
+def _episode(
+    embeddings: Float32s, members: list[Int64s], usable: list[int], plan: EpisodePlan, rng: np.random.Generator
+) -> _Answers:
+    chosen = rng.choice(usable, plan.n_way, replace=False)
+    drawn = [rng.choice(members[i], plan.n_shot + plan.n_query, replace=False) for i in chosen]
+    support = [embeddings[rows[: plan.n_shot]] for rows in drawn]
+    query = np.concatenate([embeddings[rows[plan.n_shot :]] for rows in drawn])
+    true = np.repeat(np.arange(plan.n_way), plan.n_query)
+    others = np.setdiff1d(np.arange(len(members)), chosen)
+    pool = np.concatenate([members[i] for i in others]) if len(others) else np.zeros(0, np.int64)
+    strange = embeddings[rng.choice(pool, min(len(pool), len(query)), replace=False)]
+
+    groups = [support_groups(each) for each in support]
+    prototypes = [class_prototypes(x, g, int(g.max()) + 1) for x, g in zip(support, groups, strict=True)]
+    found = _calibrated(support, groups, prototypes)
+    similarities = class_similarities(query, prototypes)
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    ordered = np.take_along_axis(similarities, order, axis=1)
+    lead = similarities - np.where(order[:, :1] == np.arange(plan.n_way), ordered[:, 1:2], ordered[:, :1])
+    inside = lead >= found.needed_margins(np.arange(plan.n_way), plan.coverage)
+    return _Answers(
+        right=order[:, 0] == true,
+        probability=probabilities(ordered, plan.n_way, found.scale)[:, 0],
+        covered=inside[np.arange(len(true)), true],
+        set_size=float(inside.sum(axis=1).mean()),
+        known=familiarity(ordered),
+        strange=familiarity(-np.sort(-class_similarities(strange, prototypes), axis=1)),
+    )
+
+
+def class_similarities(vectors: Float32s, prototypes: list[Float32s]) -> Float32s:
+    """Each vector's cosine to each class's nearest prototype: (n, n_way) float32."""
+    return np.stack([(vectors @ each.T).max(axis=1) for each in prototypes], axis=1)
+
+
+def _calibrated(support: list[Float32s], groups: list[Int64s], prototypes: list[Float32s]) -> Calibration:
+    """The calibration that an index with these supports has."""
+    n_way = len(support)
+    own: list[Float32s] = []
+    rivals: list[Float32s] = []
+    for i, (x, g) in enumerate(zip(support, groups, strict=True)):
+        without = own_similarities(x, g)
+        if without is None:
+            continue
+        own.append(without)
+        rivals.append(-np.sort(-np.delete(class_similarities(x, prototypes), i, axis=1), axis=1))
+    if not own:
+        empty = np.zeros((0, n_way - 1), np.float32)
+        return calibrate(LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), empty), n_way)
+    class_ids = np.repeat(np.arange(n_way), [len(x) for x in support])
+    return calibrate(LeaveOneOut(class_ids, np.concatenate(own), np.concatenate(rivals)), n_way)
+
+
+def _mean(values: list[float]) -> Mean:
+    mean = float(np.mean(values))
+    half = _Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Mean(mean, mean - half, mean + half)
