@@ -23,7 +23,7 @@ NORMALISATIONS = ("imagenet", "dataset")
 SIZE = {
     "backbone": "lite0",
     "image_size_px": "112",
-    "photos_per_class_max": "20",
+    "photos_per_class_max": "10",
     "batch_size": "32",
     "epochs": "2",
 }

@@ -12,11 +12,17 @@ from typing import Any
 
 from common import FEWSHOT, ROOT, data_folder, keep, run
 
-# recipe: folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
+# name: recipe, folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
 STUDIES = {
-    "tswv": ("pepper", "backbone=lite0", 1),
-    "emergency": ("scenes", "backbone=lite0", 1),
-    "defungi": ("defungi", "backbone=lite0,image_size_px=112,epochs=4,patience=2", 2),
+    "tswv": ("tswv", "pepper", "backbone=lite0", 1),
+    "tswv-plants": ("tswv", "pepper", "backbone=plants-lite0,epochs=0,head=mlp,head_epochs=50", 1),
+    "emergency": ("emergency", "scenes", "backbone=lite0", 1),
+    "defungi": (
+        "defungi",
+        "defungi",
+        "backbone=lite0,image_size_px=112,frozen_parts=3,frozen_batch_norm=true,learning_rate=5e-4,schedule=cosine,epochs=5",
+        2,
+    ),
 }
 
 
@@ -33,7 +39,7 @@ def row(study: str, only: str, results: dict[str, Any]) -> dict[str, Any]:
         "test": {name: results["test"][name] for name in ("accuracy", "precision", "recall", "f1")},
         "prototype": results["prototype"],
         "n_epochs": len(epochs),
-        "training_s": sum(epoch["seconds"] for epoch in epochs),
+        "training_s": sum(epoch["seconds"] for epoch in [*epochs, *results["head_epochs"]]),
     }
 
 
@@ -45,12 +51,12 @@ def main() -> None:
     given = parser.parse_args()
     beside = data_folder(given.data).parent
     rows: list[dict[str, Any]] = []
-    for study, (folder, only, n_cells) in STUDIES.items():
+    for study, (name, folder, only, n_cells) in STUDIES.items():
         out = given.out / study
-        recipe = ROOT / f"configs/{study}.yaml"
+        recipe = ROOT / f"configs/{name}.yaml"
         if len(list(out.glob("**/results.json"))) < n_cells:
             run(FEWSHOT, "train", recipe, "--data", beside / folder, "--out", out, "--only", only)
-        rows += [row(study, only, json.loads(file.read_text())) for file in sorted(out.glob("**/results.json"))]
+        rows += [row(name, only, json.loads(file.read_text())) for file in sorted(out.glob("**/results.json"))]
     for each in rows:
         figures = "  ".join(f"{name} {share(each['test'][name]):.3f}" for name in each["test"])
         print(f"{each['study']:10} {each['cell']:34} {each['n_test']:5} photos  {figures}  {each['training_s']:.0f} s")

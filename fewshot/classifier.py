@@ -6,7 +6,7 @@ from fewshot.errors import PrototypeError
 from fewshot.records import Float32s, Int64s
 
 # logits = scale * cosine, where an index has too few photos to fit its own (calibration.py).
-SOFTMAX_SCALE = 48.0
+SOFTMAX_SCALE = 32.0
 # When a class gets several prototypes (`support_groups`). Chosen on classes merged from two held-out ones, docs/log.md.
 SPLIT_GAIN = 0.02
 MIN_GROUP = 3

@@ -15,6 +15,7 @@ from fewshot.errors import RecipeError, did_you_mean, nearest_name
 LOSS_NAMES = ("contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface", "cross-entropy")
 BASELINES = ("ann-basic", "ann-dense", "cnn-basic")
 BACKBONE_NAMES = (
+    "plants-lite0",
     "lite0",
     "lite1",
     "lite2",
@@ -63,8 +64,14 @@ class Recipe:
     held_out_classes: tuple[str, ...] = _key((), "classes left out of training altogether, for choosing a recipe")
     photos_per_class_max: int = _key(0, "use at most so many photos of a class, the first by name; 0: all", low=0)
     # ---- network
-    backbone: str = _key("lite0", "network: one of the known names, or ARCHITECTURE:FILE.safetensors")
-    weights: str = _key("imagenet", "pretrained weights, or random ones", choices=("imagenet", "random"))
+    backbone: str = _key(
+        "lite0", "network: a known name, the folder of a trained one, or ARCHITECTURE:FILE.safetensors"
+    )
+    weights: str = _key(
+        "imagenet",
+        "the backbone's own weights (ImageNet's, or a trained one's), or random ones",
+        choices=("imagenet", "random"),
+    )
     image_size_px: int = _key(0, "side of the network's input in training; 0: the backbone's own", low=0, high=1024)
     test_image_size_px: int = _key(0, "side of the input in tests; 0: as in training", low=0, high=1024)
     test_crop_pct: float = _key(
@@ -312,7 +319,7 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def _check_backbone(name: str) -> None:
-    if ":" in name or name.endswith(".safetensors") or name in BACKBONE_NAMES:
+    if ":" in name or "/" in name or name.endswith(".safetensors") or name in BACKBONE_NAMES:
         return
     raise RecipeError(
         f"there is no backbone {name!r} to train.",

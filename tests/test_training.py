@@ -307,6 +307,7 @@ def test_the_installed_backbone_starts_from_its_weights() -> None:
     photo = torch.rand(1, 3, 96, 96)
     assert torch.allclose(network.eval()(photo), none.eval()((photo - 0.5) / 0.5), atol=1e-4)
     assert network.preprocessing.crop_pct == 0.875
+    assert networks.build_trainee(resolve({"backbone": "plants-lite0"}), None).origin.weights == "trained"
     asked = {"backbone": "lite0", "image_size_px": 160, "test_image_size_px": 200, "test_crop_pct": 1.0}
     whole = networks.build_trainee(resolve(asked), None).preprocessing
     assert (whole.image_size_px, whole.crop_pct, whole.short_side_px) == (200, 1.0, 200)

@@ -21,7 +21,11 @@ _EMBED_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a trained backbone started from: its name in the recipe, timm's name, and "imagenet" or "random" weights."""
+    """What a trained backbone started from: its name in the recipe, timm's name, and its weights.
+
+    `weights` is "imagenet" (pretrained as the name says), "trained" (the shipped backbone's, or a training's) or
+    "random".
+    """
 
     name: str
     architecture: str
@@ -97,8 +101,10 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
         trainee_dim, preprocessing = _BASELINE_WIDTH[recipe.backbone], plain
     else:
         load = backbones.load if recipe.weights == "imagenet" else backbones.load_untrained
-        described, network = load(backbones.resolve(recipe.backbone))
-        origin = Origin(recipe.backbone, described.architecture, recipe.weights)
+        source = backbones.resolve(recipe.backbone)
+        described, network = load(source)
+        trained = recipe.weights != "random" and source.kind in ("shipped", "trained")
+        origin = Origin(recipe.backbone, described.architecture, "trained" if trained else recipe.weights)
         trainee_dim, preprocessing = described.dim, described.preprocessing
     if recipe.normalisation == "none":
         preprocessing = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

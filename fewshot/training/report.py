@@ -82,7 +82,9 @@ def write_report(report: Report) -> None:
 def markdown(report: Report) -> str:
     """The report as a page to read."""
     recipe, origin = report.recipe, report.origin
-    weights = "ImageNet weights" if origin.weights == "imagenet" else "random weights"
+    weights = {"imagenet": "ImageNet weights", "trained": "its trained weights", "random": "random weights"}[
+        origin.weights
+    ]
     title = f"# {report.name}" + (f": {report.cell}" if report.cell else "")
     counts = ", ".join(f"{n} {part}" for part, n in report.n_photos.items() if n)
     lines = [title, "", f"Backbone {origin.name} ({origin.architecture}, starting from **{weights}**)."]
