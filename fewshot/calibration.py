@@ -15,7 +15,7 @@ from fewshot.store import Reader
 # The part of enrolled photos that may be called unknown, were they asked without being enrolled.
 REJECTED_PART = 0.05
 # At most so many photos are asked, and fewer where there are many prototypes to ask among.
-MOST_ASKED, MOST_COMPARISONS = 4000, 50_000_000
+MOST_ASKED, MOST_COMPARISONS = 4000, 10_000_000
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
 FEWEST_PHOTOS, FEWEST_CLASSES = 20, 2
 

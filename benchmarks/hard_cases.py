@@ -1,0 +1,232 @@
+"""The hard cases, against peers on the same embeddings and photos in the same run, by the protocol.
+
+    python benchmarks/hard_cases.py [--data DIR]
+    python benchmarks/hard_cases.py --enrolled DIR --asked DIR [--then DIR]
+
+The first asks the protocol's three query sets among its 50 classes, then the hard cases again after ten field photos of
+each of six classes are enrolled; nothing is trained between enrolling and asking. The second does the same with your
+own photos, a sub-folder a class: those in --asked are answered among the classes of --enrolled, and again after --then
+is enrolled too. `fewshot` rows go through an index; peers (benchmarks/peers.py) get the same embeddings. Writes a
+table, a JSON and a picture of accuracy against the number of enrolled photos to benchmarks/results/.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, data_folder, keep
+from peers import peers
+from protocol import N_BASE_SUPPORTS, link_first
+
+from fewshot.classifier import class_prototypes, support_groups
+from fewshot.datasets import ClassFolder, class_folders
+from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
+from fewshot.episodes import class_similarities
+from fewshot.evaluation import crop_of, wilson_interval
+from fewshot.gallery import Gallery
+from fewshot.records import EmbeddedPhoto, Question
+
+SHOTS = (1, 2, 5, 10, 20)
+BACKBONES = ("plants-lite0", "lite0")
+
+
+@dataclass
+class Photos:
+    """Embedded photos: (n, dim) float32 vectors, n labels, n file names."""
+
+    vectors: Any
+    labels: list[str]
+    names: list[str]
+
+    def __add__(self, other: "Photos") -> "Photos":
+        return Photos(
+            np.concatenate([self.vectors, other.vectors]), self.labels + other.labels, self.names + other.names
+        )
+
+    def first(self, n_shot: int) -> "Photos":
+        """The first photos of each class."""
+        seen: dict[str, int] = {}
+        rows = []
+        for row, label in enumerate(self.labels):
+            seen[label] = seen.get(label, 0) + 1
+            if seen[label] <= n_shot:
+                rows.append(row)
+        return Photos(self.vectors[rows], [self.labels[i] for i in rows], [self.names[i] for i in rows])
+
+
+def embed(embedder: Embedder, folders: list[ClassFolder]) -> Photos:
+    """Embed the photos of a folder of folders."""
+    files = [(photo, folder.label) for folder in folders for photo in folder.photos]
+    outcomes = list(embedder.embed_photos([file for file, _ in files], n_photos=len(files)))
+    kept = [
+        (outcome.embedding, label, file.name)
+        for outcome, (file, label) in zip(outcomes, files, strict=True)
+        if isinstance(outcome, EmbeddedPhoto)
+    ]
+    return Photos(np.stack([row[0] for row in kept]), [row[1] for row in kept], [row[2] for row in kept])
+
+
+def through_index(folders: list[ClassFolder], embedder: Embedder, asked: Photos, labels: list[str]) -> Any:
+    """(n, n_way) probabilities of an index with these classes, as `fewshot query` gives them."""
+    with tempfile.TemporaryDirectory() as folder, Gallery(Path(folder) / "index", create=True, embedder=embedder) as g:
+        for _ in g.enroll(folders):
+            pass
+        answers = g.predict(asked.vectors, Question(top=len(labels), n_nearest=0))
+    place = {label: i for i, label in enumerate(labels)}
+    scores = np.full((len(answers), len(labels)), -np.inf)
+    for row, answer in enumerate(answers):
+        for match in answer.matches:
+            scores[row, place[match.label]] = match.similarity
+    return scores
+
+
+def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
+    """Top-1, top-3 and top-1 within the crop, in percent with 95 % intervals; and top-1 of the two strata, if any."""
+    true = np.array([labels.index(label) for label in asked.labels])
+    own = scores[np.arange(len(true)), true][:, None]
+    rank = (scores >= own).sum(axis=1) - 1  # a tie counts against
+    crops = np.array([crop_of(label) for label in labels])
+    inside = crops[None] == crops[true][:, None]
+    within = (np.where(inside, scores, -np.inf) >= own).sum(axis=1) - 1
+    row = {"top1": _share(rank < 1), "top3": _share(rank < 3), "within": _share(within < 1)}
+    strata = np.array([name[0] for name in asked.names])
+    for stratum in ("x", "y"):
+        if set(strata) == {"x", "y"}:
+            row[stratum] = _share(rank[strata == stratum] < 1)
+    return row
+
+
+def ours(support: Photos, asked: Photos, labels: list[str]) -> Any:
+    """The classifier alone: what an index computes, without the index."""
+    prototypes = []
+    for label in labels:
+        own = support.vectors[[each == label for each in support.labels]]
+        groups = support_groups(own)
+        prototypes.append(class_prototypes(own, groups, int(groups.max()) + 1))
+    return class_similarities(asked.vectors, prototypes)
+
+
+def peer_scores(peer: Any, support: Photos, asked: Photos, labels: list[str]) -> Any:
+    """A peer's (n, n_way) scores."""
+    index = np.array([labels.index(label) for label in support.labels])
+    return np.asarray(peer(support.vectors, index, asked.vectors, len(labels)))
+
+
+def measure(
+    enrolled: list[ClassFolder], later: list[ClassFolder], asked: dict[str, list[ClassFolder]]
+) -> dict[str, Any]:
+    """Every method on every query set, before and (the last set only) after `later` is enrolled."""
+    labels = sorted({folder.label for folder in enrolled})
+    table: dict[str, Any] = {}
+    by_shots: dict[str, Any] = {}
+    last = list(asked)[-1]
+    for backbone in BACKBONES:
+        embedder = open_embedder(EmbedderChoice(backbone, "f32"))
+        support, more = embed(embedder, enrolled), embed(embedder, later) if later else None
+        queries = {name: embed(embedder, folders) for name, folders in asked.items()}
+        rounds = [(name, enrolled, support, photos) for name, photos in queries.items()]
+        if more is not None:
+            rounds.append((f"{last} + more photos", [*enrolled, *later], support + more, queries[last]))
+        for name, folders, photos, query in rounds:
+            table.setdefault(f"fewshot, {backbone}", {})[name] = figures(
+                through_index(folders, embedder, query, labels), query, labels
+            )
+            for peer_name, peer in peers().items():
+                scores = peer_scores(peer, photos, query, labels)
+                table.setdefault(f"{peer_name}, {backbone}", {})[name] = figures(scores, query, labels)
+            print(f"{backbone}: {name} done", flush=True)
+        for n_shot in SHOTS:
+            few = support.first(n_shot)
+            for name, query in queries.items():
+                at = by_shots.setdefault(name, {})
+                found = figures(ours(few, query, labels), query, labels)["top1"]["share"]
+                at.setdefault(f"fewshot, {backbone}", {})[str(n_shot)] = found
+                for peer_name, peer in peers().items():
+                    found = figures(peer_scores(peer, few, query, labels), query, labels)["top1"]["share"]
+                    at.setdefault(f"{peer_name}, {backbone}", {})[str(n_shot)] = found
+    return {"table": table, "by_shots": by_shots}
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Top-1 with its interval, then top-3 and within the crop, a row a method."""
+    names = list(next(iter(table.values())))
+    lines = ["| method | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for method, row in table.items():
+        cells = [
+            f"{row[n]['top1']['share']:.1f} ({row[n]['top1']['low']:.0f}-{row[n]['top1']['high']:.0f}), "
+            f"{row[n]['top3']['share']:.0f}, {row[n]['within']['share']:.0f}"
+            for n in names
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(by_shots: dict[str, Any], file: Path) -> None:
+    """Accuracy against the number of enrolled photos, a panel a query set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown, axes = pyplot.subplots(1, len(by_shots), figsize=(5 * len(by_shots), 4.6), squeeze=False, sharey=True)
+    colours = pyplot.get_cmap("tab10").colours
+    for axis, (name, rows) in zip(axes[0], by_shots.items(), strict=True):
+        for i, (method, at) in enumerate((m, a) for m, a in rows.items() if m.endswith(BACKBONES[0])):
+            thick = 2.6 if i == 0 else 1.2
+            axis.plot(
+                [int(n) for n in at], list(at.values()), "o-", lw=thick, ms=4, color=colours[i % 10], label=method
+            )
+        axis.set_xscale("log")
+        axis.set_xticks(SHOTS, [str(n) for n in SHOTS])
+        axis.minorticks_off()
+        axis.set_title(name)
+        axis.set_xlabel("photos enrolled of each class, at most")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("top-1 accuracy, %")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    shown.legend(
+        handles, [n.removesuffix(f", {BACKBONES[0]}") for n in names], loc="lower center", ncol=3, frameon=False
+    )
+    shown.tight_layout(rect=(0, 0.14, 1, 1))
+    shown.savefig(file, dpi=110)
+
+
+def _share(right: Any) -> dict[str, float]:
+    found = wilson_interval(int(right.sum()), len(right))
+    return {"share": 100 * found.share, "low": 100 * found.low, "high": 100 * found.high, "n": found.n}
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--enrolled", type=Path)
+    parser.add_argument("--asked", type=Path)
+    parser.add_argument("--then", type=Path)
+    given = parser.parse_args()
+    if given.enrolled or given.asked:
+        if not (given.enrolled and given.asked):
+            parser.error("--enrolled and --asked belong together")
+        later = class_folders(given.then) if given.then else []
+        result = measure(class_folders(given.enrolled), later, {"asked": class_folders(given.asked)})
+        name = "my-hard-cases"
+    else:
+        data = data_folder(given.data)
+        asked = {name: class_folders(data / folder) for name, folder in SETS.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            base = link_first(data / "base" / "train", Path(folder) / "base", N_BASE_SUPPORTS)
+            enrolled = class_folders(base) + class_folders(data / "novel" / "support")
+            result = measure(enrolled, class_folders(data / "field-support"), asked)
+        name = "hard-cases"
+    print(markdown(result["table"]))
+    keep(name, result)
+    picture(result["by_shots"], RESULTS / f"{name}.png")
+
+
+SETS = {"base": "base/test", "novel": "novel/query", "hard": "hard"}
+
+if __name__ == "__main__":
+    main()
