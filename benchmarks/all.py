@@ -141,8 +141,9 @@ def losses() -> str:
 `python benchmarks/losses.py`: the plant-disease study's table on an installed backbone, at a size that fits an hour
 ({size}; the rest as in configs/doctorp-stage2.yaml, every layer trained). *Head*: accuracy of the two linear layers on
 base/test, among 35 classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1. *x
-cross-entropy*: the median epoch of the loss, over both normalisations, against that of cross-entropy in the same run;
-the study found 1.7 to 3.2 for pair losses. So small a training shows how the losses start, not where they end.
+cross-entropy*: the median time of a batch, and so of an epoch of as many batches, against cross-entropy's; all losses
+were trained at once, batch after batch in turn. The study found 1.7 to 3.2 for pair losses. The epochs of the trainings
+themselves ran while other work shared the machine. So small a training shows how the losses start, not where they end.
 
 {table(headings, rows)}
 

@@ -13,6 +13,7 @@ table, a JSON and a picture of accuracy against the number of enrolled photos to
 import argparse
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,33 +121,38 @@ def measure(
 ) -> dict[str, Any]:
     """Every method on every query set, before and (the last set only) after `later` is enrolled."""
     labels = sorted({folder.label for folder in enrolled})
-    table: dict[str, Any] = {}
-    by_shots: dict[str, Any] = {}
     last = list(asked)[-1]
+    table: dict[str, Any] = {}
+    by_shots: dict[str, Any] = {name: {} for name in asked}
+    rounds: dict[str, dict[str, tuple[Photos, Photos]]] = {}
+    # All indexes first: pytorch-metric-learning's nearest neighbours replace faiss's search in the whole process by one
+    # that takes no parameters.
     for backbone in BACKBONES:
         embedder = open_embedder(EmbedderChoice(backbone, "f32"))
-        support, more = embed(embedder, enrolled), embed(embedder, later) if later else None
+        support = embed(embedder, enrolled)
         queries = {name: embed(embedder, folders) for name, folders in asked.items()}
-        rounds = [(name, enrolled, support, photos) for name, photos in queries.items()]
-        if more is not None:
-            rounds.append((f"{last} + more photos", [*enrolled, *later], support + more, queries[last]))
-        for name, folders, photos, query in rounds:
-            table.setdefault(f"fewshot, {backbone}", {})[name] = figures(
-                through_index(folders, embedder, query, labels), query, labels
-            )
-            for peer_name, peer in peers().items():
-                scores = peer_scores(peer, photos, query, labels)
-                table.setdefault(f"{peer_name}, {backbone}", {})[name] = figures(scores, query, labels)
-            print(f"{backbone}: {name} done", flush=True)
-        for n_shot in SHOTS:
-            few = support.first(n_shot)
-            for name, query in queries.items():
-                at = by_shots.setdefault(name, {})
-                found = figures(ours(few, query, labels), query, labels)["top1"]["share"]
-                at.setdefault(f"fewshot, {backbone}", {})[str(n_shot)] = found
-                for peer_name, peer in peers().items():
-                    found = figures(peer_scores(peer, few, query, labels), query, labels)["top1"]["share"]
-                    at.setdefault(f"{peer_name}, {backbone}", {})[str(n_shot)] = found
+        rounds[backbone] = {name: (support, query) for name, query in queries.items()}
+        folders = dict.fromkeys(queries, enrolled)
+        if later:
+            name = f"{last} + more photos"
+            rounds[backbone][name] = (support + embed(embedder, later), queries[last])
+            folders[name] = [*enrolled, *later]
+        row = table.setdefault(f"fewshot, {backbone}", {})
+        for name, (_, query) in rounds[backbone].items():
+            row[name] = figures(through_index(folders[name], embedder, query, labels), query, labels)
+            print(f"fewshot, {backbone}: {name} done", flush=True)
+    methods = {"fewshot": ours, **{name: partial(peer_scores, peer) for name, peer in peers().items()}}
+    for backbone, sets in rounds.items():
+        for method, answer in methods.items():
+            for name, (support, query) in sets.items():
+                if method != "fewshot":
+                    row = table.setdefault(f"{method}, {backbone}", {})
+                    row[name] = figures(answer(support, query, labels), query, labels)
+                if name in asked:
+                    shots = [figures(answer(support.first(n), query, labels), query, labels) for n in SHOTS]
+                    found = {str(n): each["top1"]["share"] for n, each in zip(SHOTS, shots, strict=True)}
+                    by_shots[name][f"{method}, {backbone}"] = found
+            print(f"{method}, {backbone}: done", flush=True)
     return {"table": table, "by_shots": by_shots}
 
 

@@ -1,9 +1,9 @@
 """The plant-disease study's table on an installed backbone: six losses and cross-entropy, under two normalisations.
 
 Each cell of configs/doctorp-stage2.yaml is trained at a size that fits an hour, then its backbone answers the protocol
-(plain cosine to the mean prototype, through the command line). The epoch times of all losses come from this one run;
-`x cross-entropy` divides the median epoch of a loss by that of cross-entropy, over both normalisations. Finished cells
-are kept in --out and not trained again.
+(plain cosine, through the command line). `x cross-entropy` is what a batch costs, and so an epoch of as many batches:
+all losses are trained at once, batch after batch in turn, so that all meet the same machine. Finished cells are kept in
+--out and not trained again.
 
     python benchmarks/losses.py [--data DIR] [--out DIR]
 """
@@ -11,12 +11,19 @@ are kept in --out and not trained again.
 import argparse
 import json
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import FEWSHOT, ROOT, data_folder, keep, run
 from protocol import measure, without_statistics
+
+from fewshot.training.progress import Progress
+from fewshot.training.runs import train as train_recipe
 
 LOSSES = ("cross-entropy", "contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface")
 NORMALISATIONS = ("imagenet", "dataset")
@@ -57,13 +64,22 @@ def results_file(folder: Path) -> Path:
     return folder / "doctorp-stage2" / "results.json"
 
 
+def protocol_sets(data: Path, trained: Path, name: str) -> dict[str, Any]:
+    """The protocol's figures of a trained backbone, measured once and kept beside it."""
+    kept = trained / "protocol.json"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            backbone = without_statistics(trained, Path(folder) / name)
+            options = ["--backbone", str(backbone), "--precision", "f32"]
+            kept.write_text(json.dumps(measure(data, Path(folder) / "index", options, field=False)))
+    return dict(json.loads(kept.read_text()))
+
+
 def cell(data: Path, out: Path, loss: str, normalisation: str) -> dict[str, Any]:
     """One row of the table."""
     file = results_file(out / normalisation / loss)
     results = json.loads(file.read_text())
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = without_statistics(file.parent, Path(folder) / f"{loss}-{normalisation}")
-        sets = measure(data, Path(folder) / "index", ["--backbone", str(backbone), "--precision", "f32"], field=False)
+    sets = protocol_sets(data, file.parent, f"{loss}-{normalisation}")
     return {
         "loss": loss,
         "normalisation": normalisation,
@@ -71,6 +87,53 @@ def cell(data: Path, out: Path, loss: str, normalisation: str) -> dict[str, Any]
         "epoch_seconds": [epoch["seconds"] for epoch in results["backbone_epochs"]],
         **{name: sets[name]["top1"] for name in ("base", "novel", "hard")},
     }
+
+
+class Turns:
+    """Lets trainings in threads take turns, one batch each, and notes how long each batch of each took."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self._waiting = list(names)
+        self._change = threading.Condition()
+        self._since = time.perf_counter()
+
+    def after_batch(self, name: str, progress: Progress) -> None:
+        """Called by a training after each of its batches: note it, pass the turn on, wait for the next."""
+        with self._change:
+            # The first batch of an epoch follows on tests, and a head's are no epoch of the backbone.
+            if self._waiting[0] == name and progress.phase == "backbone" and progress.batch > 1:
+                self.seconds[name].append(time.perf_counter() - self._since)
+            if self._waiting[0] == name:
+                self._waiting.append(self._waiting.pop(0))
+            self._change.notify_all()
+            self._change.wait_for(lambda: self._waiting[0] == name)
+            self._since = time.perf_counter()
+
+    def leave(self, name: str) -> None:
+        """Called when a training is over."""
+        with self._change:
+            self._waiting.remove(name)
+            self._change.notify_all()
+
+
+def batch_seconds(data: Path) -> dict[str, float]:
+    """The median time of a training batch under each loss."""
+    turns = Turns(LOSSES)
+
+    def learn(loss: str, out: Path) -> None:
+        only = ",".join(f"{key}={value}" for key, value in {**SIZE, "epochs": "3", "head_epochs": "1"}.items())
+        only += f",loss={loss},normalisation=imagenet"
+        try:
+            recipe = ROOT / "configs/doctorp-stage2.yaml"
+            train_recipe(recipe, data, out / loss, only=only, on_progress=partial(turns.after_batch, loss))
+        finally:
+            turns.leave(loss)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(LOSSES)) as threads:
+        for done in [threads.submit(learn, loss, Path(folder)) for loss in LOSSES]:
+            done.result()
+    return {loss: median(seconds) for loss, seconds in turns.seconds.items()}
 
 
 def main() -> None:
@@ -82,16 +145,16 @@ def main() -> None:
     data = data_folder(given.data)
     train(data, given.out)
     rows = [cell(data, given.out, loss, normalisation) for loss in LOSSES for normalisation in NORMALISATIONS]
-    seconds = {loss: median(s for row in rows if row["loss"] == loss for s in row["epoch_seconds"]) for loss in LOSSES}
+    timed = batch_seconds(data)
     print(f"{'':26}{'head':>6}{'epoch s':>9}{'x CE':>7}{'base':>7}{'novel':>7}{'hard':>7}")
     for row in rows:
-        row["ratio"] = seconds[row["loss"]] / seconds["cross-entropy"]
+        row["ratio"] = timed[row["loss"]] / timed["cross-entropy"]
         shown = f"{row['loss']}, {row['normalisation']}"
         print(
             f"{shown:26}{row['head']:6.1f}{median(row['epoch_seconds']):9.1f}{row['ratio']:7.2f}"
             f"{row['base']:7.1f}{row['novel']:7.1f}{row['hard']:7.1f}"
         )
-    keep("losses", {"size": SIZE, "cells": rows})
+    keep("losses", {"size": SIZE, "batch_seconds": timed, "cells": rows})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Finished trainings are kept in --out and not run again.
 
-    python benchmarks/studies.py [--data DIR] [--out DIR]
+    python benchmarks/studies.py [NAME...] [--data DIR] [--out DIR]
 """
 
 import argparse
@@ -46,12 +46,14 @@ def row(study: str, only: str, results: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Train what is not trained, print a table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(STUDIES)}; all by default")
     parser.add_argument("--data")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     given = parser.parse_args()
     beside = data_folder(given.data).parent
     rows: list[dict[str, Any]] = []
-    for study, (name, folder, only, n_cells) in STUDIES.items():
+    for study in given.names or STUDIES:
+        name, folder, only, n_cells = STUDIES[study]
         out = given.out / study
         recipe = ROOT / f"configs/{name}.yaml"
         if len(list(out.glob("**/results.json"))) < n_cells:
