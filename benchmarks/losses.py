@@ -1,9 +1,8 @@
 """The plant-disease study's table on an installed backbone: six losses and cross-entropy, under two normalisations.
 
 Each cell of configs/doctorp-stage2.yaml is trained at a size that fits an hour, then its backbone answers the protocol
-(plain cosine, through the command line). `x cross-entropy` is what a batch costs, and so an epoch of as many batches:
-all losses are trained at once, batch after batch in turn, so that all meet the same machine. Finished cells are kept in
---out and not trained again.
+(plain cosine, through the command line). Finished cells are kept in --out and not trained again. Epoch times compare
+only where nothing else ran on the machine.
 
     python benchmarks/losses.py [--data DIR] [--out DIR]
 """
@@ -11,19 +10,12 @@ all losses are trained at once, batch after batch in turn, so that all meet the 
 import argparse
 import json
 import tempfile
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import FEWSHOT, ROOT, data_folder, keep, run
 from protocol import measure, without_statistics
-
-from fewshot.training.progress import Progress
-from fewshot.training.runs import train as train_recipe
 
 LOSSES = ("cross-entropy", "contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface")
 NORMALISATIONS = ("imagenet", "dataset")
@@ -38,7 +30,7 @@ SIZE = {
 
 
 def train(data: Path, out: Path) -> None:
-    """Train every cell that is not trained yet, the two normalisations of a loss one after the other."""
+    """Train every cell that is not trained yet."""
     for normalisation in NORMALISATIONS:
         for loss in LOSSES:
             chosen = {**SIZE, "loss": loss, "normalisation": normalisation}
@@ -89,53 +81,6 @@ def cell(data: Path, out: Path, loss: str, normalisation: str) -> dict[str, Any]
     }
 
 
-class Turns:
-    """Lets trainings in threads take turns, one batch each, and notes how long each batch of each took."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.seconds: dict[str, list[float]] = {name: [] for name in names}
-        self._waiting = list(names)
-        self._change = threading.Condition()
-        self._since = time.perf_counter()
-
-    def after_batch(self, name: str, progress: Progress) -> None:
-        """Called by a training after each of its batches: note it, pass the turn on, wait for the next."""
-        with self._change:
-            # The first batch of an epoch follows on tests, and a head's are no epoch of the backbone.
-            if self._waiting[0] == name and progress.phase == "backbone" and progress.batch > 1:
-                self.seconds[name].append(time.perf_counter() - self._since)
-            if self._waiting[0] == name:
-                self._waiting.append(self._waiting.pop(0))
-            self._change.notify_all()
-            self._change.wait_for(lambda: self._waiting[0] == name)
-            self._since = time.perf_counter()
-
-    def leave(self, name: str) -> None:
-        """Called when a training is over."""
-        with self._change:
-            self._waiting.remove(name)
-            self._change.notify_all()
-
-
-def batch_seconds(data: Path) -> dict[str, float]:
-    """The median time of a training batch under each loss."""
-    turns = Turns(LOSSES)
-
-    def learn(loss: str, out: Path) -> None:
-        only = ",".join(f"{key}={value}" for key, value in {**SIZE, "epochs": "3", "head_epochs": "1"}.items())
-        only += f",loss={loss},normalisation=imagenet"
-        try:
-            recipe = ROOT / "configs/doctorp-stage2.yaml"
-            train_recipe(recipe, data, out / loss, only=only, on_progress=partial(turns.after_batch, loss))
-        finally:
-            turns.leave(loss)
-
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(LOSSES)) as threads:
-        for done in [threads.submit(learn, loss, Path(folder)) for loss in LOSSES]:
-            done.result()
-    return {loss: median(seconds) for loss, seconds in turns.seconds.items()}
-
-
 def main() -> None:
     """Train, measure, print a table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,16 +90,14 @@ def main() -> None:
     data = data_folder(given.data)
     train(data, given.out)
     rows = [cell(data, given.out, loss, normalisation) for loss in LOSSES for normalisation in NORMALISATIONS]
-    timed = batch_seconds(data)
-    print(f"{'':26}{'head':>6}{'epoch s':>9}{'x CE':>7}{'base':>7}{'novel':>7}{'hard':>7}")
+    print(f"{'':26}{'head':>6}{'epoch s':>9}{'base':>7}{'novel':>7}{'hard':>7}")
     for row in rows:
-        row["ratio"] = timed[row["loss"]] / timed["cross-entropy"]
         shown = f"{row['loss']}, {row['normalisation']}"
         print(
-            f"{shown:26}{row['head']:6.1f}{median(row['epoch_seconds']):9.1f}{row['ratio']:7.2f}"
+            f"{shown:26}{row['head']:6.1f}{median(row['epoch_seconds']):9.1f}"
             f"{row['base']:7.1f}{row['novel']:7.1f}{row['hard']:7.1f}"
         )
-    keep("losses", {"size": SIZE, "batch_seconds": timed, "cells": rows})
+    keep("losses", {"size": SIZE, "cells": rows})
 
 
 if __name__ == "__main__":
