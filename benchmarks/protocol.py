@@ -106,8 +106,8 @@ def main() -> None:
         results = measure(data_folder(given.data), Path(folder) / "protocol", options)
     name = f"{Path(given.backbone).name}{'-plain' if given.plain else ''}"
     print(f"{name}, {given.precision}\n{'':16}{'n':>6}{'top-1':>8}{'top-3':>8}{'within crop':>13}{'unknown':>9}")
-    for name, row in results.items():
-        print(f"{name:16}{row['n']:6}{row['top1']:8.1f}{row['top3']:8.1f}{row['within']:13.1f}{row['unknown']:9.1f}")
+    for asked, row in results.items():
+        print(f"{asked:16}{row['n']:6}{row['top1']:8.1f}{row['top3']:8.1f}{row['within']:13.1f}{row['unknown']:9.1f}")
     keep(f"protocol-{name}-{given.precision}", {"backbone": name, "sets": results})
 
 
