@@ -58,7 +58,7 @@ def accuracy() -> str:
 
 `python benchmarks/protocol.py`: through the command line alone, with the shipped backbone plants-lite0 (whitened, and
 several prototypes where a class's photos form groups). *Not whitened* (`--plain`) is the same by plain cosine,
-*ImageNet* (`--backbone lite0`) the frozen network it was trained from. The gallery has 50 classes; every query is
+*ImageNet* (`--backbone lite0`, commit {frozen["commit"]}, one mean a class) the network it started from. The gallery has 50 classes; every query is
 answered among all of them, in percent. The 15 novel classes were never trained on. Hard cases, x: photos from another
 source than any enrolled; y: photos that other networks found hardest in their class. "+ field": after enrolling 10
 field photos into each of six classes; nothing is trained between the two. Top-1 counts the first match, whether or not
