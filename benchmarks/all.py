@@ -58,11 +58,11 @@ def accuracy() -> str:
 
 `python benchmarks/protocol.py`: through the command line alone, with the shipped backbone plants-lite0 (whitened, and
 several prototypes where a class's photos form groups). *Not whitened* (`--plain`) is the same by plain cosine,
-*ImageNet* (`--backbone lite0`, commit {frozen["commit"]}, one mean a class) the network it started from. The gallery has 50 classes; every query is
-answered among all of them, in percent. The 15 novel classes were never trained on. Hard cases, x: photos from another
-source than any enrolled; y: photos that other networks found hardest in their class. "+ field": after enrolling 10
-field photos into each of six classes; nothing is trained between the two. Top-1 counts the first match, whether or not
-the answer is `unknown`.
+*ImageNet* (`--backbone lite0`, commit {frozen["commit"]}, one mean a class) the network it started from. The gallery
+has 50 classes; every query is answered among all of them, in percent. The 15 novel classes were never trained on. Hard
+cases, x: photos from another source than any enrolled; y: photos that other networks found hardest in their class. "+
+field": after enrolling 10 field photos into each of six classes; nothing is trained between the two. Top-1 counts the
+first match, whether or not the answer is `unknown`.
 
 {table(headings, rows)}
 
@@ -139,7 +139,8 @@ def losses() -> str:
     return f"""## Six losses, two normalisations
 
 `python benchmarks/losses.py`: the plant-disease study's table on an installed backbone, at a size that fits an hour
-({size}; the rest as in configs/doctorp-stage2.yaml, every layer trained). *Head*: accuracy of the two linear layers on
+({size};
+the rest as in configs/doctorp-stage2.yaml, every layer trained). *Head*: accuracy of the two linear layers on
 base/test, among 35 classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1.
 Epoch times are of a machine that other work shared, and cannot be compared with each other. So small a training shows
 how the losses start, not where they end.
