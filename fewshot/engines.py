@@ -107,7 +107,7 @@ def export_openvino(backbone: Backbone, network: "torch.nn.Module", path: Path, 
         xml = Path(folder) / "model.xml"
         openvino.save_model(model, xml, compress_to_fp16=False)
         text, weights = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
-    write_sealed(path, lambda target: _write_all(target, text, weights), {**facts, "xml_bytes": len(text)})
+    write_sealed(path, lambda target: target.write_bytes(text + weights), {**facts, "xml_bytes": len(text)})
 
 
 class OpenVinoEngine:
@@ -200,7 +200,7 @@ def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> 
     exported = compiled.export_model()
     content = exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
     try:
-        write_sealed(blob, lambda target: _write_all(target, content), {"made_for": made_for})
+        write_sealed(blob, lambda target: target.write_bytes(content), {"made_for": made_for})
     except OSError:
         pass  # a read-only or full cache costs the next start 0.2 s, nothing else
     return compiled
@@ -211,12 +211,6 @@ def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:
 
     tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
     return core.read_model(model=xml, weights=tensor)
-
-
-def _write_all(path: Path, *parts: bytes) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
 
 
 # ---- torch

@@ -22,7 +22,7 @@ MAGIC = b"FEWSEAL1"
 _TAIL = struct.Struct("<IQ8s")
 
 
-def write_sealed(path: Path, write_payload: Callable[[Path], None], facts: dict[str, Any]) -> None:
+def write_sealed(path: Path, write_payload: Callable[[Path], object], facts: dict[str, Any]) -> None:
     """Write a sealed file at `path`, replacing what was there in one step.
 
     Args:

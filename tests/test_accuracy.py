@@ -7,7 +7,7 @@ from fewshot.gallery import Gallery
 @pytest.mark.data
 @pytest.mark.weights
 def test_default_backbone_recognises_novel_classes_of_real_photos(real_data, tmp_path):
-    """A guard, not the measurement (benchmarks/protocol.py): 76.9 % in f32 among these 15 classes."""
+    """A guard, not the measurement (benchmarks/protocol.py)."""
     with Gallery(tmp_path / "index", create=True) as gallery:
         reports = list(gallery.enroll(class_folders(real_data / "novel" / "support")))
         assert sum(report.enrolled for report in reports) == 280
