@@ -37,6 +37,8 @@ FLOW = [
     "classifier",
     "inspection",
     "calibration",
+    "answering",
+    "enrolling",
     "gallery",
     "training",
     "evaluation",

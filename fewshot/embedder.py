@@ -1,8 +1,9 @@
 """Images -> (n, dim) unit vectors, and the fingerprint that names them."""
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ class Embedder:
         self._engines: dict[bool, Engine] = {}
         self._open_transform = open_transform
         self._transform: Transform | None = None
+        self._opening = threading.Lock()
+        self._runners: ThreadPoolExecutor | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +106,12 @@ class Embedder:
         return self._finish(np.concatenate(rows))
 
     def prepare(
-        self, photo: Path | NamedBytes, *, is_known: Callable[[str], bool] | None = None, keep: bool = False
+        self,
+        photo: Path | NamedBytes,
+        *,
+        is_known: Callable[[str], bool] | None = None,
+        keep: bool = False,
+        most_pixels: int | None = None,
     ) -> LoadedPhoto | SkippedPhoto:
         """Read, check and cut one photo to the backbone's input.
 
@@ -111,6 +119,7 @@ class Embedder:
             photo: a file, or bytes with a name.
             is_known: asked with the content hash before the photo is decoded; True skips it.
             keep: make the thumbnail and the difference hash that an index keeps.
+            most_pixels: a limit below that of `images.max_pixels`.
 
         Raises:
             ImageError: the photo cannot be used; the subclass says why.
@@ -124,7 +133,7 @@ class Embedder:
             return SkippedPhoto(file, sha256)
         prepared = self.backbone.preprocessing
         wanted = max(prepared.short_side_px, images.THUMBNAIL_SIDE_PX if keep else 0)
-        image, (width, height) = images.decode(data, Path(file).name, wanted)
+        image, (width, height) = images.decode(data, Path(file).name, wanted, most_pixels)
         pixels = images.fit_to_input(
             image,
             image_size_px=prepared.image_size_px,
@@ -135,6 +144,47 @@ class Embedder:
         if not keep:
             return LoadedPhoto(file, sha256, width, height, pixels, None)
         return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image), images.difference_hash(image))
+
+    def prepare_or_refuse(
+        self,
+        photo: Path | NamedBytes,
+        *,
+        is_known: Callable[[str], bool] | None = None,
+        keep: bool = False,
+        most_pixels: int | None = None,
+    ) -> LoadedPhoto | SkippedPhoto | Refused:
+        """As `prepare`, but a photo that cannot be used is no exception."""
+        try:
+            return self.prepare(photo, is_known=is_known, keep=keep, most_pixels=most_pixels)
+        except ImageError as error:
+            hint = f" {error.hint}" if error.hint else ""
+            file = photo.file if isinstance(photo, NamedBytes) else str(photo)
+            return Refused(file, error.code, error.message + hint)
+
+    def embed_prepared(self, photos: Sequence[LoadedPhoto]) -> list[EmbeddedPhoto]:
+        """Embed photos that `prepare` gave, with all the engine's streams; for one caller at a time.
+
+        Raises:
+            EngineError: see `embed_pixels`.
+        """
+        engine = self.open_for_many()
+        if self._runners is None:
+            # Threads that stay: each keeps its own request of the engine.
+            self._runners = ThreadPoolExecutor(engine.n_parallel, "engine")
+        pixels = [photo.pixels for photo in photos]
+        parts = [np.stack(pixels[i : i + engine.batch_size]) for i in range(0, len(pixels), engine.batch_size)]
+        rows = self._finish(np.concatenate(list(self._runners.map(engine.run, parts))))
+        return [_embedded(photo, row) for photo, row in zip(photos, rows, strict=True)]
+
+    def open_for_many(self) -> Engine:
+        """The engine compiled for the most answers a second, opened at its first use."""
+        return self._engine(FEW_PHOTOS + 1)
+
+    def close(self) -> None:
+        """Stop the threads that `embed_prepared` keeps."""
+        if self._runners is not None:
+            self._runners.shutdown(wait=True)
+            self._runners = None
 
     def embed_photos(
         self,
@@ -157,12 +207,7 @@ class Embedder:
         """
 
         def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
-            try:
-                return self.prepare(photo, is_known=is_known, keep=keep)
-            except ImageError as error:
-                hint = f" {error.hint}" if error.hint else ""
-                file = photo.file if isinstance(photo, NamedBytes) else str(photo)
-                return Refused(file, error.code, error.message + hint)
+            return self.prepare_or_refuse(photo, is_known=is_known, keep=keep)
 
         n_decoders = os.cpu_count() or 1
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
@@ -218,9 +263,7 @@ class Embedder:
         rows = iter(self._finish(future.result())) if future is not None else iter(())
         for item in group:
             if isinstance(item, LoadedPhoto):
-                yield EmbeddedPhoto(
-                    item.file, item.sha256, item.width, item.height, next(rows), item.thumbnail, item.dhash
-                )
+                yield _embedded(item, next(rows))
             else:
                 yield item
 
@@ -235,9 +278,10 @@ class Embedder:
 
     def _engine(self, n_photos: int) -> Engine:
         bulk = n_photos > FEW_PHOTOS
-        if bulk not in self._engines:
-            self._engines[bulk] = self._open_engine(bulk)
-        return self._engines[bulk]
+        with self._opening:
+            if bulk not in self._engines:
+                self._engines[bulk] = self._open_engine(bulk)
+            return self._engines[bulk]
 
 
 def open_embedder(
@@ -359,6 +403,10 @@ def _ahead(
     finally:
         for future in running:
             future.cancel()
+
+
+def _embedded(photo: LoadedPhoto, row: Float32s) -> EmbeddedPhoto:
+    return EmbeddedPhoto(photo.file, photo.sha256, photo.width, photo.height, row, photo.thumbnail, photo.dhash)
 
 
 def _unit_rows(rows: Float32s, name: str) -> Float32s:

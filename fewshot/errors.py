@@ -164,6 +164,21 @@ class LabelTakenError(FewshotError):
     status = 409
 
 
+class UnknownSupportError(FewshotError):
+    code = "unknown_support"
+    exit_code = 2
+    status = 404
+    hint = "It may have been removed; the class lists its photos."
+
+
+class LastSupportError(FewshotError):
+    """A class without photos could not be recognised, so its last photo goes only with it."""
+
+    code = "last_support"
+    exit_code = 2
+    status = 409
+
+
 # ---- the index
 
 
@@ -307,3 +322,124 @@ class TrainingDiskFullError(TrainingError):
     code = "training_disk_full"
     status = 507
     hint = "Free some space and run the same command again: it goes on from the last whole epoch."
+
+
+# ---- the service
+
+
+class ServiceError(FewshotError):
+    """A request that the service refuses. `retry_after_s` says when to come again, where that helps."""
+
+    code = "service"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(ServiceError):
+    code = "bad_request"
+    exit_code = 2
+    status = 422
+
+
+class NoSuchPageError(ServiceError):
+    code = "no_such_page"
+    exit_code = 2
+    status = 404
+    hint = "/v1/openapi.json lists the routes."
+
+
+class MethodError(ServiceError):
+    code = "method_not_allowed"
+    exit_code = 2
+    status = 405
+    hint = "/v1/openapi.json lists the routes and their methods."
+
+
+class HostError(ServiceError):
+    """The request names a host that this service does not answer for: what a page elsewhere makes a browser do."""
+
+    code = "wrong_host"
+    exit_code = 2
+    status = 400
+
+
+class UnauthorizedError(ServiceError):
+    code = "unauthorized"
+    exit_code = 2
+    status = 401
+    hint = "Send `Authorization: Bearer TOKEN`; `fewshot token create NAME` makes one."
+
+
+class ForbiddenError(ServiceError):
+    code = "forbidden"
+    exit_code = 2
+    status = 403
+
+
+class BodyTooLargeError(ServiceError):
+    code = "body_too_large"
+    exit_code = 2
+    status = 413
+
+
+class TooManyFilesError(ServiceError):
+    code = "too_many_files"
+    exit_code = 2
+    status = 413
+
+
+class TooManyRequestsError(ServiceError):
+    code = "too_many_requests"
+    exit_code = 2
+    status = 429
+    hint = "Wait for as many seconds as Retry-After says, then go on."
+
+
+class SlowClientError(ServiceError):
+    code = "too_slow"
+    exit_code = 2
+    status = 408
+    hint = "Send the photos again, over a steadier connection or fewer at a time."
+
+
+class BusyError(ServiceError):
+    code = "busy"
+    status = 503
+    hint = "Wait for as many seconds as Retry-After says, then ask again."
+
+
+class IndexChangedError(ServiceError):
+    """The index got another backbone while photos were being embedded with the one before."""
+
+    code = "index_changed"
+    status = 503
+    hint = "Ask again."
+
+
+class UnforeseenError(ServiceError):
+    code = "unforeseen"
+    hint = "The log of the service has the reason, under the request id that X-Request-Id gives."
+
+
+class NoUsablePhotoError(ServiceError):
+    code = "no_usable_photo"
+    status = 422
+
+
+class TokenError(ServiceError):
+    """A token cannot be made, found or read."""
+
+    code = "token"
+    exit_code = 2
+    status = 400
+
+
+class AddressError(ServiceError):
+    """The service cannot listen where it was told to."""
+
+    code = "address"
+    exit_code = 2
+    status = 400

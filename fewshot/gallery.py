@@ -1,29 +1,28 @@
 """An opened index: enroll, query, remove, rename, inspect, reindex; what every interface calls."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewshot import calibration, classifier, images, inspection
+from fewshot import answering, calibration, images, inspection
 from fewshot.backbones import WeightsSource, resolve
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
+from fewshot.enrolling import enroll_class, learn_class, remove_support, replace_class
 from fewshot.errors import (
     CacheDamagedError,
     EmptyIndexError,
     FewshotError,
     ImageError,
+    IndexDamagedError,
     MixedEmbeddingsError,
-    OtherLabelError,
-    StrictError,
-    did_you_mean,
 )
 from fewshot.neighbours import Neighbours
 from fewshot.records import (
@@ -33,13 +32,10 @@ from fewshot.records import (
     EmbeddedPhoto,
     EnrollReport,
     Float32s,
-    Int64s,
-    Match,
     NamedBytes,
     Prediction,
     Question,
     Refused,
-    SkippedPhoto,
     Support,
 )
 from fewshot.search import VectorIndex
@@ -47,13 +43,12 @@ from fewshot.store import FILE_NAME, About, Reader, Store, Writer
 
 QUERY_CHUNK = 32
 STAGE_CHUNK = 256
-AMBIGUOUS_BELOW = 0.5
 
 log = logging.getLogger(__name__)
 
 
 class Gallery:
-    """One index, open for questions and changes. Other processes may use the same index at the same time.
+    """One index, open for questions and changes, from several threads and processes at the same time.
 
     Args:
         folder: the index's folder.
@@ -78,6 +73,8 @@ class Gallery:
         self.folder = folder
         self._choice = choice or EmbedderChoice()
         self._embedder = embedder
+        self._is_given = embedder is not None
+        self._opening = threading.Lock()
         self._on_notice = on_notice
         if create and embedder is None and not (folder / FILE_NAME).exists():
             # A backbone that cannot be had is told before a folder is made for it.
@@ -120,6 +117,29 @@ class Gallery:
         with self._store.read() as reader:
             return reader.supports_of(reader.wanted_class_id(checked_label(label)))
 
+    def support(self, support_id: int) -> Support:
+        """One photo's record.
+
+        Raises:
+            UnknownSupportError: there is no such photo.
+        """
+        with self._store.read() as reader:
+            return reader.wanted_support(support_id)
+
+    def thumbnail(self, support_id: int) -> bytes:
+        """The kept photo of a support: a WebP file, short side at most 256 px.
+
+        Raises:
+            UnknownSupportError: there is no such photo.
+            IndexDamagedError: its bytes do not fit their checksum, or are missing.
+        """
+        with self._store.read() as reader:
+            support = reader.wanted_support(support_id)
+            kept = reader.thumbnail(support_id)
+        if kept is None:
+            raise IndexDamagedError(f"index {self.name!r} keeps no picture of {support.file} (support {support_id}).")
+        return kept
+
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
         with self._store.read() as reader:
@@ -153,10 +173,40 @@ class Gallery:
         outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self._is_enrolled, keep=True)
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
-            yield from self._enroll_together(list(batches), strict=True)
+            yield from self._enroll_together(list(batches), embedder, strict=True)
             return
         for each in batches:
-            yield from self._enroll_together([each], strict=False)
+            yield from self._enroll_together([each], embedder, strict=False)
+
+    def add(self, label: str, photos: Sequence[Outcome], made_by: Embedder, *, strict: bool = False) -> EnrollReport:
+        """Enroll photos that are embedded already (`keep=True`) into a class, made if there is none.
+
+        Raises:
+            LabelError: the label cannot be stored.
+            StrictError: `strict`, and a photo was refused.
+            MixedEmbeddingsError: the index is pinned to another embedder than `made_by`.
+        """
+        (report,) = self._enroll_together([(ClassFolder(checked_label(label), ()), photos)], made_by, strict=strict)
+        return report
+
+    def replace(
+        self, label: str, photos: Sequence[Outcome], made_by: Embedder, *, strict: bool = False
+    ) -> tuple[EnrollReport, int]:
+        """Make a class hold these photos and no others, in one change; also how many photos it lost.
+
+        Raises:
+            LabelError: the label cannot be stored.
+            StrictError: `strict`, and a photo was refused.
+            NoUsablePhotoError: every photo was refused; nothing is changed.
+            MixedEmbeddingsError: the index is pinned to another embedder than `made_by`.
+        """
+        label = checked_label(label)
+        with self._store.write() as writer:
+            self._check_pinned(writer.about(), made_by)
+            report, n_removed = replace_class(writer, made_by, label, photos, strict=strict)
+            if report.enrolled or n_removed:
+                writer.note("replace", label, n_supports=report.enrolled, n_removed=n_removed)
+        return report, n_removed
 
     def doubts(self, support_ids: Iterable[int]) -> list[str]:
         """What a careful user would want to know of photos just enrolled, in sentences; see `inspection.doubts`."""
@@ -186,65 +236,65 @@ class Gallery:
         """
         question = question or Question()
         with self._store.read() as reader:
-            self._asked_classes(reader, question)
-        outcomes = self.embedder().embed_photos(photos, n_photos=len(photos))
-        together: list[EmbeddedPhoto] = []
+            answering.asked_classes(reader, question)
+        embedder = self.embedder()
+        outcomes = embedder.embed_photos(photos, n_photos=len(photos))
+        together: list[Outcome] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
-            embedded = [outcome for outcome in chunk if isinstance(outcome, EmbeddedPhoto)]
-            vectors = [outcome.embedding for outcome in embedded]
-            asked_now = vectors and not question.together
-            answers = iter(self.predict(np.stack(vectors), question) if asked_now else ())
-            together += embedded
-            for outcome in chunk:
-                if isinstance(outcome, Refused):
-                    yield Prediction(outcome.file, UNKNOWN, "bad_image", outcome.message)
-                elif not question.together:
-                    yield replace(next(answers), file=outcome.file)
-                if on_photo is not None:
-                    on_photo()
-        if question.together and together:
-            # The mean of the embeddings, not of unit length: its cosines are the means of the photos' cosines.
-            vectors = [outcome.embedding for outcome in together]
-            mean: Float32s = np.mean(vectors, axis=0, keepdims=True, dtype=np.float32)
-            (answer,) = self.predict(mean, question)
-            yield replace(answer, file=" + ".join(outcome.file for outcome in together))
+            if question.together:
+                together += chunk
+            else:
+                (found,) = self.answer([chunk], question, embedder)
+                yield from found
+            for _ in chunk if on_photo is not None else ():
+                on_photo()  # type: ignore[misc]  # it is not None here
+        if together:
+            (found,) = self.answer([together], question, embedder)
+            yield from found
 
-    def predict(self, vectors: Float32s, question: Question | None = None) -> list[Prediction]:
+    def answer(
+        self, asked: Sequence[Sequence[Outcome]], question: Question, made_by: Embedder
+    ) -> list[list[Prediction]]:
+        """Answer several requests that ask the same question, from one view of the index.
+
+        Args:
+            asked: of each request its photos, as the embedder gave them.
+            question: with `together`, each request gets one answer, behind those of photos that cannot be read.
+            made_by: the embedder.
+
+        Returns:
+            A list a request, in order.
+
+        Raises:
+            EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+            MixedEmbeddingsError: the index has got another embedder meanwhile.
+        """
+        rows: list[Float32s] = []
+        for photos in asked:
+            vectors = [photo.embedding for photo in photos if isinstance(photo, EmbeddedPhoto)]
+            if question.together and vectors:
+                # The mean of the embeddings, not of unit length: its cosines are the means of the photos' cosines.
+                vectors = [np.mean(vectors, axis=0, dtype=np.float32)]
+            rows += vectors
+        answers: Iterator[Prediction] = iter(())
+        if rows:
+            answers = iter(self.predict(np.stack(rows), question, made_by=made_by))
+        return [_request_answers(photos, question.together, answers) for photos in asked]
+
+    def predict(
+        self, vectors: Float32s, question: Question | None = None, *, made_by: Embedder | None = None
+    ) -> list[Prediction]:
         """Answer embeddings of this index's own embedder: (n_query, dim) float32, rows of unit length.
 
         Raises:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+            MixedEmbeddingsError: `made_by` is another embedder than the index's.
         """
-        question = question or Question()
         with self._store.read() as reader:
-            within = self._asked_classes(reader, question)
+            if made_by is not None:
+                self._check_pinned(reader.about(), made_by)
             known = self._calibration(reader)
-            n_way = reader.n_classes() if within is None else len(within)
-            n_scored = min(n_way, max(classifier.N_SCORED, question.top))
-            similarities, class_ids = self._neighbours.classes(reader, vectors, n_scored, within)
-            shares = classifier.probabilities(similarities, n_way, known.scale)
-            labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
-            nearest = self._neighbours.supports(reader, vectors, question.n_nearest, within)
-            covering = self._covering(reader, known, question.coverage, similarities, class_ids)
-        predictions = []
-        for row in range(len(vectors)):
-            matches = tuple(
-                Match(labels[int(class_ids[row, i])], float(similarities[row, i]), float(shares[row, i]))
-                for i in range(min(question.top, n_scored))
-            )
-            best = matches[0]
-            unknown = known.is_unknown(similarities[row])
-            message = known.explain(best.label, similarities[row])
-            if unknown:
-                reason = "unknown"
-            elif best.probability < AMBIGUOUS_BELOW:
-                reason = "ambiguous"
-                message += f"; {best.label} is less likely than all other classes together"
-            else:
-                reason = "match"
-            answer = UNKNOWN if unknown else best.label
-            predictions.append(Prediction("", answer, reason, message, matches, nearest[row], covering[row]))
-        return predictions
+            return answering.predictions(reader, self._neighbours, known, vectors, question or Question())
 
     # ---- change
 
@@ -259,6 +309,18 @@ class Gallery:
             n = writer.remove_class(writer.wanted_class_id(label))
             writer.note("remove", label, n_supports=n)
         return n
+
+    def remove_support(self, support_id: int) -> Support:
+        """Remove one photo from its class; its record as it was.
+
+        Raises:
+            UnknownSupportError: there is no such photo.
+            LastSupportError: it is the only photo of its class.
+        """
+        with self._store.write() as writer:
+            support = remove_support(writer, support_id)
+            writer.note("remove", support.label, support_id=support_id, n_supports=1)
+        return support
 
     def rename(self, old: str, new: str) -> None:
         """Give a class another label.
@@ -322,6 +384,26 @@ class Gallery:
             for each in labels:
                 yield inspection.inspect_class(reader, self._neighbours, each)
 
+    def describe(self, label: str) -> tuple[ClassSummary, list[Support], ClassInspection]:
+        """A class from one view of the index: its counts, its photos in order of enrolment, and its inspection.
+
+        Raises:
+            UnknownLabelError: there is no such class.
+        """
+        label = checked_label(label)
+        with self._store.read() as reader:
+            class_id = reader.wanted_class_id(label)
+            photos = reader.supports_of(class_id)
+            summary = ClassSummary(label, len(photos), len(reader.ids_of("prototype", [class_id])))
+            return summary, photos, inspection.inspect_class(reader, self._neighbours, label)
+
+    def embeddings(self, n_most: int) -> tuple[int, list[Support], Float32s]:
+        """The generation, enrolled photos (at most about `n_most`, evenly chosen) and their (n, dim) embeddings."""
+        with self._store.read() as reader:
+            ids = reader.support_ids(n_most)
+            records = reader.supports(ids.tolist())
+            return reader.about().generation, [records[i] for i in ids.tolist()], reader.support_vectors(ids)
+
     def problems(self) -> list[str]:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""
         with self._store.read() as reader:
@@ -346,16 +428,23 @@ class Gallery:
             BackboneError, EngineError: it cannot be opened here.
         """
         about = self.about()
-        if self._embedder is None:
-            source = None
-            if about.source is not None and self._choice.backbone is None:
-                source = WeightsSource(**about.source)
-                if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
-                    source = resolve(source.name)
-            choice = replace(self._choice, precision=self._choice.precision or about.precision)
-            self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
-        self._check_pinned(about, self._embedder)
-        return self._embedder
+        with self._opening:
+            if self._embedder is None or self._is_repinned(about, self._embedder):
+                source = None
+                if about.source is not None and self._choice.backbone is None:
+                    source = WeightsSource(**about.source)
+                    if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
+                        source = resolve(source.name)
+                choice = replace(self._choice, precision=self._choice.precision or about.precision)
+                self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
+            embedder = self._embedder
+        self._check_pinned(about, embedder)
+        return embedder
+
+    def _is_repinned(self, about: About, embedder: Embedder) -> bool:
+        """Whether another process has given the index another backbone, and none was chosen here."""
+        other = about.fingerprint is not None and _digits(about.fingerprint) != _digits(embedder.fingerprint)
+        return other and not self._is_given and self._choice.backbone is None and self._choice.precision is None
 
     def _check_pinned(self, about: About, embedder: Embedder) -> None:
         if about.fingerprint is None or _digits(about.fingerprint) == _digits(embedder.fingerprint):
@@ -369,22 +458,6 @@ class Gallery:
 
     # ---- inside a question
 
-    def _asked_classes(self, reader: Reader, question: Question) -> list[int] | None:
-        """The ids of the classes asked; None: all."""
-        if reader.n_classes() == 0:
-            raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
-        if question.within is None:
-            return None
-        labels = reader.labels()
-        fitting = [label for label in labels if any(fnmatchcase(label, pattern) for pattern in question.within)]
-        if not fitting:
-            shown = ", ".join(map(repr, question.within))
-            raise EmptyIndexError(
-                f"no class of index {self.name!r} fits {shown}.",
-                hint=did_you_mean(question.within[0], labels) or "`fewshot classes` lists them.",
-            )
-        return reader.class_ids(fitting)
-
     def _calibration(self, reader: Reader) -> Calibration:
         """What the index's own photos say of its answers, once a generation."""
         generation = reader.about().generation
@@ -393,28 +466,6 @@ class Gallery:
             self._calibration_of = (generation, found)
         return self._calibration_of[1]
 
-    def _covering(
-        self,
-        reader: Reader,
-        known: Calibration,
-        coverage: float | None,
-        similarities: Float32s,
-        class_ids: Int64s,
-    ) -> list[tuple[str, ...] | None]:
-        """Each query's labels that cannot be ruled out, nearest first; none, if it is too unlike every class."""
-        if coverage is None:
-            return [None] * len(similarities)
-        different = np.unique(class_ids[class_ids >= 0])
-        needed = dict(zip(different.tolist(), known.needed_margins(different, coverage).tolist(), strict=True))
-        labels = reader.class_labels(different.tolist())
-        found: list[tuple[str, ...] | None] = []
-        for row, ids in zip(similarities.tolist(), class_ids.tolist(), strict=True):
-            second = row[1] if len(row) > 1 else -np.inf
-            rivals = [second] + [row[0]] * (len(row) - 1)
-            leads = zip(ids, row, rivals, strict=True)
-            found.append(tuple(labels[i] for i, own, rival in leads if i >= 0 and own - rival >= needed[i]))
-        return found
-
     # ---- inside a change
 
     def _is_enrolled(self, sha256: str) -> bool:
@@ -422,62 +473,17 @@ class Gallery:
             return reader.label_of_photo(sha256) is not None
 
     def _enroll_together(
-        self, batches: Sequence[tuple[ClassFolder, list[Outcome]]], *, strict: bool
+        self, batches: Sequence[tuple[ClassFolder, Sequence[Outcome]]], embedder: Embedder, *, strict: bool
     ) -> list[EnrollReport]:
         """Write classes in one transaction: one change, one line of history."""
         with self._store.write() as writer:
-            reports = [self._enroll_class(writer, folder.label, batch, strict) for folder, batch in batches]
+            # Another process may have pinned the index to another embedder while the photos were embedded.
+            self._check_pinned(writer.about(), embedder)
+            reports = [enroll_class(writer, embedder, folder.label, batch, strict=strict) for folder, batch in batches]
             changed = {report.label: report.enrolled for report in reports if report.enrolled}
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
-
-    def _enroll_class(self, writer: Writer, label: str, batch: Sequence[Outcome], strict: bool) -> EnrollReport:
-        embedder = self.embedder_of(writer)
-        refused = [outcome for outcome in batch if isinstance(outcome, Refused)]
-        readable = [outcome for outcome in batch if not isinstance(outcome, Refused)]
-        known = writer.labels_of_photos([outcome.sha256 for outcome in readable])
-        new: dict[str, EmbeddedPhoto] = {}
-        n_already = 0
-        for outcome in readable:
-            there = known.get(outcome.sha256)
-            if there == label or outcome.sha256 in new:
-                n_already += 1
-            elif there is not None:
-                refused.append(
-                    _refused(
-                        OtherLabelError(f"{Path(outcome.file).name} is already enrolled as {there!r}."), outcome.file
-                    )
-                )
-            elif isinstance(outcome, SkippedPhoto):
-                gone = ImageError(
-                    f"{Path(outcome.file).name} was just removed from the index by another process.",
-                    hint="Enroll again to put it back.",
-                )
-                refused.append(_refused(gone, outcome.file))
-            else:
-                new[outcome.sha256] = outcome
-        if strict and refused:
-            raise StrictError(
-                f"nothing was enrolled: {len(refused)} of {len(batch)} photos of {label!r} were refused, first "
-                f"{Path(refused[0].file).name}: {refused[0].message}",
-                hint="Mend or take out the photos named above, or leave --strict out.",
-            )
-        ids: list[int] = []
-        if new:
-            if writer.about().fingerprint is None:
-                writer.pin_embedder(embedder.facts())
-            class_id = writer.add_class(label)
-            ids = writer.add_supports(class_id, list(new.values()))
-            _learn_class(writer, class_id)
-        return EnrollReport(label, len(ids), n_already, tuple(refused), tuple(ids))
-
-    def embedder_of(self, reader: Reader) -> Embedder:
-        """The opened embedder, checked once more against what another process may have pinned meanwhile."""
-        embedder = self._embedder
-        assert embedder is not None
-        self._check_pinned(reader.about(), embedder)
-        return embedder
 
     def _stage(
         self,
@@ -516,16 +522,22 @@ class Gallery:
         writer.pin_embedder(embedder.facts())
         writer.adopt_staged(embedder.fingerprint)
         for label in writer.labels():
-            _learn_class(writer, writer.wanted_class_id(label))
+            learn_class(writer, writer.wanted_class_id(label))
         writer.note("reindex", None, before=before, after=embedder.fingerprint)
 
 
-def _learn_class(writer: Writer, class_id: int) -> None:
-    """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
-    ids, _, vectors = writer.class_vectors([class_id])
-    groups = classifier.support_groups(vectors)
-    writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
-    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups))
+def _request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:
+    """One request's predictions: those of photos that cannot be read, and the next of `answers` for the others."""
+    found = []
+    for photo in photos:
+        if isinstance(photo, Refused):
+            found.append(Prediction(photo.file, UNKNOWN, "bad_image", photo.message))
+        elif not together:
+            found.append(replace(next(answers), file=photo.file))
+    readable = [photo.file for photo in photos if not isinstance(photo, Refused)]
+    if together and readable:
+        found.append(replace(next(answers), file=" + ".join(readable)))
+    return found
 
 
 def _by_class(
@@ -549,10 +561,6 @@ def _by_hash(files: Iterable[Path]) -> dict[str, Path]:
         except ImageError as error:
             log.warning("%s", error.message)
     return found
-
-
-def _refused(error: ImageError, file: str) -> Refused:
-    return Refused(file, error.code, f"{error.message} {error.hint}".strip())
 
 
 def _digits(fingerprint: str) -> str:

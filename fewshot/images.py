@@ -102,7 +102,9 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, name: str, short_side_px: int) -> tuple[Image.Image, tuple[int, int]]:
+def decode(
+    data: bytes, name: str, short_side_px: int, most_pixels: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode a photo, upright and in RGB, no smaller than it must be.
 
     JPEG is scaled by a power of two while decoding, leaving the short side at least `DRAFT_MARGIN` times
@@ -113,6 +115,7 @@ def decode(data: bytes, name: str, short_side_px: int) -> tuple[Image.Image, tup
         data: the file's bytes; the format is read from them, never from the name.
         name: how messages call the photo.
         short_side_px: what the caller will scale the short side to.
+        most_pixels: a limit below that of `max_pixels`.
 
     Returns:
         The picture, and the (width, height) in pixels that the upright original has.
@@ -121,7 +124,7 @@ def decode(data: bytes, name: str, short_side_px: int) -> tuple[Image.Image, tup
         NotAnImageError, TruncatedImageError, DamagedImageError, ImageTooLargeError, ImageTooSmallError.
     """
     image = _open(data, name)
-    _check_size(image, name)
+    _check_size(image, name, min(max_pixels(), most_pixels or max_pixels()))
     width, height = image.size
     try:
         image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
@@ -210,12 +213,12 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise _refusal(name, error) from error
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, most_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels():
+    if width * height > most_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); "
-            f"at most {max_pixels() / 1e6:g} megapixels are read."
+            f"at most {most_pixels / 1e6:g} megapixels are read."
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmallError(

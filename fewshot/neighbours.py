@@ -1,7 +1,9 @@
 """The nearest classes and enrolled photos of a vector, from faiss copies kept in step with the store."""
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 class Neighbours:
     """Lookups in one index. Every call is given the view of the store that its answer shall agree with.
+
+    Several threads may ask at once; lookups in one copy are made one after the other, since a copy that is caught up
+    with the store must not be searched meanwhile.
 
     Args:
         folder: where the cache files are; made when first written. They can be deleted at any time.
@@ -47,22 +52,22 @@ class Neighbours:
             Cosines (n_vectors, n) float32, highest first, and class ids (n_vectors, n) int64; where the index holds
             fewer classes, -inf and -1.
         """
-        prototypes = self._copies["prototype"].synced(reader)
         only = None if within is None else reader.ids_of("prototype", within)
-        n_classes, n_prototypes = (
-            (reader.n_classes(), len(prototypes)) if within is None or only is None else (len(within), len(only))
-        )
-        n_asked = n + min(n, max(0, n_prototypes - n_classes))
-        while True:
-            similarities, ids = prototypes.search(vectors, n_asked, only)
-            found, places = np.unique(ids, return_inverse=True)
-            owner = {NO_ID: NO_ID, **reader.prototype_classes(found[found != NO_ID].tolist())}
-            class_ids = np.array([owner[i] for i in found.tolist()], np.int64)[places].reshape(ids.shape)
-            similarities, class_ids, n_least = _nearest_of_each_class(similarities, class_ids, n)
-            # Classes of several prototypes may have taken the places of others.
-            if n_least >= n or n_asked >= n_prototypes:
-                return np.minimum(similarities, 1.0), class_ids
-            n_asked *= 2
+        with self._copies["prototype"].at(reader) as prototypes:
+            n_classes, n_prototypes = (
+                (reader.n_classes(), len(prototypes)) if within is None or only is None else (len(within), len(only))
+            )
+            n_asked = n + min(n, max(0, n_prototypes - n_classes))
+            while True:
+                similarities, ids = prototypes.search(vectors, n_asked, only)
+                found, places = np.unique(ids, return_inverse=True)
+                owner = {NO_ID: NO_ID, **reader.prototype_classes(found[found != NO_ID].tolist())}
+                class_ids = np.array([owner[i] for i in found.tolist()], np.int64)[places].reshape(ids.shape)
+                similarities, class_ids, n_least = _nearest_of_each_class(similarities, class_ids, n)
+                # Classes of several prototypes may have taken the places of others.
+                if n_least >= n or n_asked >= n_prototypes:
+                    return np.minimum(similarities, 1.0), class_ids
+                n_asked *= 2
 
     def other_classes(self, reader: Reader, vectors: Float32s, class_id: int, n: int) -> list[list[tuple[int, float]]]:
         """Each vector's nearest classes but its own: (class id, cosine), nearest first, at most n."""
@@ -82,7 +87,8 @@ class Neighbours:
         if k < 1:
             return [()] * len(vectors)
         only = None if within is None else reader.ids_of("support", within)
-        similarities, ids = self._copies["support"].synced(reader).search(vectors, k, only)
+        with self._copies["support"].at(reader) as supports:
+            similarities, ids = supports.search(vectors, k, only)
         records = reader.supports(ids[ids != NO_ID].tolist())
         return [
             tuple(
@@ -123,8 +129,15 @@ class _VectorCopy:
         self._index: VectorIndex | None = None
         self._generation = -1
         self._token: str | None = None
+        self._lock = threading.Lock()
 
-    def synced(self, reader: Reader) -> VectorIndex:
+    @contextmanager
+    def at(self, reader: Reader) -> Iterator[VectorIndex]:
+        """The copy at the generation of `reader`, for as long as the block lasts; other threads wait."""
+        with self._lock:
+            yield self._synced(reader)
+
+    def _synced(self, reader: Reader) -> VectorIndex:
         """The copy at the generation of `reader`: taken as it is, caught up, or rebuilt from the store."""
         about = reader.about()
         index = self._index if self._index is not None else self._opened(about.fingerprint)

@@ -85,6 +85,19 @@ class Support:
     own_similarity: float | None
     added_at: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape."""
+        own = None if self.own_similarity is None else round(self.own_similarity, 4)
+        return {
+            "support_id": self.support_id,
+            "label": self.label,
+            "file": self.file,
+            "width": self.width,
+            "height": self.height,
+            "own_similarity": own,
+            "added_at": self.added_at,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ClassSummary:

@@ -25,7 +25,17 @@ LAYERS = [
     {"engines", "embedder"},
     {"store", "search"},
     {"neighbours", "classifier"},
-    {"inspection", "calibration", "gallery", "training", "evaluation", "episodes", "projection"},
+    {
+        "inspection",
+        "calibration",
+        "answering",
+        "enrolling",
+        "gallery",
+        "training",
+        "evaluation",
+        "episodes",
+        "projection",
+    },
     {"service"},
     {"cli"},
 ]

@@ -10,10 +10,11 @@ import sqlalchemy as sa
 import xxhash
 from numpy.typing import NDArray
 
-from fewshot.errors import IndexDamagedError, UnknownLabelError
+from fewshot.errors import IndexDamagedError, UnknownLabelError, UnknownSupportError
 from fewshot.records import ClassSummary, Float32s, Int64s, Support
 from fewshot.store.schema import about, classes, embeddings, history, prototypes, removals, staged, supports, thumbnails
 
+PART = 500  # SQLite bounds the number of parameters of one statement
 VECTOR_TABLES = {"support": (embeddings, embeddings.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
 
 
@@ -58,6 +59,11 @@ class Reader:
     def __init__(self, place: Place, connection: sa.Connection) -> None:
         self._place = place
         self._connection = connection
+
+    @property
+    def index_name(self) -> str:
+        """What messages call the index."""
+        return self._place.name
 
     def about(self) -> About:
         """The index's own facts."""
@@ -118,6 +124,11 @@ class Reader:
         query = sa.select(supports.c.sha256, classes.c.label).join(classes)
         return dict(self._in_parts(query, supports.c.sha256, hashes))
 
+    def supports_with(self, hashes: Sequence[str]) -> list[int]:
+        """The ids of the photos with these contents, of those that are enrolled."""
+        query = sa.select(supports.c.support_id)
+        return [row[0] for row in self._in_parts(query, supports.c.sha256, hashes)]
+
     def class_ids(self, labels: Sequence[str]) -> list[int]:
         """The ids of those labels that there are."""
         query = sa.select(classes.c.class_id)
@@ -138,6 +149,17 @@ class Reader:
         rows = self._in_parts(_SUPPORT_RECORD, supports.c.support_id, sorted(set(support_ids)))
         return {row[0]: Support(*row) for row in rows}
 
+    def wanted_support(self, support_id: int) -> Support:
+        """The record of a support.
+
+        Raises:
+            UnknownSupportError: there is none.
+        """
+        found = self.supports([support_id]).get(support_id)
+        if found is None:
+            raise UnknownSupportError(f"index {self._place.name!r} holds no photo {support_id}.")
+        return found
+
     def supports_of(self, class_id: int) -> list[Support]:
         """The photos of a class, in order of enrolment."""
         query = _SUPPORT_RECORD.where(supports.c.class_id == class_id).order_by(supports.c.support_id)
@@ -157,6 +179,14 @@ class Reader:
         rows = self._connection.execute(query.order_by(supports.c.support_id)).all()
         columns = [[row[i] for row in rows] for i in range(3)]
         return np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float32)
+
+    def support_ids(self, n_most: int) -> Int64s:
+        """Ids of the supports, in order; evenly chosen, at most about `n_most`, where there are more."""
+        query = sa.select(supports.c.support_id).order_by(supports.c.support_id)
+        n = self.n_supports()
+        if n > n_most:
+            query = query.where(supports.c.support_id % -(-n // n_most) == 0)
+        return np.array(self._connection.execute(query).scalars().all(), np.int64)
 
     def support_vectors(self, support_ids: Int64s) -> Float32s:
         """The embeddings of supports: (n, dim) float32, in the order of the ids.
@@ -293,9 +323,9 @@ class Reader:
             found.append(f"{n} supports have no embedding")
         return found
 
-    def _in_parts(self, query: Any, column: Any, values: Sequence[Any], size: int = 500) -> Iterator[Any]:
-        for start in range(0, len(values), size):  # SQLite bounds the number of parameters of one statement
-            for row in self._connection.execute(query.where(column.in_(values[start : start + size]))):
+    def _in_parts(self, query: Any, column: Any, values: Sequence[Any]) -> Iterator[Any]:
+        for start in range(0, len(values), PART):
+            for row in self._connection.execute(query.where(column.in_(values[start : start + PART]))):
                 yield tuple(row)
 
     def _read_vectors(self, query: Any) -> tuple[Int64s, Float32s]:

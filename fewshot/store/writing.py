@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
-from fewshot.store.reading import Place, Reader, checksum
+from fewshot.store.reading import PART, Place, Reader, checksum
 from fewshot.store.schema import (
     APPLICATION_ID,
     FORMAT_VERSION,
@@ -115,6 +115,11 @@ class Writer(Reader):
         n = self._drop("support", supports.c.support_id, supports.c.class_id == class_id)
         self._connection.execute(classes.delete().where(classes.c.class_id == class_id))
         return n
+
+    def remove_supports(self, support_ids: Sequence[int]) -> int:
+        """Remove photos; how many. Their class's prototypes stay as they are: the caller learns the class anew."""
+        parts = [support_ids[start : start + PART] for start in range(0, len(support_ids), PART)]
+        return sum(self._drop("support", supports.c.support_id, supports.c.support_id.in_(part)) for part in parts)
 
     def rename_class(self, class_id: int, label: str) -> None:
         """Give a class another label.

@@ -1,0 +1,90 @@
+"""Embeddings and a view of an index -> predictions."""
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from fewshot import classifier
+from fewshot.calibration import Calibration
+from fewshot.errors import EmptyIndexError, did_you_mean
+from fewshot.neighbours import Neighbours
+from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question
+from fewshot.store import Reader
+
+AMBIGUOUS_BELOW = 0.5
+
+
+def asked_classes(reader: Reader, question: Question) -> list[int] | None:
+    """The ids of the classes asked; None: all.
+
+    Raises:
+        EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+    """
+    if reader.n_classes() == 0:
+        raise EmptyIndexError(f"index {reader.index_name!r} holds no class yet.")
+    if question.within is None:
+        return None
+    labels = reader.labels()
+    fitting = [label for label in labels if any(fnmatchcase(label, pattern) for pattern in question.within)]
+    if not fitting:
+        shown = ", ".join(map(repr, question.within))
+        raise EmptyIndexError(
+            f"no class of index {reader.index_name!r} fits {shown}.",
+            hint=did_you_mean(question.within[0], labels) or "`fewshot classes` lists them.",
+        )
+    return reader.class_ids(fitting)
+
+
+def predictions(
+    reader: Reader, neighbours: Neighbours, known: Calibration, vectors: Float32s, question: Question
+) -> list[Prediction]:
+    """Answer embeddings: (n_query, dim) float32, rows of unit length; the predictions name no file.
+
+    Raises:
+        EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+    """
+    within = asked_classes(reader, question)
+    n_way = reader.n_classes() if within is None else len(within)
+    n_scored = min(n_way, max(classifier.N_SCORED, question.top))
+    similarities, class_ids = neighbours.classes(reader, vectors, n_scored, within)
+    shares = classifier.probabilities(similarities, n_way, known.scale)
+    labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
+    nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
+    covering = _covering(reader, known, question.coverage, similarities, class_ids)
+    found = []
+    for row in range(len(vectors)):
+        matches = tuple(
+            Match(labels[int(class_ids[row, i])], float(similarities[row, i]), float(shares[row, i]))
+            for i in range(min(question.top, n_scored))
+        )
+        best = matches[0]
+        unknown = known.is_unknown(similarities[row])
+        message = known.explain(best.label, similarities[row])
+        if unknown:
+            reason = "unknown"
+        elif best.probability < AMBIGUOUS_BELOW:
+            reason = "ambiguous"
+            message += f"; {best.label} is less likely than all other classes together"
+        else:
+            reason = "match"
+        answer = UNKNOWN if unknown else best.label
+        found.append(Prediction("", answer, reason, message, matches, nearest[row], covering[row]))
+    return found
+
+
+def _covering(
+    reader: Reader, known: Calibration, coverage: float | None, similarities: Float32s, class_ids: Int64s
+) -> list[tuple[str, ...] | None]:
+    """Each query's labels that cannot be ruled out, nearest first; none, if it is too unlike every class."""
+    if coverage is None:
+        return [None] * len(similarities)
+    different = np.unique(class_ids[class_ids >= 0])
+    needed = dict(zip(different.tolist(), known.needed_margins(different, coverage).tolist(), strict=True))
+    labels = reader.class_labels(different.tolist())
+    found: list[tuple[str, ...] | None] = []
+    for row, ids in zip(similarities.tolist(), class_ids.tolist(), strict=True):
+        second = row[1] if len(row) > 1 else -np.inf
+        rivals = [second] + [row[0]] * (len(row) - 1)
+        leads = zip(ids, row, rivals, strict=True)
+        found.append(tuple(labels[i] for i, own, rival in leads if i >= 0 and own - rival >= needed[i]))
+    return found

@@ -1,0 +1,144 @@
+"""Embedded photos -> the supports of a class and what follows from them, inside one change of an index."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewshot import classifier
+from fewshot.embedder import Embedder, Outcome
+from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
+from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
+from fewshot.store import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """A batch of outcomes against an index: photos to add, how many are there already, and what cannot go in."""
+
+    new: dict[str, EmbeddedPhoto]
+    already: list[str]
+    refused: list[Refused]
+
+
+def enroll_class(
+    writer: Writer, embedder: Embedder, label: str, batch: Sequence[Outcome], *, strict: bool
+) -> EnrollReport:
+    """Add photos to a class, made if there is none.
+
+    Raises:
+        StrictError: `strict`, and a photo was refused.
+    """
+    found = _sorted(writer, label, batch)
+    if strict:
+        _check_strict(label, found.refused, len(batch))
+    ids: list[int] = []
+    if found.new:
+        ids = _add(writer, embedder, label, found.new)
+        learn_class(writer, writer.wanted_class_id(label))
+    return EnrollReport(label, len(ids), len(found.already), tuple(found.refused), tuple(ids))
+
+
+def replace_class(
+    writer: Writer, embedder: Embedder, label: str, batch: Sequence[Outcome], *, strict: bool
+) -> tuple[EnrollReport, int]:
+    """Make a class hold the photos of `batch` and no others; also how many photos it lost.
+
+    Raises:
+        StrictError: `strict`, and a photo was refused.
+        NoUsablePhotoError: every photo was refused: nothing is changed.
+    """
+    found = _sorted(writer, label, batch)
+    if strict:
+        _check_strict(label, found.refused, len(batch))
+    if not found.new and not found.already:
+        raise no_usable_photo(found.refused)
+    class_id = writer.class_id(label)
+    kept = set(writer.supports_with(found.already)) if found.already else set()
+    there = [] if class_id is None else [support.support_id for support in writer.supports_of(class_id)]
+    gone = [support_id for support_id in there if support_id not in kept]
+    n_gone = writer.remove_supports(gone)
+    ids = _add(writer, embedder, label, found.new) if found.new else []
+    if ids or n_gone:
+        learn_class(writer, writer.wanted_class_id(label))
+    return EnrollReport(label, len(ids), len(found.already), tuple(found.refused), tuple(ids)), n_gone
+
+
+def remove_support(writer: Writer, support_id: int) -> Support:
+    """Remove one photo from its class; its record as it was.
+
+    Raises:
+        UnknownSupportError: there is no such photo.
+        LastSupportError: it is the only photo of its class.
+    """
+    support = writer.wanted_support(support_id)
+    class_id = writer.wanted_class_id(support.label)
+    if len(writer.supports_of(class_id)) == 1:
+        raise LastSupportError(
+            f"{support.file} is the only photo of {support.label!r}.",
+            hint="Remove the class, or enroll other photos of it first.",
+        )
+    writer.remove_supports([support_id])
+    learn_class(writer, class_id)
+    return support
+
+
+def learn_class(writer: Writer, class_id: int) -> None:
+    """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
+    ids, _, vectors = writer.class_vectors([class_id])
+    groups = classifier.support_groups(vectors)
+    writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
+    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups))
+
+
+def no_usable_photo(refused: Sequence[Refused]) -> NoUsablePhotoError:
+    """The error that says why not one of some photos could be used."""
+    first = refused[0]
+    count = "the photo" if len(refused) == 1 else f"none of the {len(refused)} photos"
+    verb = "cannot be used" if len(refused) == 1 else "can be used"
+    return NoUsablePhotoError(
+        f"{count} {verb}: {first.message}" if len(refused) == 1 else f"{count} {verb}, first: {first.message}",
+        hint="Nothing was changed.",
+    )
+
+
+def _sorted(writer: Writer, label: str, batch: Sequence[Outcome]) -> _Sorted:
+    refused = [outcome for outcome in batch if isinstance(outcome, Refused)]
+    readable = [outcome for outcome in batch if not isinstance(outcome, Refused)]
+    known = writer.labels_of_photos([outcome.sha256 for outcome in readable])
+    new: dict[str, EmbeddedPhoto] = {}
+    already: list[str] = []
+    for outcome in readable:
+        there = known.get(outcome.sha256)
+        if there == label or outcome.sha256 in new:
+            already.append(outcome.sha256)
+        elif there is not None:
+            other = OtherLabelError(f"{Path(outcome.file).name} is already enrolled as {there!r}.")
+            refused.append(_refused(other, outcome.file))
+        elif isinstance(outcome, SkippedPhoto):
+            gone = ImageError(
+                f"{Path(outcome.file).name} was just removed from the index by another process.",
+                hint="Enroll again to put it back.",
+            )
+            refused.append(_refused(gone, outcome.file))
+        else:
+            new[outcome.sha256] = outcome
+    return _Sorted(new, already, refused)
+
+
+def _check_strict(label: str, refused: Sequence[Refused], n_photos: int) -> None:
+    if refused:
+        raise StrictError(
+            f"nothing was enrolled: {len(refused)} of {n_photos} photos of {label!r} were refused, first "
+            f"{Path(refused[0].file).name}: {refused[0].message}",
+            hint="Mend or take out the photos named above, or leave --strict out.",
+        )
+
+
+def _add(writer: Writer, embedder: Embedder, label: str, photos: dict[str, EmbeddedPhoto]) -> list[int]:
+    if writer.about().fingerprint is None:
+        writer.pin_embedder(embedder.facts())
+    return writer.add_supports(writer.add_class(label), list(photos.values()))
+
+
+def _refused(error: ImageError, file: str) -> Refused:
+    return Refused(file, error.code, f"{error.message} {error.hint}".strip())
