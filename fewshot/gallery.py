@@ -108,6 +108,11 @@ class Gallery:
         with self._store.read() as reader:
             return reader.classes()
 
+    def size(self) -> tuple[int, int]:
+        """How many classes and how many photos are enrolled."""
+        with self._store.read() as reader:
+            return reader.n_classes(), reader.n_supports()
+
     def supports(self, label: str) -> list[Support]:
         """The photos of a class, in order of enrolment.
 
@@ -140,6 +145,11 @@ class Gallery:
             raise IndexDamagedError(f"index {self.name!r} keeps no picture of {support.file} (support {support_id}).")
         return kept
 
+    def is_enrolled(self, sha256: str) -> bool:
+        """Whether a photo with this content hash is enrolled, under whatever label."""
+        with self._store.read() as reader:
+            return reader.label_of_photo(sha256) is not None
+
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
         with self._store.read() as reader:
@@ -170,7 +180,7 @@ class Gallery:
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self._is_enrolled, keep=True)
+        outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self.is_enrolled, keep=True)
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
@@ -467,10 +477,6 @@ class Gallery:
         return self._calibration_of[1]
 
     # ---- inside a change
-
-    def _is_enrolled(self, sha256: str) -> bool:
-        with self._store.read() as reader:
-            return reader.label_of_photo(sha256) is not None
 
     def _enroll_together(
         self, batches: Sequence[tuple[ClassFolder, Sequence[Outcome]]], embedder: Embedder, *, strict: bool

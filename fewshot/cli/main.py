@@ -23,6 +23,8 @@ COMMANDS = {
     "reindex": ("fewshot.cli.reindex", "Embed all photos of an index anew, with another backbone."),
     "evaluate": ("fewshot.cli.evaluate", "Measure how well classes are told apart from a few photos."),
     "train": ("fewshot.cli.train", "Train a backbone from a recipe, with a report."),
+    "serve": ("fewshot.cli.serve", "Serve an index: a web page and an HTTP API."),
+    "token": ("fewshot.cli.serve", "Create, list or revoke the tokens of a served index."),
     "backbones": ("fewshot.cli.system", "List the backbones that can be used."),
     "doctor": ("fewshot.cli.system", "Show what runs here, and whether the index is sound."),
     "sample-data": ("fewshot.cli.system", "Render pictures of leaves to try the program with."),

@@ -1,0 +1,169 @@
+"""`fewshot serve` and `fewshot token`: an index for apps, colleagues and phones."""
+
+from pathlib import Path
+
+import click
+
+from fewshot.cli.options import common, embedding, index_folder, open_gallery, warn
+from fewshot.cli.output import json_line, table
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0 is all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--create", is_flag=True, help="Make the index if there is none.")
+@click.option(
+    "--read-token/--no-read-token",
+    default=None,
+    help="Whether reading needs a token too; by default only where others than this machine can reach the service.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name that requests may call this service by, such as a proxy's; may be repeated.",
+)
+@click.option("--max-body-mb", type=click.IntRange(1), default=128, show_default=True, help="The largest request.")
+@click.option("--max-files", type=click.IntRange(1, 256), default=64, show_default=True, help="Photos a request.")
+@click.option("--max-megapixels", type=click.IntRange(1), default=50, show_default=True, help="Of a photo.")
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Photos that wait; more are told to come again (503).",
+)
+@click.option(
+    "--rate",
+    type=click.IntRange(0),
+    default=1200,
+    show_default=True,
+    help="Requests a minute of each token, and of each address without one; 0: no limit.",
+)
+@embedding
+@common
+def serve(
+    host: str,
+    port: int,
+    create: bool,
+    read_token: bool | None,
+    hosts: tuple[str, ...],
+    max_body_mb: int,
+    max_files: int,
+    max_megapixels: int,
+    max_waiting: int,
+    rate: int,
+    index: str,
+    as_json: bool,
+    backbone: str | None,
+    precision: str | None,
+    engine: str,
+) -> None:
+    """Serve an index: a web page, and an HTTP API for apps (docs/service.md).
+
+    Reachable from this machine only, unless --host says otherwise. Changing the index needs a token that `fewshot
+    token create NAME` makes. Ctrl-C or SIGTERM stops the service after it has answered what it accepted.
+    """
+    from fewshot.service.app import create_app
+    from fewshot.service.server import address_of, listening_socket
+    from fewshot.service.server import serve as run
+    from fewshot.service.settings import Settings, is_loopback
+
+    here_only = is_loopback(host)
+    needs_token = not here_only if read_token is None else read_token
+    names = {name.lower() for name in hosts}
+    settings = Settings(
+        require_read_token=needs_token,
+        hosts=frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *names}) if here_only or names else None,
+        max_body_bytes=max_body_mb * 1_000_000,
+        max_flying_bytes=3 * max_body_mb * 1_000_000,
+        max_files=max_files,
+        max_pixels=max_megapixels * 1_000_000,
+        max_waiting=max(max_waiting, max_files),
+        rate_per_minute=rate,
+    )
+    with (
+        open_gallery(index, create=create, backbone=backbone, precision=precision, engine=engine) as gallery,
+        listening_socket(host, port) as bound,
+    ):
+        _check_reach(index_folder(index), host, here_only, needs_token)
+        url = address_of(bound, host)
+
+        def started() -> None:
+            n_classes, n_supports = gallery.size()
+            if as_json:
+                json_line({"url": url, "index": gallery.name, "classes": n_classes, "supports": n_supports})
+            else:
+                click.echo(f"{click.style(url, bold=True)}  {gallery.name}: {n_classes} classes, {n_supports} photos")
+                click.echo("Ctrl-C stops it.")
+
+        done = run(create_app(gallery, settings), bound, on_started=started)
+    if not done:
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["create", "list", "revoke"]))
+@click.argument("name", required=False)
+@click.option(
+    "--scope",
+    type=click.Choice(["read", "write"]),
+    default="write",
+    show_default=True,
+    help="What a new token may do; write includes read.",
+)
+@common
+def token(action: str, name: str | None, scope: str, index: str, as_json: bool) -> None:
+    """Create, list or revoke the tokens of an index, which `fewshot serve` asks for.
+
+    `create NAME` prints the token, this once: the index keeps only a hash of it. `revoke` takes a NAME or an id. A
+    running service sees the change at once.
+    """
+    from fewshot.service.tokens import TokenFile
+
+    if (name is None) != (action == "list"):
+        raise click.UsageError("`list` takes no NAME; `create` and `revoke` take one.")
+    with open_gallery(index) as gallery:
+        tokens = TokenFile(gallery.folder)
+    if action == "list":
+        rows = [each.as_dict() for each in tokens.all()]
+        if as_json:
+            for row in rows:
+                json_line(row)
+            return
+        cells = [[each.name, each.token_id, ", ".join(each.scopes), each.created_at] for each in tokens.all()]
+        for line in table(["name", "id", "may", "created"], cells):
+            click.echo(line)
+        return
+    assert name is not None
+    if action == "revoke":
+        gone = tokens.revoke(name)
+        if as_json:
+            json_line({**gone.as_dict(), "revoked": True})
+        else:
+            click.echo(f"{click.style(gone.name, bold=True)}: revoked")
+        return
+    made, word = tokens.create(name, (scope,))
+    if as_json:
+        json_line({**made.as_dict(), "token": word})
+        return
+    click.echo(word)
+    warn("this is shown once; keep it where passwords are kept.")
+
+
+def _check_reach(folder: Path, host: str, here_only: bool, needs_token: bool) -> None:
+    """Refuse or warn where strangers could reach what they should not."""
+    from fewshot.errors import UsageError
+    from fewshot.service.tokens import TokenFile
+
+    if here_only:
+        return
+    if not needs_token:
+        warn(f"whoever can reach {host} can ask and see every enrolled photo. Leave --no-read-token out to prevent it.")
+    elif not TokenFile(folder).all():
+        raise UsageError(
+            f"{host} can be reached from other machines, and the index has no token that would let anyone in.",
+            hint="Make one with `fewshot token create NAME`, or let everyone read with --no-read-token.",
+        )
+    warn("what is sent to this address can be read on the way; put a proxy with TLS before it (docs/service.md).")

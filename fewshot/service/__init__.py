@@ -1,0 +1,1 @@
+"""HTTP routes over one index, one error shape, and the web page that only calls them."""

@@ -1,0 +1,90 @@
+"""Who may do what: a request's token against the scope that its route wants."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
+
+from fewshot.errors import ForbiddenError, UnauthorizedError
+from fewshot.service.limits import RateLimit
+from fewshot.service.settings import Settings, is_loopback
+from fewshot.service.tokens import Token, TokenFile
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="token",
+    description="A token that `fewshot token create NAME` made. Routes that change the index need the scope `write`; "
+    "the others need `read` only where the service was started so.",
+)
+
+
+class Access:
+    """Checks tokens and counts each caller's requests.
+
+    Args:
+        tokens: those of the index.
+        settings: `require_read_token` and `rate_per_minute`.
+    """
+
+    def __init__(self, tokens: TokenFile, settings: Settings) -> None:
+        self._tokens = tokens
+        self._settings = settings
+        self._rate = RateLimit(settings.rate_per_minute)
+
+    def check(self, request: Request, scope: str | None) -> Token | None:
+        """The request's token, if it has one and may do what `scope` says (None: anything goes).
+
+        Raises:
+            UnauthorizedError: a token is needed and there is none, or it is none of this index.
+            ForbiddenError: the token may not.
+            TooManyRequestsError: the caller asks too often.
+        """
+        address = request.client.host if request.client else "unknown"
+        word = _word(request)
+        if word is None:
+            if not is_loopback(address):
+                self._rate.count(address)
+            if scope == "write" or (scope == "read" and self._settings.require_read_token):
+                raise UnauthorizedError(f"this needs a token with the scope {scope!r}, and the request has none.")
+            return None
+        try:
+            token = self._tokens.check(word)
+        except UnauthorizedError:
+            self._rate.count(address)  # so that tokens cannot be tried by the million
+            raise
+        self._rate.count(f"token {token.token_id}")
+        if scope is not None and not token.may(scope):
+            raise ForbiddenError(
+                f"the token {token.name!r} has the scope {', '.join(token.scopes)!r}; wanted {scope!r}.",
+                hint=f"`fewshot token create NAME --scope {scope}` makes one that may.",
+            )
+        return token
+
+
+def _word(request: Request) -> str | None:
+    kind, _, word = request.headers.get("authorization", "").partition(" ")
+    return word.strip() if kind.lower() == "bearer" else None
+
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+async def reading(request: Request, _token: Bearer) -> None:
+    """Let a request pass that reads."""
+    request.app.state.access.check(request, "read")
+
+
+async def writing(request: Request, _token: Bearer) -> None:
+    """Let a request pass that changes the index."""
+    request.app.state.access.check(request, "write")
+
+
+async def asking(request: Request, _token: Bearer) -> Token | None:
+    """Let any request pass; its token, if it has one."""
+    token: Token | None = request.app.state.access.check(request, None)
+    return token
+
+
+READ: Any = Depends(reading)
+WRITE: Any = Depends(writing)

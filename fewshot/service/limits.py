@@ -1,0 +1,187 @@
+"""What a request may cost: its host and size, all bodies held at once, its patience, and how often one may ask."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fewshot.errors import BodyTooLargeError, BusyError, HostError, ServiceError, SlowClientError, TooManyRequestsError
+from fewshot.service.settings import Settings
+
+MAX_KNOWN_CALLERS = 10_000
+
+
+class BodyBudget:
+    """How many bytes of bodies are held at once, of all requests together."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_left = n_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Reserve bytes.
+
+        Raises:
+            BusyError: the service holds as much as it may.
+        """
+        if n_bytes > self._n_left:
+            raise BusyError("the service is receiving as many photos as it can hold.", retry_after_s=2)
+        self._n_left -= n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        """Release what was taken."""
+        self._n_left += n_bytes
+
+
+class Limits:
+    """The outer limits, kept before a body is read: as middleware around all routes.
+
+    A body whose size is announced is reserved whole; one that is not, as it comes in.
+
+    Args:
+        app: what is guarded.
+        settings: `hosts`, `max_body_bytes`, `max_flying_bytes` and `body_timeout_s`.
+        respond: how an error becomes a response.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, respond: Callable[[ServiceError], ASGIApp]) -> None:
+        self._app = app
+        self._settings = settings
+        self._respond = respond
+        self._budget = BodyBudget(settings.max_flying_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        body = _Body(receive, self._budget, self._settings, headers)
+
+        async def send_behind_body(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await body.drain()
+            await send(message)
+
+        try:
+            self._check_host(headers.get("host", ""))
+            body.announce()
+            await self._app(scope, body.receive, send_behind_body)
+        except ServiceError as error:
+            await self._respond(error)(scope, receive, send_behind_body)
+        finally:
+            body.release()
+
+    def _check_host(self, host: str) -> None:
+        hosts = self._settings.hosts
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if hosts is not None and name.strip("[]").lower() not in hosts:
+            raise HostError(
+                f"this service does not answer for host {name[:100]!r}.",
+                hint="Ask it by the name it was started for, or start it with --allow-host NAME.",
+            )
+
+
+class _Body:
+    """One request's body on its way in: counted, and never waited for too long."""
+
+    def __init__(self, receive: Receive, budget: BodyBudget, settings: Settings, headers: Headers) -> None:
+        self._receive = receive
+        self._budget = budget
+        self._settings = settings
+        self._announced = headers.get("content-length", "0" if "transfer-encoding" not in headers else "")
+        self._waits_for_leave = headers.get("expect", "").lower() == "100-continue"
+        self._n_held = 0
+        self._n_read = 0
+        self._is_complete = self._announced == "0"
+
+    def announce(self) -> None:
+        """Reserve what the client says that it will send."""
+        if self._announced.isdigit():
+            self._check_size(int(self._announced))
+            self._hold(int(self._announced))
+
+    async def receive(self) -> Message:
+        """The next message of the client."""
+        if self._is_complete and (self._n_read or self._announced != "0"):
+            return await self._receive()  # only that the client has left can still come
+        try:
+            with anyio.fail_after(self._settings.body_timeout_s):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise SlowClientError(f"nothing of the request came for {self._settings.body_timeout_s:g} s.") from error
+        self._n_read += len(message.get("body", b""))
+        self._check_size(self._n_read)
+        self._hold(self._n_read - self._n_held)
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Let what is left of a refused body pass by: a client that still sends would not read the refusal."""
+        if self._waits_for_leave and not self._n_read:
+            return
+        self.release()
+        n_left = 2 * self._settings.max_body_bytes
+        with anyio.move_on_after(self._settings.body_timeout_s):
+            while not self._is_complete and n_left > 0:
+                message = await self._receive()
+                n_left -= len(message.get("body", b""))
+                self._is_complete = not message.get("more_body", False)
+
+    def release(self) -> None:
+        """Give back what is reserved."""
+        self._budget.give_back(self._n_held)
+        self._n_held = 0
+
+    def _hold(self, n_bytes: int) -> None:
+        if n_bytes > 0:
+            self._budget.take(n_bytes)
+            self._n_held += n_bytes
+
+    def _check_size(self, n_bytes: int) -> None:
+        most = self._settings.max_body_bytes
+        if n_bytes > most:
+            raise BodyTooLargeError(
+                f"the request has {n_bytes / 1e6:.0f} MB; at most {most / 1e6:.0f} MB are taken.",
+                hint="Send fewer photos at a time, or scale them down.",
+            )
+
+
+class RateLimit:
+    """So many requests a minute of each caller, with a tenth of a minute's worth at once.
+
+    Args:
+        per_minute: 0: no limit.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_minute / 60
+        self._most = max(10.0, per_minute / 10)
+        self._clock = clock
+        self._callers: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: (requests left, as of)
+        self._lock = threading.Lock()
+
+    def count(self, caller: str) -> None:
+        """Count a request.
+
+        Raises:
+            TooManyRequestsError: the caller has none left.
+        """
+        if self._per_second <= 0:
+            return
+        now = self._clock()
+        with self._lock:
+            left, as_of = self._callers.pop(caller, (self._most, now))
+            left = min(self._most, left + (now - as_of) * self._per_second)
+            allowed = left >= 1
+            self._callers[caller] = (left - 1 if allowed else left, now)
+            while len(self._callers) > MAX_KNOWN_CALLERS:
+                self._callers.popitem(last=False)
+        if not allowed:
+            raise TooManyRequestsError(
+                f"more than {self._per_second * 60:.0f} requests a minute.",
+                retry_after_s=max(1, round((1 - left) / self._per_second)),
+            )

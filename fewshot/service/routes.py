@@ -1,0 +1,52 @@
+"""What the routes have in common: documented errors, and where a request finds the index at work."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path
+from starlette.requests import Request
+
+from fewshot.datasets import MAX_LABEL_LENGTH
+from fewshot.service.shapes import ErrorBody
+from fewshot.service.work import Work
+
+_MEANING = {
+    400: "The request contradicts itself: a label that cannot be stored, a wrong host.",
+    401: "A token is needed, or the one given is none of this index.",
+    403: "The token may not do this.",
+    404: "There is no such class, photo or page.",
+    408: "The client stopped sending.",
+    409: "The index is not in a state for this: empty, a label taken, the last photo of a class.",
+    413: "Too many bytes or too many photos.",
+    422: "The request cannot be understood, or no photo in it can be used.",
+    429: "Too many requests; Retry-After says in how many seconds to go on.",
+    500: "Something went wrong that should not have, or the index is damaged.",
+    503: "Too busy, or another process is writing; Retry-After says in how many seconds to come again.",
+    507: "The disk is full; nothing was changed.",
+}
+_EVERYWHERE = (400, 401, 403, 408, 413, 422, 429, 500, 503)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route for OpenAPI: those of every route, and `statuses`."""
+    return {
+        status: {"model": ErrorBody, "description": _MEANING[status]} for status in sorted({*_EVERYWHERE, *statuses})
+    }
+
+
+async def work_of(request: Request) -> Work:
+    """The index at work."""
+    work: Work = request.app.state.work
+    return work
+
+
+AtWork = Annotated[Work, Depends(work_of)]
+Label = Annotated[
+    str,
+    Path(
+        description=f"A class's label: 1 to {MAX_LABEL_LENGTH} visible characters, no slash.",
+        min_length=1,
+        max_length=MAX_LABEL_LENGTH,
+        examples=["corn-rust"],
+    ),
+]
+SupportId = Annotated[int, Path(description="A photo's id.", ge=1, le=2**63 - 1, examples=[17])]

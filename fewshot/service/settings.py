@@ -1,0 +1,53 @@
+"""What a service allows: limits, who may read, and which hosts it answers for."""
+
+import ipaddress
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The limits of a service; each is a promise to the machine that it runs on.
+
+    Attributes:
+        require_read_token: reading needs a token too; writing always does.
+        hosts: the host names that requests may name; None: any.
+        max_body_bytes: the largest request.
+        max_flying_bytes: how much of requests' bodies is held at once; more are answered 503 before they are read.
+        max_files: photos a request.
+        max_pixels: of a photo, width times height.
+        max_waiting: photos that wait for an answer; more are answered 503.
+        max_batch: photos that the engine is given at once.
+        max_writes: changes that wait for the index; more are answered 503.
+        rate_per_minute: requests a minute of one token, or of one address that sends none; 0: no limit. Requests
+            without a token from this machine are not counted.
+        body_timeout_s: how long a client may stay silent while it sends its photos.
+        n_decoders: threads that decode photos.
+    """
+
+    require_read_token: bool = False
+    hosts: frozenset[str] | None = None
+    max_body_bytes: int = 128_000_000
+    max_flying_bytes: int = 384_000_000
+    max_files: int = 64
+    max_pixels: int = 50_000_000
+    max_waiting: int = 256
+    max_batch: int = 32
+    max_writes: int = 64
+    rate_per_minute: int = 1200
+    body_timeout_s: float = 30.0
+    n_decoders: int = os.cpu_count() or 1
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address stands for this machine alone.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

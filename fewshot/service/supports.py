@@ -1,0 +1,59 @@
+"""`/v1/supports`: one enrolled photo."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from starlette.requests import Request
+
+from fewshot.service import shapes
+from fewshot.service.access import READ, WRITE
+from fewshot.service.routes import AtWork, SupportId, errors
+
+router = APIRouter(prefix="/v1/supports", tags=["supports"])
+# Ids are never used twice and a kept photo never changes.
+FOREVER = "private, max-age=31536000, immutable"
+
+
+@router.get(
+    "/{support_id}",
+    response_model=shapes.Support,
+    responses=errors(404),
+    dependencies=[READ],
+    summary="Show an enrolled photo's record",
+)
+async def show_support(work: AtWork, support_id: SupportId) -> dict[str, Any]:
+    """Its class, name, size, and how well it fits the rest of its class."""
+    return (await work.read(work.gallery.support, support_id)).as_dict()
+
+
+@router.delete(
+    "/{support_id}",
+    response_model=shapes.Support,
+    responses=errors(404, 409, 507),
+    dependencies=[WRITE],
+    summary="Remove one photo from its class",
+)
+async def remove_support(work: AtWork, support_id: SupportId) -> dict[str, Any]:
+    """Its record as it was. The last photo of a class goes only with the class."""
+    return (await work.write(work.gallery.remove_support, support_id)).as_dict()
+
+
+@router.get(
+    "/{support_id}/thumbnail",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "The client has it already."},
+        **errors(404),
+    },
+    dependencies=[READ],
+    summary="The photo itself, small",
+)
+async def thumbnail(request: Request, work: AtWork, support_id: SupportId) -> Response:
+    """WebP, at most 256 px on the short side."""
+    tag = f'"{support_id}"'
+    content = await work.read(work.gallery.thumbnail, support_id)
+    headers = {"ETag": tag, "Cache-Control": FOREVER}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="image/webp", headers=headers)

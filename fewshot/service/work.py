@@ -1,0 +1,110 @@
+"""What the routes share: the opened index, its batches, and how a request waits for work done in threads."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from fewshot.embedder import Embedder, Outcome
+from fewshot.errors import BusyError
+from fewshot.gallery import Gallery
+from fewshot.records import NamedBytes, Prediction, Question
+from fewshot.service.batching import Batcher
+from fewshot.service.metrics import Metrics
+from fewshot.service.settings import Settings
+
+Result = TypeVar("Result")
+N_READERS = 4
+
+
+class Work:
+    """An index at work: questions in shared batches, reads in a few threads, changes one after the other.
+
+    Args:
+        gallery: the opened index; the caller closes it.
+        settings: the limits.
+    """
+
+    def __init__(self, gallery: Gallery, settings: Settings) -> None:
+        self.gallery = gallery
+        self.settings = settings
+        self.metrics = Metrics(self._index_size)
+        self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe)
+        self.metrics.waiting.set_function(lambda: self.batcher.n_waiting)
+        self._readers = ThreadPoolExecutor(N_READERS, "read")
+        self._writer = ThreadPoolExecutor(1, "write")  # SQLite has one writer; more would only wait in threads
+        self._n_writes = 0
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self.batcher.start()
+
+    def close(self) -> None:
+        """Finish what was accepted, then stop."""
+        self.batcher.close()
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+
+    async def ask(self, request: Request, photos: Sequence[NamedBytes], question: Question) -> list[Prediction]:
+        """Answer a request's photos.
+
+        Raises:
+            BusyError: too many photos are waiting.
+            ClientDisconnect: the client left; its places are free again.
+        """
+        found: list[Prediction] = await while_connected(request, self.batcher.submit(photos, question))
+        self.metrics.count_answers(found)
+        return found
+
+    async def embed(self, request: Request, photos: Sequence[NamedBytes]) -> tuple[list[Outcome], Embedder]:
+        """Embed a request's photos for enrolling; errors as of `ask`."""
+        found: tuple[list[Outcome], Embedder] = await while_connected(request, self.batcher.submit(photos, None))
+        return found
+
+    async def read(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run something that reads the index, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+
+    async def write(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run something that changes the index, in the one thread that does; done even if the client leaves.
+
+        Raises:
+            BusyError: too many changes are waiting.
+        """
+        if self._n_writes >= self.settings.max_writes:
+            raise BusyError(f"{self._n_writes} changes are waiting for the index.", retry_after_s=5)
+        self._n_writes += 1
+        change = asyncio.wrap_future(self._writer.submit(function, *arguments))
+        change.add_done_callback(self._written)
+        return await asyncio.shield(change)
+
+    def _written(self, _change: object) -> None:
+        self._n_writes -= 1
+
+    def _index_size(self) -> tuple[int, int]:
+        return self.gallery.size()
+
+
+async def while_connected(request: Request, work: "Future[Any]") -> Any:
+    """The result of work in threads; it is cancelled if the client leaves first.
+
+    Raises:
+        ClientDisconnect: it left.
+    """
+    answer = asyncio.wrap_future(work)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
