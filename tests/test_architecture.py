@@ -58,6 +58,10 @@ DOORS = {
     "fastapi": {"service"},
     "starlette": {"service"},
     "umap": {"projection"},
+    "plotly": {"projection"},
+    "pyarrow": {"projection"},
+    "tensorboard": {"projection"},
+    "matplotlib": {"projection", "training"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
