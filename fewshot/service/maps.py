@@ -93,7 +93,7 @@ async def projection(
     request: Request,
     work: AtWork,
     method: Annotated[Literal["pca", "tsne", "umap"], Query(description="How the map is drawn.")] = "pca",
-    dims: Annotated[Literal[2, 3], Query(description="Dimensions.")] = 2,
+    dims: Annotated[int, Query(ge=2, le=3, description="Dimensions.")] = 2,
 ) -> dict[str, Any]:
     """Near points are photos that look alike to the backbone. Where more than 5,000 are enrolled, some of all."""
     about = await work.read(work.gallery.about)

@@ -1,0 +1,48 @@
+"""What the tests of the service share: an app over an index of coloured leaves, and how photos are sent to it."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from fewshot.gallery import Gallery
+from fewshot.service.app import create_app
+from fewshot.service.settings import Settings
+from fewshot.service.tokens import TokenFile
+
+# What the test client calls the service, and from where it says to come.
+HERE = ("127.0.0.1", 50000)
+ELSEWHERE = ("192.0.2.7", 50000)
+
+
+@contextmanager
+def serving(gallery: Gallery, settings: Settings | None = None, client=HERE):
+    """A client of a running app."""
+    app = create_app(gallery, settings or Settings())
+    with TestClient(app, base_url="http://localhost", client=client, raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def token(gallery: Gallery, scope: str = "write", name: str = "tester") -> dict[str, str]:
+    """The header that a client with this scope sends."""
+    _, word = TokenFile(gallery.folder).create(name, (scope,))
+    return {"Authorization": f"Bearer {word}"}
+
+
+def files(*paths: Path, names: list[str] | None = None):
+    """Photos as a multipart request carries them."""
+    return [
+        ("photos", (names[i] if names else path.name, path.read_bytes(), "application/octet-stream"))
+        for i, path in enumerate(paths)
+    ]
+
+
+def error_of(response, status: int, code: str) -> dict[str, str]:
+    """The error of a response, checked to have the one shape."""
+    assert response.status_code == status, (response.status_code, response.text)
+    body = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["code", "message", "hint"]
+    assert body["error"]["code"] == code, body
+    assert body["error"]["message"]
+    return body["error"]
