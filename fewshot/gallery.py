@@ -108,6 +108,11 @@ class Gallery:
         with self._store.read() as reader:
             return reader.classes()
 
+    def covers(self) -> dict[str, int]:
+        """Label -> the photo that stands for the class in a list: the one enrolled first."""
+        with self._store.read() as reader:
+            return reader.first_supports()
+
     def size(self) -> tuple[int, int]:
         """How many classes and how many photos are enrolled."""
         with self._store.read() as reader:

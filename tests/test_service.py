@@ -165,7 +165,8 @@ def test_a_body_that_is_no_multipart_is_told_so(client):
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"top": 0}, {"top": "x"}, {"nearest": -1}, {"coverage": 1}, {"coverage": "nan"}, {"together": "maybe"}]
+    "parameters",
+    [{"top": 0}, {"top": "x"}, {"nearest": -1}, {"coverage": 1}, {"coverage": "nan"}, {"together": "maybe"}],
 )
 def test_a_wrong_parameter_is_named(client, rust, parameters):
     error = error_of(client.post("/v1/query", files=files(rust), params=parameters), 422, "bad_request")
@@ -188,7 +189,9 @@ def test_an_empty_index_says_so(gallery, rust):
 
 
 def test_classes_are_listed_as_the_command_line_lists_them(client, filled):
-    assert client.get("/v1/classes").json()["classes"] == [each.as_dict() for each in filled.classes()]
+    found = client.get("/v1/classes").json()["classes"]
+    assert [row.pop("cover") for row in found] == [filled.supports(row["label"])[0].support_id for row in found]
+    assert found == [each.as_dict() for each in filled.classes()]
 
 
 def test_a_class_is_shown_from_inside(client, filled):
@@ -290,7 +293,9 @@ def test_put_makes_a_class_of_exactly_these_photos(client, filled, write, tmp_pa
     assert (body["enrolled"], body["already_there"], body["removed"]) == (2, 1, 4)
     assert [photo.file for photo in filled.supports("rust")] == ["rust-01.png", "new-0.png", "new-1.png"]
     assert filled.problems() == []
-    made = client.put("/v1/classes/brand-new", files=files(write_leaf(tmp_path / "z.png", (9, 9, 200), 3)), headers=write)
+    made = client.put(
+        "/v1/classes/brand-new", files=files(write_leaf(tmp_path / "z.png", (9, 9, 200), 3)), headers=write
+    )
     assert made.json()["enrolled"] == 1
     assert made.json()["removed"] == 0
 

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 
 from fewshot import __version__
 from fewshot.gallery import Gallery
-from fewshot.service import classes, failures, headers, limits, maps, metrics, queries, supports, system
+from fewshot.service import classes, failures, headers, limits, maps, metrics, queries, supports, system, web
 from fewshot.service.access import Access
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import TokenFile
@@ -50,7 +50,7 @@ def create_app(gallery: Gallery, settings: Settings | None = None) -> FastAPI:
     app.state.work = work
     app.state.maps = maps.Maps(gallery)
     app.state.access = Access(TokenFile(gallery.folder), settings)
-    for module in (queries, classes, supports, maps, system):
+    for module in (queries, classes, supports, maps, system, web):
         app.include_router(module.router)
     failures.add_handlers(app)
     # The last one added is the first to see a request.

@@ -28,7 +28,12 @@ Order = Annotated[
 )
 async def list_classes(work: AtWork) -> dict[str, Any]:
     """Every class with its counts, in label order."""
-    return {"classes": [summary.as_dict() for summary in await work.read(work.gallery.classes)]}
+
+    def listed() -> list[dict[str, Any]]:
+        covers = work.gallery.covers()
+        return [{**each.as_dict(), "cover": covers.get(each.label)} for each in work.gallery.classes()]
+
+    return {"classes": await work.read(listed)}
 
 
 @router.get(

@@ -100,16 +100,17 @@ class Answers(BaseModel):
 class ClassSummary(BaseModel):
     """A class in the list of classes."""
 
-    model_config = _example(label="corn-rust", supports=12, prototypes=1)
+    model_config = _example(label="corn-rust", supports=12, prototypes=1, cover=17)
     label: str
     supports: int
     prototypes: int
+    cover: int | None = Field(description="The photo that was enrolled first; null if another process is enrolling.")
 
 
 class Classes(BaseModel):
     """Every class, in label order."""
 
-    model_config = _example(classes=[{"label": "corn-rust", "supports": 12, "prototypes": 1}])
+    model_config = _example(classes=[{"label": "corn-rust", "supports": 12, "prototypes": 1, "cover": 17}])
     classes: list[ClassSummary]
 
 

@@ -1,0 +1,117 @@
+// The only place that talks to the service: every call is one of its documented routes.
+
+import { askToken, token } from "./token.js";
+
+const TRIES = 4;
+
+export class ServiceError extends Error {
+  constructor(status, { code, message, hint }) {
+    super(message);
+    Object.assign(this, { status, code, hint });
+  }
+}
+
+const UNREACHABLE = {
+  code: "unreachable",
+  message: "The service cannot be reached.",
+  hint: "Is it still running, and are you still in its network? Nothing you chose is lost; try again.",
+};
+
+let session = null;
+
+// What this client may do, and the limits to keep; asked once, and again when the token changes.
+export async function currentSession({ fresh = false } = {}) {
+  if (session === null || fresh) session = await call("GET", "/v1/session");
+  return session;
+}
+
+export const forgetSession = () => { session = null; };
+
+export async function call(method, path, { json, form, onProgress, signal } = {}) {
+  for (let attempt = 1; ; attempt += 1) {
+    const response = await exchange(method, path, { json, form, onProgress, signal });
+    if (response.status < 400) return response.body;
+    const error = new ServiceError(response.status, response.body?.error ?? {
+      code: "odd", message: `The service answered ${response.status}.`, hint: "",
+    });
+    if ((error.status === 503 || error.status === 429) && attempt < TRIES) {
+      onProgress?.(null, `${error.message} Asking again in ${response.retryAfter} s.`);
+      await pause(response.retryAfter * 1000, signal);
+      continue;
+    }
+    if (error.status === 401 && (await askToken(error.message))) {
+      forgetSession();
+      continue;
+    }
+    throw error;
+  }
+}
+
+// XMLHttpRequest, because fetch does not tell how much of an upload is through.
+function exchange(method, path, { json, form, onProgress, signal }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, path);
+    request.setRequestHeader("Accept", "application/json");
+    if (token()) request.setRequestHeader("Authorization", `Bearer ${token()}`);
+    if (json !== undefined) request.setRequestHeader("Content-Type", "application/json");
+    if (form && onProgress) {
+      request.upload.addEventListener("progress", (event) => {
+        if (event.lengthComputable) onProgress(event.loaded / event.total, `Sending ${Math.round((100 * event.loaded) / event.total)} %`);
+      });
+      request.upload.addEventListener("load", () => onProgress(null, "Looking at the photos …"));
+    }
+    request.addEventListener("load", () => {
+      let body = null;
+      try {
+        body = JSON.parse(request.responseText);
+      } catch { /* an answer that is no JSON is told by its status */ }
+      const retryAfter = Number(request.getResponseHeader("Retry-After")) || 1;
+      resolve({ status: request.status, body, retryAfter });
+    });
+    request.addEventListener("error", () => reject(new ServiceError(0, UNREACHABLE)));
+    request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(json !== undefined ? JSON.stringify(json) : form ?? null);
+  });
+}
+
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(new DOMException("stopped", "AbortError"));
+    });
+  });
+}
+
+export function photoForm(files) {
+  const form = new FormData();
+  for (const file of files) form.append("photos", file, file.name || "photo.jpg");
+  return form;
+}
+
+export async function query(files, parameters, options = {}) {
+  const words = new URLSearchParams(parameters);
+  return (await call("POST", `/v1/query?${words}`, { form: photoForm(files), ...options })).predictions;
+}
+
+export const enroll = (label, files, options = {}) =>
+  call("POST", `/v1/classes/${encodeURIComponent(label)}/supports`, { form: photoForm(files), ...options });
+
+export const classes = async () => (await call("GET", "/v1/classes")).classes;
+
+// An enrolled photo's picture. Where reading needs a token, an <img> cannot send it: the bytes are fetched instead.
+export async function showThumbnail(image, supportId) {
+  const path = `/v1/supports/${supportId}/thumbnail`;
+  if (!token() || !(await currentSession()).read_needs_token) {
+    image.src = path;
+    return;
+  }
+  const response = await fetch(path, { headers: { Authorization: `Bearer ${token()}` } });
+  if (!response.ok) return;
+  const url = URL.createObjectURL(await response.blob());
+  image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+  image.src = url;
+}
