@@ -54,9 +54,18 @@ function bars(found) {
     found.matches.map((match, i) =>
       h("li", { class: i === 0 && found.answer === match.label ? "first" : "" },
         h("a", { href: classPath(match.label), "data-view": "" }, match.label),
-        h("meter", { min: 0, max: 1, value: match.probability, "aria-label": `Probability of ${match.label}` }),
+        bar(match),
         h("span", { class: "figure" }, percent(match.probability)))),
   );
+}
+
+function bar({ label, probability }) {
+  const fill = h("span", {});
+  fill.style.width = `${100 * probability}%`;
+  return h("span", {
+    class: "bar", role: "meter", "aria-label": `Probability of ${label}`,
+    "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * probability)),
+  }, fill);
 }
 
 function covering(labels) {

@@ -133,7 +133,7 @@ function questionOptions() {
     node,
     together: () => together.checked,
     parameters() {
-      const found = [["top", "3"], ["nearest", "4"]];
+      const found = [["top", "3"], ["nearest", "5"]];
       for (const pattern of within.value.split(",")) if (pattern.trim()) found.push(["within", pattern.trim()]);
       if (together.checked) found.push(["together", "true"]);
       if (coverage.checked) found.push(["coverage", "0.9"]);

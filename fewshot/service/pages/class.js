@@ -1,7 +1,7 @@
 // One class: its photos, those first that look mislabelled; rename it, add to it, remove from it.
 
 import { call, showThumbnail } from "./api.js";
-import { classPath, confirmed, h, notice, percent, plural, told } from "./dom.js";
+import { classPath, confirmed, h, notice, plural, told } from "./dom.js";
 
 const go = (path) => document.dispatchEvent(new CustomEvent("fewshot:go", { detail: path }));
 
@@ -109,7 +109,7 @@ function confusable(found) {
   const names = found.confusable.flatMap(({ label, similarity }, i) => [
     i ? ", " : "",
     h("a", { href: classPath(label), "data-view": "" }, label),
-    h("span", { class: "muted" }, ` ${percent(Math.max(0, similarity))}`),
+    h("span", { class: "muted" }, ` ${similarity.toFixed(2)}`),
   ]);
   return h("p", {}, "Most easily confused with ", ...names, ".");
 }

@@ -42,7 +42,7 @@ export async function mapView() {
       if (mine !== turn) return;
       const labels = [...new Set(map.points.map((point) => point.label))];
       await Plotly.react(plot, traces(map, labels), layout(map, labels), {
-        responsive: true, displaylogo: false, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d"],
+        responsive: true, displayModeBar: false, scrollZoom: true,
       });
       plot.removeAllListeners?.("plotly_hover");
       plot.removeAllListeners?.("plotly_unhover");
@@ -52,7 +52,7 @@ export async function mapView() {
       plot.on("plotly_click", ({ points, event }) => hovered.show(points[0].customdata, event, plot));
       const some = map.supports > map.points.length ? ` (of ${map.supports.toLocaleString("en")})` : "";
       words.textContent = `${plural(map.points.length, "photo")}${some} of ${plural(labels.length, "class", "classes")}. `
-        + "Near points look alike to the backbone. Point at one to see its photo.";
+        + "Near points look alike to the backbone. Point at one to see its photo; scroll to zoom, drag to move.";
       plot.setAttribute("aria-label", `Map of ${plural(map.points.length, "photo")} of ${labels.join(", ")}`);
     } catch (error) {
       if (mine !== turn) return;
@@ -109,11 +109,12 @@ function layout(map, labels) {
   const shared = {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: ink, family: "inherit" },
+    font: { color: ink, family: getComputedStyle(document.body).fontFamily },
     margin: { l: 8, r: 8, t: 8, b: 8 },
     showlegend: labels.length <= MOST_LEGEND,
     legend: narrow ? { orientation: "h", y: -0.02 } : {},
     hovermode: "closest",
+    dragmode: map.dims === 2 ? "pan" : "orbit",
     uirevision: `${map.method} ${map.dims}`,
   };
   if (map.dims === 2) return { ...shared, xaxis: { ...axis }, yaxis: { ...axis, scaleanchor: "x" } };
