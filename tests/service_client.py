@@ -1,12 +1,16 @@
 """What the tests of the service share: an app over an index of coloured leaves, and how photos are sent to it."""
 
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+from conftest import ColourEngine, colour_embedder
 from starlette.testclient import TestClient
 
+from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 from fewshot.service.app import create_app
+from fewshot.service.server import address_of, listening_socket, made_server
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import TokenFile
 
@@ -46,3 +50,47 @@ def error_of(response, status: int, code: str) -> dict[str, str]:
     assert body["error"]["code"] == code, body
     assert body["error"]["message"]
     return body["error"]
+
+
+@contextmanager
+def listening(gallery: Gallery, settings: Settings | None = None):
+    """The URL of a service that really listens, in a thread of this process."""
+    app = create_app(gallery, settings or Settings())
+    with listening_socket("127.0.0.1", 0) as bound:
+        started = threading.Event()
+        server = made_server(app, started.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        assert started.wait(20)
+        try:
+            yield address_of(bound, "127.0.0.1")
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+class SlowEngine(ColourEngine):
+    """An engine that waits at a gate, and notes the size of each batch that it is given."""
+
+    batch_size = 1000
+    n_parallel = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[int] = []
+
+    def run(self, pixels):
+        self.batches.append(len(pixels))
+        self.entered.set()
+        assert self.gate.wait(20)
+        return super().run(pixels)
+
+
+def slow_embedder() -> tuple[Embedder, SlowEngine]:
+    """The colour embedder, held up by its engine; the same fingerprint."""
+    engine = SlowEngine()
+    embedder = colour_embedder()
+    return Embedder(embedder.backbone, embedder.source, "f32", lambda bulk: engine), engine

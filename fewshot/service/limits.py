@@ -113,10 +113,10 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             raise SlowClientError(f"nothing of the request came for {self._settings.body_timeout_s:g} s.") from error
+        self._is_complete = not message.get("more_body", False)
         self._n_read += len(message.get("body", b""))
         self._check_size(self._n_read)
         self._hold(self._n_read - self._n_held)
-        self._is_complete = not message.get("more_body", False)
         return message
 
     async def drain(self) -> None:

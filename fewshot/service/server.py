@@ -1,7 +1,6 @@
 """An app at an address: the socket, and a stop that finishes what was accepted."""
 
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -46,8 +45,8 @@ def address_of(bound: socket.socket, host: str) -> str:
     return f"http://{shown}:{bound.getsockname()[1]}"
 
 
-def serve(app: ASGIApp, bound: socket.socket, *, on_started: Callable[[], None]) -> bool:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted; False if the app could not start."""
+def made_server(app: ASGIApp, on_started: Callable[[], None]) -> uvicorn.Server:
+    """A server of an app; `run(sockets=[...])` serves until SIGTERM or SIGINT, then answers what was accepted."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -55,13 +54,15 @@ def serve(app: ASGIApp, bound: socket.socket, *, on_started: Callable[[], None])
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
-        h11_max_incomplete_event_size=64 * 1024,
         lifespan="on",
     )
-    server = _Server(config, on_started)
+    return _Server(config, on_started)
+
+
+def serve(app: ASGIApp, bound: socket.socket, *, on_started: Callable[[], None]) -> bool:
+    """Serve until SIGTERM or SIGINT, then answer what was accepted; False if the app could not start."""
+    server = made_server(app, on_started)
     server.run(sockets=[bound])
-    if not server.started:
-        print("the service could not start", file=sys.stderr)  # noqa: T201
     return server.started
 
 

@@ -91,7 +91,7 @@ class Reader:
     def first_supports(self) -> dict[str, int]:
         """Label -> the photo that was enrolled first into the class."""
         query = sa.select(classes.c.label, sa.func.min(supports.c.support_id)).join(supports).group_by(classes.c.label)
-        return dict(row._tuple() for row in self._connection.execute(query))
+        return {row[0]: row[1] for row in self._connection.execute(query)}
 
     def labels(self) -> list[str]:
         """Every label, in order."""
