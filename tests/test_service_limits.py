@@ -133,7 +133,9 @@ def raw(url, head, body=b"", *, wait=True):
 
 
 def test_a_client_that_falls_silent_is_let_go(filled):
-    head = "POST /v1/query HTTP/1.1\nHost: 127.0.0.1\nContent-Type: multipart/form-data; boundary=b\nContent-Length: 999\n"
+    head = (
+        "POST /v1/query HTTP/1.1\nHost: 127.0.0.1\nContent-Type: multipart/form-data; boundary=b\nContent-Length: 999\n"
+    )
     with listening(filled, Settings(body_timeout_s=0.3)) as url:
         started = time.monotonic()
         answer = raw(url, head + "Connection: close\n\n", b"--b\r\n")

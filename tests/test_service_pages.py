@@ -1,0 +1,579 @@
+"""The web page in a real browser: what a person does with it, and each error that a person can meet."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import LEAF_COLOURS, write_leaf
+from service_client import listening, slow_embedder
+from test_service_limits import raw, wait_until, waiting
+
+from fewshot.datasets import class_folders
+from fewshot.errors import BusyError
+from fewshot.gallery import Gallery
+from fewshot.service.settings import Settings
+from fewshot.service.tokens import TokenFile
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VIEWS = ["/", "/classes", "/classes/rust", "/new", "/map"]
+# plotly tries to set a style that the page's policy forbids, and does without.
+PLOTLY_STYLE = "Applying inline style violates"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        message = "no Chromium: install it (Debian: apt-get install chromium)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
+    context.set_default_timeout(20_000)
+    opened = context.new_page()
+    faults = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on(
+        "console",
+        lambda message: (
+            faults.append(message.text)
+            if message.type == "error" and "Failed to load resource" not in message.text
+            else None
+        ),
+    )
+    strangers = []
+    opened.on("request", lambda request: strangers.append(request.url) if "127.0.0.1" not in request.url else None)
+    yield opened
+    context.close()
+    assert [fault for fault in faults if PLOTLY_STYLE not in fault] == []
+    assert [url for url in strangers if not url.startswith(("blob:", "data:"))] == []
+
+
+@pytest.fixture
+def filled(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=6))))
+    return gallery
+
+
+@pytest.fixture
+def url(filled):
+    with listening(filled) as found:
+        yield found
+
+
+@pytest.fixture
+def word(filled):
+    """A token that may write."""
+    return TokenFile(filled.folder).create("pathologist", ("write",))[1]
+
+
+@pytest.fixture
+def rust(tmp_path):
+    return write_leaf(tmp_path / "new-rust.png", LEAF_COLOURS["rust"], 900)
+
+
+def blue(tmp_path, n, first=0):
+    return [write_leaf(tmp_path / f"blue-{i}.png", (30, 60, 220), i) for i in range(first, first + n)]
+
+
+def choose(page, *paths):
+    page.set_input_files("input[type=file][multiple]", [str(path) for path in paths])
+
+
+def ask(page, *paths):
+    """The answers' cards, once all are there."""
+    n = page.locator(".answer").count()
+    choose(page, *paths)
+    page.locator(".answer").nth(n + len(paths) - 1).wait_for()
+    return page.locator(".answer")
+
+
+def give_token(page, word):
+    page.get_by_label("Your token").fill(word)
+    page.get_by_role("button", name="Use it").click()
+
+
+def alert(page):
+    page.locator("#notice:not([hidden])").wait_for()
+    return page.locator("#notice").inner_text()
+
+
+# ---- asking
+
+
+def test_a_photo_is_answered_with_all_that_is_needed_to_judge(page, url, rust):
+    page.goto(url)
+    card = ask(page, rust).first
+    assert card.get_by_role("heading", level=2).inner_text().startswith("rust")
+    assert "Recognised" in card.inner_text()
+    bars = card.get_by_role("meter")
+    assert bars.count() == 3
+    shares = [int(bars.nth(i).get_attribute("aria-valuenow")) for i in range(3)]
+    assert shares == sorted(shares, reverse=True)
+    assert bars.first.get_attribute("aria-label") == "Probability of rust"
+    width = bars.first.locator("span").bounding_box()["width"] / bars.first.bounding_box()["width"]
+    assert width == pytest.approx(shares[0] / 100, abs=0.02)
+    strip = card.get_by_role("region", name="Nearest enrolled photos").locator("img")
+    assert strip.count() == 6
+    strip.last.scroll_into_view_if_needed()
+    for i in range(6):
+        wait_until(lambda i=i: strip.nth(i).evaluate("image => image.complete && image.naturalWidth > 0"))
+    tops = {round(strip.nth(i).bounding_box()["y"]) for i in range(6)}
+    assert len(tops) == 1  # side by side
+    assert "rust" in page.get_by_role("status").first.inner_text()
+
+
+def test_a_photo_like_no_class_is_unknown_with_its_reason(page, url, tmp_path):
+    page.goto(url)
+    card = ask(page, write_leaf(tmp_path / "odd.png", (250, 0, 250), 1)).first
+    assert card.get_by_role("heading", level=2).inner_text().startswith("unknown")
+    assert "less like one class" in card.inner_text()
+    assert "threshold" in card.inner_text()
+    assert card.locator(".nearest img").count() == 6
+
+
+def test_a_file_that_is_no_photo_is_told_and_the_others_are_answered(page, url, rust, tmp_path):
+    note = tmp_path / "note.txt"
+    note.write_text("no photo")
+    page.goto(url)
+    cards = ask(page, note, rust)
+    assert "Not readable" in cards.nth(0).inner_text()
+    assert "not a picture" in cards.nth(0).inner_text()
+    assert cards.nth(1).get_by_role("heading", level=2).inner_text().startswith("rust")
+
+
+def test_many_photos_are_all_answered_in_their_order(page, url, tmp_path):
+    photos = [write_leaf(tmp_path / f"{i:02d}.png", LEAF_COLOURS["blight"], 50 + i) for i in range(14)]
+    page.goto(url)
+    cards = ask(page, *photos)
+    names = [cards.nth(i).locator(".file").inner_text() for i in range(14)]
+    assert sorted(names) == [photo.name for photo in photos]
+
+
+def test_the_options_restrict_join_and_list_what_cannot_be_ruled_out(page, url, rust, tmp_path):
+    page.goto(url)
+    page.get_by_text("Know more, ask better").click()
+    page.get_by_label("Only classes like").fill("bl*, hea*")
+    page.get_by_label("Also list what cannot be ruled out").check()
+    card = ask(page, rust).first
+    assert not card.locator(".bars").inner_text().count("rust")
+    assert "Cannot be ruled out" in card.inner_text()
+    page.get_by_label("Only classes like").fill("")
+    page.get_by_label("All photos show one plant").check()
+    other = write_leaf(tmp_path / "other.png", LEAF_COLOURS["rust"], 901)
+    choose(page, rust, other)
+    page.get_by_text("new-rust.png + other.png").wait_for()
+    assert page.locator(".answer").count() == 2
+    page.get_by_label("Only classes like").fill("nothing-like-it")
+    choose(page, rust)
+    assert "fits 'nothing-like-it'" in alert(page)
+
+
+def test_a_dropped_photo_is_asked(page, url, rust):
+    page.goto(url)
+    page.locator(".drop").wait_for()
+    transfer = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+            return transfer;
+        }""",
+        list(rust.read_bytes()),
+    )
+    page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+    page.get_by_text("dropped.png").first.wait_for()
+    assert page.locator(".answer h2").first.inner_text().startswith("rust")
+
+
+def test_the_camera_is_offered_to_phones(page, url):
+    page.goto(url)
+    camera = page.get_by_label("Take a photo")
+    assert camera.get_attribute("capture") == "environment"
+    assert camera.get_attribute("accept") == "image/*"
+
+
+# ---- changing
+
+
+def test_a_wrong_answer_is_corrected_and_asked_again_at_once(page, url, filled, word, tmp_path):
+    page.goto(url)
+    card = ask(page, write_leaf(tmp_path / "odd.png", (250, 0, 250), 1)).first
+    card.get_by_text("You know what it is?").click()
+    card.get_by_label("What is it?").fill("magenta spot")
+    card.get_by_role("button", name="Enroll it and ask again").click()
+    give_token(page, word)
+    card.get_by_text("Enrolled as magenta spot, and asked again.").wait_for()
+    assert card.get_by_role("heading", level=2).inner_text().startswith("magenta spot")
+    assert [photo.file for photo in filled.supports("magenta spot")] == ["odd.png"]
+    assert page.locator("#token").inner_text() == "Token set"
+
+
+def test_a_class_is_created_from_photos_and_then_recognised(page, url, filled, word, tmp_path):
+    page.goto(f"{url}/classes")
+    page.get_by_role("link", name="Create a class").click()
+    page.get_by_label("Label").fill("blue leaf")
+    choose(page, *blue(tmp_path, 4))
+    page.get_by_text("1 more would make answers that can be trusted").wait_for()
+    choose(page, *blue(tmp_path, 3, first=4))
+    page.get_by_label("Leave blue-6.png out").click()
+    page.get_by_role("button", name="Enroll 6 photos").click()
+    give_token(page, word)
+    page.get_by_role("heading", name="blue leaf: 6 photos enrolled").wait_for()
+    assert len(filled.supports("blue leaf")) == 6
+    page.get_by_role("link", name="Ask about a photo").click()
+    card = ask(page, *blue(tmp_path, 1, first=50)).first
+    assert card.get_by_role("heading", level=2).inner_text().startswith("blue leaf")
+
+
+def test_creating_a_class_shows_the_warnings_and_the_refused(page, url, word, tmp_path):
+    note = tmp_path / "note.txt"
+    note.write_text("no photo")
+    page.goto(f"{url}/new")
+    page.get_by_label("Label").fill("blue leaf")
+    choose(page, note, *blue(tmp_path, 2))
+    page.get_by_role("button", name="Enroll 3 photos").click()
+    give_token(page, word)
+    page.get_by_role("heading", name="1 photo could not be used").wait_for()
+    text = page.locator(".report").inner_text()
+    assert "note.txt is not a picture" in text
+    assert "wanted 5 to 20" in text
+
+
+def test_a_class_shows_suspicious_photos_first_and_loses_the_one_removed(page, url, filled, word, tmp_path):
+    from fewshot.datasets import ClassFolder
+
+    wrong = write_leaf(tmp_path / "wrong.png", LEAF_COLOURS["mildew"], 77)
+    list(filled.enroll([ClassFolder("rust", (wrong,))]))
+    page.goto(f"{url}/classes/rust")
+    tiles = page.locator(".photos .tile")
+    tiles.first.wait_for()
+    assert "wrong.png" in tiles.first.inner_text()
+    assert "looks like mildew" in tiles.first.inner_text()
+    page.get_by_label("Remove wrong.png").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert tiles.count() == 7
+    page.get_by_label("Remove wrong.png").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
+    give_token(page, word)
+    assert "wrong.png is removed" in alert(page)
+    assert tiles.count() == 6
+    assert "wrong.png" not in [photo.file for photo in filled.supports("rust")]
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Remove ")
+
+
+def test_a_class_is_renamed_and_removed(page, url, filled, word):
+    page.goto(f"{url}/classes/rust")
+    page.get_by_text("Rename").first.click()
+    page.get_by_label("New label").fill("leaf-rust")
+    page.get_by_role("button", name="Rename").click()
+    give_token(page, word)
+    page.get_by_role("heading", name="leaf-rust").wait_for()
+    assert page.url.endswith("/classes/leaf-rust")
+    page.get_by_role("button", name="Remove the class").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove the class").click()
+    page.get_by_role("heading", name="Classes").wait_for()
+    assert "leaf-rust is removed" in alert(page)
+    assert [each.label for each in filled.classes()] == ["blight", "healthy", "mildew"]
+
+
+# ---- the map
+
+
+def test_the_map_shows_points_and_the_photo_under_the_pointer(page, url):
+    page.goto(f"{url}/map")
+    points = page.locator(".plot .point")
+    points.first.wait_for()
+    assert points.count() == 24
+    box = points.nth(3).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.locator(".hover:not([hidden])").wait_for()
+    image = page.locator(".hover img")
+    wait_until(lambda: image.evaluate("image => image.complete && image.naturalWidth > 0"))
+    assert page.locator(".hover strong").inner_text() in LEAF_COLOURS
+    page.select_option("#dims", "3")
+    page.locator(".plot canvas").first.wait_for(state="attached")
+    assert "24 photos of 4 classes" in page.get_by_role("status").first.inner_text()
+    page.select_option("#method", "tsne")
+    page.get_by_text("24 photos of 4 classes").wait_for()
+
+
+# ---- errors that a person can meet
+
+
+def test_an_empty_index_says_what_to_do_on_every_page(page, gallery):
+    with listening(gallery) as url:
+        page.goto(url)
+        page.get_by_role("heading", name="Nothing is enrolled yet").wait_for()
+        page.goto(f"{url}/classes")
+        page.get_by_role("link", name="Create the first class").wait_for()
+        page.goto(f"{url}/map")
+        page.get_by_role("heading", name="Too few photos for a map").wait_for()
+
+
+def test_a_question_to_an_empty_index_is_told(page, gallery, rust):
+    with listening(gallery) as url:
+        page.goto(url)
+        choose(page, rust)
+        assert "holds no class yet" in alert(page)
+
+
+def test_a_wrong_token_is_told_and_asked_for_again(page, url, word):
+    page.goto(f"{url}/classes/rust")
+    page.get_by_role("button", name="Remove the class").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove the class").click()
+    give_token(page, "fewshot_00000000_" + "x" * 43)
+    page.get_by_text("the token is none of this index").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    assert "the token is none of this index" in alert(page)
+
+
+def test_a_token_that_may_only_read_is_told_so(page, url, filled):
+    reading = TokenFile(filled.folder).create("reader", ("read",))[1]
+    page.goto(f"{url}/classes/rust")
+    page.get_by_role("button", name="Token").click()
+    give_token(page, reading)
+    assert "may read" in alert(page)
+    page.get_by_label("Remove rust-00.png").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
+    wait_until(lambda: "wanted 'write'" in alert(page))
+    page.get_by_role("button", name="Token set").click()
+    page.get_by_role("button", name="Forget it").click()
+    wait_until(lambda: page.locator("#token").inner_text() == "Token")
+
+
+def test_where_reading_needs_a_token_it_is_asked_for_and_thumbnails_show(page, filled, rust):
+    reading = TokenFile(filled.folder).create("reader", ("read",))[1]
+    with listening(filled, Settings(require_read_token=True)) as url:
+        page.goto(f"{url}/classes")
+        give_token(page, reading)
+        image = page.locator(".tile img").first
+        image.wait_for()
+        wait_until(lambda: image.evaluate("image => image.complete && image.naturalWidth > 0"))
+        page.goto(url)
+        card = ask(page, rust).first
+        assert card.get_by_role("heading", level=2).inner_text().startswith("rust")
+
+
+@pytest.mark.parametrize(
+    ("label", "told"), [("blight", "already holds a class"), ("unknown", "names no class"), ("a/b", "slash")]
+)
+def test_a_label_that_cannot_be_is_told(page, url, word, label, told):
+    page.goto(f"{url}/classes/rust")
+    page.get_by_text("Rename").first.click()
+    page.get_by_label("New label").fill(label)
+    page.get_by_role("button", name="Rename").click()
+    give_token(page, word)
+    assert told in alert(page)
+
+
+def test_the_last_photo_of_a_class_is_kept_and_the_reason_told(page, url, filled, word, tmp_path):
+    from fewshot.datasets import ClassFolder
+
+    list(filled.enroll([ClassFolder("lonely", (blue(tmp_path, 1)[0],))]))
+    page.goto(f"{url}/classes/lonely")
+    page.get_by_label("Remove blue-0.png").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
+    give_token(page, word)
+    assert "only photo of 'lonely'" in alert(page)
+
+
+def test_a_class_that_is_gone_is_told(page, url):
+    page.goto(f"{url}/classes/nothing")
+    assert "holds no class 'nothing'" in alert(page)
+
+
+def test_a_photo_of_another_class_is_told(page, url, word, tmp_path):
+    page.goto(f"{url}/new?label=rust")
+    choose(page, tmp_path / "photos" / "blight" / "blight-00.png")
+    page.get_by_role("button", name="Enroll 1 photo").click()
+    give_token(page, word)
+    assert "already enrolled as 'blight'" in alert(page)
+
+
+def test_a_file_too_large_is_told_before_it_is_sent(page, filled, tmp_path):
+    large = tmp_path / "large.png"
+    large.write_bytes(b"x" * 3_000_000)
+    with listening(filled, Settings(max_body_bytes=1_000_000)) as url:
+        page.goto(url)
+        choose(page, large)
+        assert "large.png has 3.0 MB; at most 1.0 MB are taken" in alert(page)
+    assert page.locator(".answer").count() == 0
+
+
+def test_a_service_that_is_gone_is_told_and_nothing_is_lost(page, filled, rust):
+    with listening(filled) as url:
+        page.goto(url)
+        ask(page, rust)
+    choose(page, rust)
+    assert "cannot be reached" in alert(page)
+    assert page.locator(".answer").count() == 1
+
+
+def test_a_busy_service_is_asked_again_until_it_answers(page, url, rust, monkeypatch):
+    from fewshot.service.batching import Batcher
+
+    submit, refused = Batcher.submit, []
+
+    def busy_twice(self, photos, question):
+        if len(refused) < 2:
+            refused.append(photos)
+            raise BusyError("300 photos are waiting.", retry_after_s=1)
+        return submit(self, photos, question)
+
+    monkeypatch.setattr(Batcher, "submit", busy_twice)
+    page.goto(url)
+    choose(page, rust)
+    page.get_by_text("Asking again in 1 s").wait_for()
+    page.locator(".answer").first.wait_for()
+    assert len(refused) == 2
+
+
+def test_a_long_wait_can_be_stopped_and_frees_its_place(page, filled, rust):
+    embedder, engine = slow_embedder()
+    with Gallery(filled.folder, embedder=embedder) as gallery, listening(gallery) as url:
+        page.goto(url)
+        choose(page, rust)
+        page.get_by_text("Looking at the photos").wait_for()
+        assert engine.entered.wait(20)
+        page.get_by_role("button", name="Stop").click()
+        wait_until(lambda: waiting(url) == 0)
+        assert page.locator(".busy").inner_text() == ""
+        engine.gate.set()
+
+
+# ---- for everyone
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", VIEWS)
+def test_it_fits_a_narrow_phone_in_light_and_dark(page, url, rust, path, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{url}{path}")
+    page.get_by_role("heading", level=1).wait_for()
+    if path == "/":
+        ask(page, rust)
+    if path == "/map":
+        page.locator(".plot .point").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    lightness = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b) / 3"
+    )
+    assert (lightness > 200) == (scheme == "light")
+    small = page.evaluate(
+        """[...document.querySelectorAll("button, .button, nav a")].filter((node) => node.offsetParent)
+            .filter((node) => node.getBoundingClientRect().height < 28).map((node) => node.textContent)"""
+    )
+    assert small == []  # large enough for a finger
+
+
+@pytest.mark.parametrize("path", VIEWS)
+def test_everything_that_can_be_used_has_a_name_for_a_screen_reader(page, url, rust, path):
+    page.goto(f"{url}{path}")
+    page.get_by_role("heading", level=1).wait_for()
+    if path == "/":
+        ask(page, rust)
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("a, button, input, select, summary, img, [role=meter]")].filter((node) => {
+            const labels = [...(node.labels ?? [])].map((label) => label.textContent).join("");
+            const own = node.getAttribute("aria-label") || node.getAttribute("alt");
+            const name = own || labels || node.textContent || "";
+            return !name.trim() && !(node.matches("img") && node.hasAttribute("alt"));
+        }).map((node) => node.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.locator("h1").count() == 1
+    assert page.locator("main").count() == 1
+
+
+def test_a_photo_can_be_asked_and_corrected_by_keyboard_alone(page, url, filled, word, rust):
+    page.goto(url)
+    page.get_by_role("heading", level=1).wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.multiple === true"):
+            break
+    outline = page.evaluate("getComputedStyle(document.activeElement.closest('label')).outlineStyle")
+    assert outline == "solid"  # what has the focus is seen
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(str(rust))
+    page.locator(".answer").first.wait_for()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Wrong?":
+            break
+    page.keyboard.press("Enter")
+    wait_until(lambda: page.evaluate("document.activeElement.id").endswith("-label"))
+    page.keyboard.type("healthy")
+    page.keyboard.press("Enter")
+    page.get_by_label("Your token").wait_for()
+    page.keyboard.type(word)
+    page.keyboard.press("Enter")
+    page.get_by_text("Enrolled as healthy, and asked again.").wait_for()
+    assert "new-rust.png" in [photo.file for photo in filled.supports("healthy")]
+
+
+def test_going_between_views_keeps_the_answers_and_moves_the_focus(page, url, rust):
+    page.goto(url)
+    ask(page, rust)
+    page.get_by_role("link", name="Classes").click()
+    page.get_by_role("heading", name="Classes").wait_for()
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.get_by_role("link", name="Classes").get_attribute("aria-current") == "page"
+    page.go_back()
+    page.get_by_role("heading", name="What is on this photo?").wait_for()
+    assert page.locator(".answer").count() == 1
+
+
+def test_a_name_that_is_markup_is_shown_as_text(page, url, filled, word, tmp_path):
+    from fewshot.datasets import ClassFolder
+
+    label = "<img src=x onerror=alert(1)>"
+    folder = ClassFolder(label, tuple(blue(tmp_path, 5)))
+    list(filled.enroll([folder]))
+    page.goto(f"{url}/classes")
+    page.get_by_text(label).wait_for()
+    page.goto(url)
+    card = ask(page, *blue(tmp_path, 1, first=9)).first
+    assert card.locator("h2").inner_text().startswith(label)
+
+
+def test_the_page_s_files_are_all_that_can_be_had(url):
+    for path in ("/static/../app.py", "/static/%2e%2e%2fapp.py", "/static/..%5capp.py", "/static/tokens.json"):
+        answer = raw(url, f"GET {path} HTTP/1.1\nHost: 127.0.0.1\nConnection: close\n\n")
+        assert answer.startswith(b"HTTP/1.1 404"), path
+
+
+def test_the_page_is_small_but_for_plotly_and_asked_for_again_only_when_changed(url):
+    from urllib.request import Request, urlopen
+
+    pages = Path(__file__).parents[1] / "fewshot" / "service" / "pages"
+    for path in pages.iterdir():
+        with urlopen(Request(f"{url}/static/{path.name}", headers={"Accept-Encoding": "gzip"})) as answer:
+            assert len(answer.read()) < 20_000
+            assert answer.headers["ETag"]
+    tag = answer.headers["ETag"]
+    again = raw(url, f"GET /static/{path.name} HTTP/1.1\nHost: 127.0.0.1\nIf-None-Match: {tag}\nConnection: close\n\n")
+    assert again.startswith(b"HTTP/1.1 304")
+
+
+def test_a_write_token_s_word_is_never_in_the_page_s_address_or_storage_for_good(page, url, word):
+    page.goto(f"{url}/classes/rust")
+    page.get_by_role("button", name="Token").click()
+    give_token(page, word)
+    alert(page)
+    assert word not in page.url
+    assert page.evaluate("localStorage.length") == 0
