@@ -456,6 +456,17 @@ class Gallery:
         self._check_pinned(about, embedder)
         return embedder
 
+    def open_ahead(self) -> None:
+        """Begin to open the embedder in the background, for a caller that has other things to do until it needs it."""
+
+        def open_now() -> None:
+            try:
+                self.embedder().open_for_many()
+            except FewshotError as error:  # who needs it meets the same error and tells it
+                log.info("not opened ahead: %s", error.message)
+
+        threading.Thread(target=open_now, name="open-ahead", daemon=True).start()
+
     def _is_repinned(self, about: About, embedder: Embedder) -> bool:
         """Whether another process has given the index another backbone, and none was chosen here."""
         other = about.fingerprint is not None and _digits(about.fingerprint) != _digits(embedder.fingerprint)

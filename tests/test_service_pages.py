@@ -171,7 +171,7 @@ def test_the_options_restrict_join_and_list_what_cannot_be_ruled_out(page, url, 
     page.get_by_label("All photos show one plant").check()
     other = write_leaf(tmp_path / "other.png", LEAF_COLOURS["rust"], 901)
     choose(page, rust, other)
-    page.get_by_text("new-rust.png + other.png").wait_for()
+    page.get_by_text("new-rust.png + other.png", exact=True).wait_for()
     assert page.locator(".answer").count() == 2
     page.get_by_label("Only classes like").fill("nothing-like-it")
     choose(page, rust)

@@ -65,9 +65,6 @@ def serve(
     Reachable from this machine only, unless --host says otherwise. Changing the index needs a token that `fewshot
     token create NAME` makes. Ctrl-C or SIGTERM stops the service after it has answered what it accepted.
     """
-    from fewshot.service.app import create_app
-    from fewshot.service.server import address_of, listening_socket
-    from fewshot.service.server import serve as run
     from fewshot.service.settings import Settings, is_loopback
 
     here_only = is_loopback(host)
@@ -83,22 +80,25 @@ def serve(
         max_waiting=max(max_waiting, max_files),
         rate_per_minute=rate,
     )
-    with (
-        open_gallery(index, create=create, backbone=backbone, precision=precision, engine=engine) as gallery,
-        listening_socket(host, port) as bound,
-    ):
+    with open_gallery(index, create=create, backbone=backbone, precision=precision, engine=engine) as gallery:
+        gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
+        from fewshot.service.app import create_app
+        from fewshot.service.server import address_of, listening_socket
+        from fewshot.service.server import serve as run
+
         _check_reach(index_folder(index), host, here_only, needs_token)
-        url = address_of(bound, host)
+        with listening_socket(host, port) as bound:
+            url = address_of(bound, host)
 
-        def started() -> None:
-            n_classes, n_supports = gallery.size()
-            if as_json:
-                json_line({"url": url, "index": gallery.name, "classes": n_classes, "supports": n_supports})
-            else:
-                click.echo(f"{click.style(url, bold=True)}  {gallery.name}: {n_classes} classes, {n_supports} photos")
-                click.echo("Ctrl-C stops it.")
+            def started() -> None:
+                n_classes, n_supports = gallery.size()
+                if as_json:
+                    json_line({"url": url, "index": gallery.name, "classes": n_classes, "supports": n_supports})
+                    return
+                size = f"{n_classes} classes, {n_supports} photos"
+                click.echo(f"{click.style(url, bold=True)}  {gallery.name}: {size}. Ctrl-C stops it.")
 
-        done = run(create_app(gallery, settings), bound, on_started=started)
+            done = run(create_app(gallery, settings), bound, on_started=started)
     if not done:
         click.get_current_context().exit(1)
 

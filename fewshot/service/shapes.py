@@ -138,7 +138,7 @@ class LooksLike(BaseModel):
 class ClassPhoto(Support):
     """A photo of a class. `looks_like` is null unless the photo is suspicious."""
 
-    model_config = _example(**_SUPPORT, looks_like=None)
+    model_config = _example(**_SUPPORT, looks_like={"label": "corn-blight", "similarity": 0.58})
     looks_like: LooksLike | None
 
 
@@ -152,7 +152,7 @@ class Class(BaseModel):
         similarity=0.58,
         spread=0.07,
         confusable=[{"label": "corn-blight", "similarity": 0.4}],
-        photos=[{**_SUPPORT, "looks_like": None}],
+        photos=[{**_SUPPORT, "looks_like": {"label": "corn-blight", "similarity": 0.58}}],
     )
     label: str
     supports: int
@@ -227,7 +227,7 @@ class Removed(BaseModel):
 class Point(BaseModel):
     """An enrolled photo on the map; `z` is null in two dimensions."""
 
-    model_config = _example(support_id=17, label="corn-rust", file="IMG_2041.jpg", x=0.1, y=-0.4, z=None)
+    model_config = _example(support_id=17, label="corn-rust", file="IMG_2041.jpg", x=0.1, y=-0.4, z=0.2)
     support_id: int
     label: str
     file: str
@@ -241,10 +241,10 @@ class Projection(BaseModel):
 
     model_config = _example(
         method="pca",
-        dims=2,
+        dims=3,
         generation=41,
         supports=1,
-        points=[{"support_id": 17, "label": "corn-rust", "file": "IMG_2041.jpg", "x": 0.1, "y": -0.4, "z": None}],
+        points=[{"support_id": 17, "label": "corn-rust", "file": "IMG_2041.jpg", "x": 0.1, "y": -0.4, "z": 0.2}],
     )
     method: str
     dims: int

@@ -1,0 +1,99 @@
+"""The OpenAPI description is complete, and whatever a client makes of it is answered as it says."""
+
+import subprocess
+import sys
+
+import pytest
+from service_client import listening, serving
+
+from fewshot.datasets import class_folders
+from fewshot.service import shapes
+from fewshot.service.settings import Settings
+from fewshot.service.tokens import TokenFile
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+ROUTES = {
+    ("post", "/v1/query"),
+    ("get", "/v1/classes"),
+    ("get", "/v1/classes/{label}"),
+    ("put", "/v1/classes/{label}"),
+    ("patch", "/v1/classes/{label}"),
+    ("delete", "/v1/classes/{label}"),
+    ("post", "/v1/classes/{label}/supports"),
+    ("get", "/v1/supports/{support_id}"),
+    ("delete", "/v1/supports/{support_id}"),
+    ("get", "/v1/supports/{support_id}/thumbnail"),
+    ("get", "/v1/projection"),
+    ("get", "/v1/health"),
+    ("get", "/v1/health/live"),
+    ("get", "/v1/health/ready"),
+    ("get", "/v1/session"),
+    ("get", "/metrics"),
+}
+
+
+@pytest.fixture
+def filled(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=3))))
+    return gallery
+
+
+@pytest.fixture
+def described(filled):
+    with serving(filled) as client:
+        return client.get("/v1/openapi.json").json()
+
+
+def operations(described):
+    return {
+        (method, path): operation
+        for path, methods in described["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_every_route_is_described_and_no_other(described):
+    assert set(operations(described)) == ROUTES
+
+
+def test_every_operation_says_what_it_does_and_how_it_fails(described):
+    for name, operation in operations(described).items():
+        assert operation["summary"], name
+        assert operation["description"], name
+        assert {"400", "422", "429", "500", "503"} <= set(operation["responses"]), name
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                shape = response["content"]["application/json"]["schema"]
+                assert shape == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
+
+
+def test_every_shape_has_an_example_that_fits_it(described):
+    for name, shape in described["components"]["schemas"].items():
+        getattr(shapes, name).model_validate(shape["example"], strict=True)
+
+
+def test_routes_that_want_a_token_say_so(described):
+    for (method, path), operation in operations(described).items():
+        if method not in ("get",) and path != "/v1/query":
+            assert operation["security"] == [{"token": []}], (method, path)
+
+
+def test_whatever_is_sent_no_answer_is_a_500_or_outside_of_the_description(filled):
+    """A short run; docs/benchmarks.md has a long one."""
+    word = TokenFile(filled.folder).create("tester", ("write",))[1]
+    with listening(filled, Settings(rate_per_minute=0)) as url:
+        done = subprocess.run(
+            [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/v1/openapi.json"]
+            + ["--header", f"Authorization: Bearer {word}", "--checks", ",".join(CHECKS)]
+            + ["--max-examples", "5", "--seed", "1", "--request-timeout", "120", "--continue-on-failure"],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16 selected / 16 total" in done.stdout
