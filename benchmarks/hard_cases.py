@@ -22,10 +22,9 @@ from common import RESULTS, data_folder, keep
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
-from fewshot.classifier import class_prototypes, support_groups
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
-from fewshot.episodes import class_similarities
+from fewshot.episodes import learn_classes
 from fewshot.evaluation import crop_of, wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question
@@ -102,12 +101,8 @@ def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
 
 def ours(support: Photos, asked: Photos, labels: list[str]) -> Any:
     """The classifier alone: what an index computes, without the index."""
-    prototypes = []
-    for label in labels:
-        own = support.vectors[[each == label for each in support.labels]]
-        groups = support_groups(own)
-        prototypes.append(class_prototypes(own, groups, int(groups.max()) + 1))
-    return class_similarities(asked.vectors, prototypes)
+    rows = [[each == label for each in support.labels] for label in labels]
+    return learn_classes([support.vectors[own] for own in rows]).similarities(asked.vectors)
 
 
 def peer_scores(peer: Any, support: Photos, asked: Photos, labels: list[str]) -> Any:

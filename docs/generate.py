@@ -33,6 +33,7 @@ FLOW = [
     "embedder",
     "store",
     "search",
+    "metric",
     "neighbours",
     "classifier",
     "inspection",

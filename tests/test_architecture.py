@@ -24,7 +24,7 @@ LAYERS = [
     {"transforms", "backbones", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
-    {"neighbours", "classifier"},
+    {"metric", "neighbours", "classifier"},
     {"inspection", "calibration", "gallery", "training", "evaluation", "episodes", "projection"},
     {"service"},
     {"cli"},
