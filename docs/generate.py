@@ -43,6 +43,7 @@ FLOW = [
     "episodes",
     "projection",
     "service",
+    "watching",
     "cli",
 ]
 

@@ -27,7 +27,7 @@ def backbone_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_cache: Path) -> None:
     """No test reads or leaves anything outside its own folders."""
-    for name in ("FEWSHOT_INDEX", "FEWSHOT_MAX_MEGAPIXELS"):
+    for name in ("FEWSHOT_INDEX", "FEWSHOT_MAX_MEGAPIXELS", "FEWSHOT_POST_TOKEN", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FEWSHOT_CACHE", str(backbone_cache))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
