@@ -1,11 +1,11 @@
-"""The emergency study's folder watcher, live: street scenes come in, units are sent, and the process is killed meanwhile.
+"""The emergency study's folder watcher, live: street scenes come in, units are sent, the process is killed meanwhile.
 
-    python benchmarks/watch_demo.py [--backbone NAME] [--data DIR] [--kills 4] [--seed 0]
+    python benchmarks/watch_demo.py [--backbone NAME] [--data DIR] [--kills 8] [--seed 0]
 
 scenes/train is enrolled; the photos of scenes/test come into a watched folder in random order, under names that tell
 coordinates, some renamed into place and some written in pieces, with a few cut short among them. Answers go to a
-JSON-lines file and to a receiver that is down at first. The watch is killed with SIGKILL again and again and started
-anew. Then: was each photo answered once, with its coordinates, and were the right units sent?
+JSON-lines file and to a receiver that is down at first. In the second half the watch is killed with SIGKILL again and
+again, and started anew. Then: was each photo answered once, with its coordinates, and were the right units sent?
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Receiver:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - the library's name
+            def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.seen[self.headers["Idempotency-Key"]] += 1
                 self.send_response(204)
@@ -145,7 +145,7 @@ def measure(scenes: Path, backbone: str, n_kills: int, seed: int) -> dict[str, A
     rng.shuffle(photos)
     truth: dict[str, tuple[str, float, float]] = {}
     brought: dict[str, float] = {}
-    kill_at = set(rng.sample(range(5, len(photos)), n_kills))
+    kill_at = set(rng.sample(range(len(photos) // 2, len(photos)), n_kills))
     receiver = Receiver()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,10 +153,8 @@ def measure(scenes: Path, backbone: str, n_kills: int, seed: int) -> dict[str, A
         fewshot("enroll", "--each", scenes / "train", "--backbone", backbone, index=folder / "index")
         watch = Watch(folder, folder / "index", receiver)
         for i, (path, label) in enumerate(photos):
-            latitude, longitude = (
-                round(-33.8568 + rng.uniform(-0.1, 0.1), 4),
-                round(151.2153 + rng.uniform(-0.1, 0.1), 4),
-            )
+            latitude = round(-33.8568 + rng.uniform(-0.1, 0.1), 4)
+            longitude = round(151.2153 + rng.uniform(-0.1, 0.1), 4)
             file = f"{latitude:.4f}_{longitude:.4f}_{i:03}.jpg"
             truth[file] = (label, latitude, longitude)
             data = path.read_bytes()
@@ -164,10 +162,10 @@ def measure(scenes: Path, backbone: str, n_kills: int, seed: int) -> dict[str, A
             brought[file] = time.monotonic()
             if i < N_BAD:
                 (folder / "inbox" / f"cut-{i}.jpg").write_bytes(data[: len(data) // 3])
-            if i == len(photos) // 3:
+            if i == len(photos) * 3 // 4:
                 receiver.open()
             until = time.monotonic() + EVERY_S
-            while time.monotonic() < until:
+            while time.monotonic() < until or not watch.first_seen:  # the first waits for the program to start
                 watch.look()
                 time.sleep(0.02)
             if i in kill_at:
@@ -180,10 +178,14 @@ def measure(scenes: Path, backbone: str, n_kills: int, seed: int) -> dict[str, A
             time.sleep(0.05)
         time.sleep(4)  # ten times the settling, for the photos that are cut short
         exit_code = watch.end()
+        watch.look()
         answers = watch.answers()
         n_reported = len(json_lines(watch.report.read_text()))
     receiver.close()
-    waits = sorted(watch.first_seen[file] - brought[file] for file in brought)
+    undisturbed = list(brought)[
+        1 : min([*kill_at, len(photos)]) - 10
+    ]  # the photos of the last seconds before a kill wait
+    waits = sorted(watch.first_seen[file] - brought[file] for file in undisturbed)
     return {
         "backbone": backbone,
         "photos": len(photos),
@@ -226,13 +228,12 @@ def show(result: dict[str, Any]) -> None:
     plain = {name: value for name, value in result.items() if not isinstance(value, dict)}
     table([[name, str(value)] for name, value in plain.items()])
     waits = result["seconds_from_file_to_answer"]
-    print(f"seconds from file to answer, kills included: median {waits['median']:.2f}, p95 {waits['p95']:.2f}\n")
+    print(f"seconds from file to answer, before the first kill: median {waits['median']:.2f}, p95 {waits['p95']:.2f}\n")
     rows = [["label", "photos", "label right", "units right", "control room", "answers"]]
     for label, row in result["by_label"].items():
         found = ", ".join(f"{name} {n}" for name, n in result["confusion"][label].items())
-        rows.append(
-            [label, *(str(row[key]) for key in ("photos", "label_right", "units_right", "control_room")), found]
-        )
+        counts = [str(row[key]) for key in ("photos", "label_right", "units_right", "control_room")]
+        rows.append([label, *counts, found])
     table(rows)
 
 
@@ -241,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="plants-lite0")
     parser.add_argument("--data", help="a folder with train/LABEL and test/LABEL in it")
-    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     scenes = scenes_folder(given.data)
