@@ -196,15 +196,16 @@ def watching() -> str:
     headings += ["coordinates right", "s from file to answer: median, p95"]
     return f"""## Watching a folder
 
-`python benchmarks/watch_demo.py`: the emergency scenes, 70 frames of each class enrolled and {results[0]["photos"]} other
-frames brought one by one into a folder that `fewshot watch` watches with configs/routes-emergency.yaml, under names with
-coordinates, some written in pieces. It is killed with SIGKILL at random moments of the second half; its receiver is down
-for three quarters of the time. The settling time of 0.3 s is in the seconds, which count what came before the first kill.
+`python benchmarks/watch_demo.py`: the emergency scenes, 70 frames of each class enrolled and {results[0]["photos"]}
+other frames brought one by one into a folder that `fewshot watch` watches with configs/routes-emergency.yaml, under
+names with coordinates, some written in pieces. It is killed with SIGKILL at random moments of the second half; its
+receiver is down for three quarters of the time. The settling time of 0.3 s is in the seconds, which count what came
+before the first kill.
 
 {table(headings, runs)}
 
-Nothing is trained on these scenes: *plants-lite0* knows plant diseases and *lite0* ImageNet. Frames of one video may stand
-on both sides, and some accidents hardly differ from normal traffic. *Control room*: ambiguous or unknown, so that
+Nothing is trained on these scenes: *plants-lite0* knows plant diseases and *lite0* ImageNet. Frames of one video may
+stand on both sides, and some accidents hardly differ from normal traffic. *Control room*: ambiguous or unknown, so that
 somebody looks first.
 
 {table(["backbone, scene", "photos", "label right", "right units sent", "control room"], scenes)}

@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, pictures that need no download, an embedder that needs no weights."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,6 +94,14 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait until something that another thread or process does has come true; fail if it does not."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

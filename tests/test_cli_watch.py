@@ -7,8 +7,10 @@ from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 
 from fewshot.cli import main
+from fewshot.cli.watch import Table
 from fewshot.datasets import class_folders
 from fewshot.gallery import Gallery
+from fewshot.watching.answers import Answer
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,21 @@ def test_the_table_shows_what_where_and_who(inbox):
     assert rust.endswith("Sprayer, Adviser")
     assert len(rows) == 4
     assert "4 answered, 0 could not be read" in result.stderr
+
+
+def test_a_strangers_file_name_moves_no_cursor(inbox):
+    write_leaf(inbox / "a\x1b[2J\rb.png", LEAF_COLOURS["rust"], 950)
+    assert "a?[2J?b.png" in once().stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "shown"),
+    [("fire", "match", "fire"), ("fire", "ambiguous", "fire?"), ("unknown", "bad_image", "not readable")],
+)
+def test_the_table_marks_what_is_doubtful_or_could_not_be_read(capsys, answer, reason, shown):
+    at = "2026-01-01T00:00:00+00:00"
+    Table()([Answer("key", "a.jpg", at, answer, reason, "", None, (), None, None, None, "")])
+    assert f"  {shown}  " in capsys.readouterr().out.splitlines()[1]
 
 
 def test_json_is_one_answer_a_line_and_what_the_file_gets(inbox, tmp_path):

@@ -72,3 +72,14 @@ def test_demo_runs_on_rendered_leaves_and_says_what_to_type_next(tmp_path, monke
     for label in ("healthy", "rust", "powdery-mildew", "blight", "mosaic", "shot-hole"):
         assert f"{label}: 10 enrolled" in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].strip().startswith("fewshot --help")
+
+
+def test_the_demo_of_watching_says_so_where_there_are_no_scenes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "watch_demo.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FEWSHOT_DATA": str(tmp_path / "nothing")},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("skipped: no street scenes here")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 
 from fewshot.datasets import class_folder, class_folders
 from fewshot.errors import DeliveryError, MissingFolderError, UnreadableFileError, WatchRunningError, WatchStateError
@@ -97,13 +97,6 @@ def answered(inbox):
     found = lines(inbox.parent / "answers.jsonl")
     assert len({each["key"] for each in found}) == len(found)
     return {each["file"]: each["answer"] for each in found}
-
-
-def eventually(condition, timeout_s=10.0):
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "it did not come true in time"
-        time.sleep(0.02)
 
 
 # ---- arrivals
@@ -429,8 +422,11 @@ def test_photos_wait_while_the_index_is_empty(enrolled, inbox, leaves, monkeypat
         eventually(lambda: answered(inbox) == {"a.png": "rust"})
 
 
-def test_a_folder_that_goes_and_comes_back_is_watched_again(enrolled, inbox, tmp_path):
-    with Watch(enrolled, inbox) as watch:
+@pytest.mark.parametrize("poll_s", [None, 0.02])
+def test_a_folder_that_goes_and_comes_back_is_watched_again(enrolled, inbox, tmp_path, monkeypatch, poll_s):
+    monkeypatch.setattr(arrivals_module, "FALLBACK_POLL_S", 0.05)
+    with Watch(enrolled, inbox, poll_s=poll_s) as watch:
+        time.sleep(0.2)
         inbox.rename(tmp_path / "away")
         eventually(lambda: any("there is no folder" in each for each in watch.told))
         new_photo(tmp_path / "away" / "a.png")

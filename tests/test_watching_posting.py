@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import eventually
 
 from fewshot.errors import DeliveryError, ReceiverRefusedError, UsageError
 from fewshot.watching import posting
@@ -55,13 +56,6 @@ class Receiver:
 
 def post_to(receiver, url=URL, **settings):
     return Post(url, transport=httpx.MockTransport(receiver), first_wait_s=0.01, **settings)
-
-
-def eventually(condition, timeout_s=10.0):
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "it did not come true in time"
-        time.sleep(0.01)
 
 
 # ---- one attempt
@@ -247,6 +241,16 @@ def test_a_memory_that_fails_in_the_thread_is_told_to_the_watch(memory, monkeypa
     post._thread.start()
     eventually(lambda: post.failure is not None)
     assert post.failure.code == "watch_state"
+    post.close()
+
+
+def test_what_nobody_foresaw_does_not_end_the_thread_in_silence(memory, monkeypatch):
+    post = post_to(Receiver(ValueError("a receiver from hell")))
+    remember(memory, post.name, 1)
+    post.start(memory, lambda _: None)
+    eventually(lambda: post.failure is not None)
+    assert "from hell" in str(post.failure)
+    assert memory.n_due() == {post.name: 1}
     post.close()
 
 

@@ -127,7 +127,7 @@ def watch(
         left = sum(memory.n_due().values())
         if left:
             _note(f"{left} answers of an earlier run are still to be delivered")
-        screen = Screen(_show_json if as_json else _Table())
+        screen = Screen(_show_json if as_json else Table())
         watcher = Watcher(
             gallery,
             watched,
@@ -192,13 +192,14 @@ def _show_json(answers: Sequence["Answer"]) -> None:
         json_line(answer.as_dict())
 
 
-class _Table:
+class Table:
     """Answers in columns, one a line, under a heading that comes with the first."""
 
     def __init__(self) -> None:
         self._began = False
 
     def __call__(self, answers: Sequence["Answer"]) -> None:
+        """Show answers."""
         if not self._began:
             self._began = True
             click.echo(click.style(_row("time", "photo", "answer", "sure", "where", "who goes"), bold=True))

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from fewshot import __version__
-from fewshot.errors import DeliveryError, FewshotError, ReceiverRefusedError, UsageError
+from fewshot.errors import DeliveryError, ReceiverRefusedError, UsageError
 from fewshot.watching.answers import Answer
 from fewshot.watching.memory import Memory
 
@@ -64,7 +64,7 @@ class Post:
         self._n_failures = 0
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self.failure: FewshotError | None = None
+        self.failure: Exception | None = None
         """What ended the thread before its time."""
 
     def start(self, memory: Memory, on_warning: Callable[[str], None]) -> None:
@@ -110,7 +110,7 @@ class Post:
                     on_warning(f"{self.name} takes answers again.")
                 told = ""
                 self._wake.wait()
-        except FewshotError as error:
+        except Exception as error:  # a thread that died in silence would keep answers from their receiver
             self.failure = error
 
     def deliver(self, memory: Memory, on_warning: Callable[[str], None]) -> int:

@@ -104,6 +104,7 @@ class Watcher:
         Raises:
             WatchStateError: the memory failed; photos not answered yet will be at the next start.
             FewshotError: the index failed in a way that waiting does not mend.
+        Exception: whatever ended a thread that posts.
         """
         for post in self._posts:
             post.start(self._memory, self._on_warning)
