@@ -15,6 +15,7 @@ from fewshot.errors import MissingFolderError
 
 # Not read here, but not to be overlooked either: they are answered with what is wrong with them.
 REFUSED_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
+_SUFFIXES = tuple(sorted(PHOTO_SUFFIXES | REFUSED_SUFFIXES))
 # However well the system tells of changes, some get lost (a full queue, a folder moved in): everything is looked
 # through again so often.
 FULL_LOOK_EVERY_S = 60.0
@@ -56,8 +57,9 @@ class Arrivals:
         self.folder = folder
         self.settle_s = settle_s
         self._clock = clock
-        self._waiting: dict[Path, _Waiting] = {}
-        self._done: dict[Path, Signature] = {}
+        # Under names and not Paths: a folder of 100,000 photos is looked through every few seconds.
+        self._waiting: dict[str, _Waiting] = {}
+        self._done: dict[str, Signature] = {}
 
     @property
     def n_waiting(self) -> int:
@@ -66,7 +68,7 @@ class Arrivals:
 
     def done(self, path: Path, signature: Signature) -> None:
         """Do not tell of this file again unless it changes."""
-        self._done[path] = signature
+        self._done[str(path)] = signature
 
     def look(self, path: Path | None = None) -> None:
         """Take notice of a file, of all files below a folder, or of everything.
@@ -77,8 +79,8 @@ class Arrivals:
         if path is None:
             seen = set()
             for file in photo_files(self.folder):
-                seen.add(file)
-                self._notice(file)
+                seen.add(file.path)
+                self._notice(file.path, signature_of(file))
             for gone in self._done.keys() - seen:  # a file of that name is new when it comes back
                 del self._done[gone]
         elif not is_visible(path.relative_to(self.folder)):
@@ -86,41 +88,40 @@ class Arrivals:
         elif path.is_dir():
             try:
                 for file in photo_files(path):
-                    self._notice(file)
+                    self._notice(file.path, signature_of(file))
             except MissingFolderError:
                 pass  # deleted in this moment
-        elif is_photo_name(path, self.folder):
-            self._notice(path)
+        elif path.name.lower().endswith(_SUFFIXES):
+            self._notice(str(path), signature_of(path))
 
     def settled(self) -> list[Arrival]:
         """The photos that have come to rest since the last call, in the order in which they were noticed."""
         now = self._clock()
         arrived = []
-        for path, waiting in [item for item in self._waiting.items() if item[1].due <= now]:
-            signature = signature_of(path)
+        for name, waiting in [item for item in self._waiting.items() if item[1].due <= now]:
+            signature = signature_of(Path(name))
             if signature is None:
-                del self._waiting[path]
+                del self._waiting[name]
             elif signature != waiting.signature:
-                self._waiting[path] = _Waiting(signature, now, now + self.settle_s)
+                self._waiting[name] = _Waiting(signature, now, now + self.settle_s)
             else:
-                del self._waiting[path]
-                arrived.append(Arrival(path, signature, now - waiting.since))
+                del self._waiting[name]
+                arrived.append(Arrival(Path(name), signature, now - waiting.since))
         return arrived
 
     def look_again(self, arrival: Arrival, quiet_s: float) -> None:
         """Tell of a photo once more when it changes, or when it has been quiet for so many seconds."""
         now = self._clock()
         since = now - arrival.quiet_s
-        self._waiting.setdefault(arrival.path, _Waiting(arrival.signature, since, since + quiet_s))
+        self._waiting.setdefault(str(arrival.path), _Waiting(arrival.signature, since, since + quiet_s))
 
-    def _notice(self, path: Path) -> None:
-        signature = signature_of(path)
-        if signature is None or self._done.get(path) == signature:
+    def _notice(self, name: str, signature: Signature | None) -> None:
+        if signature is None or self._done.get(name) == signature:
             return
-        waiting = self._waiting.get(path)
+        waiting = self._waiting.get(name)
         if waiting is None or waiting.signature != signature:
             now = self._clock()
-            self._waiting[path] = _Waiting(signature, now, now + self.settle_s)
+            self._waiting[name] = _Waiting(signature, now, now + self.settle_s)
 
 
 def watched_folder(folder: Path) -> Path:
@@ -136,10 +137,10 @@ def watched_folder(folder: Path) -> Path:
         raise _missing(folder, error) from error
 
 
-def signature_of(path: Path) -> Signature | None:
+def signature_of(file: "Path | os.DirEntry[str]") -> Signature | None:
     """What changes whenever a file's content may have; None if there is no regular file."""
     try:
-        status = path.stat()
+        status = file.stat()
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):
@@ -147,32 +148,28 @@ def signature_of(path: Path) -> Signature | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def is_photo_name(path: Path, folder: Path) -> bool:
-    """Whether a file is answered: it has a picture's ending, and neither it nor a folder above it is hidden."""
-    return path.suffix.lower() in PHOTO_SUFFIXES | REFUSED_SUFFIXES and is_visible(path.relative_to(folder))
+def photo_files(folder: Path | str) -> Iterator["os.DirEntry[str]"]:
+    """Every file in a folder and below that has a photo's ending and is not hidden, in name order a folder.
 
-
-def photo_files(folder: Path) -> Iterator[Path]:
-    """Every photo in a folder and below, in name order a folder. Linked folders are not entered: they may be circles.
+    Linked folders are not entered: they may be circles.
 
     Raises:
         MissingFolderError: the folder is not there or cannot be read; one below it that cannot be read is passed over.
     """
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        raise _missing(folder, error) from error
+        raise _missing(Path(folder), error) from error
     for entry in entries:
-        path = Path(entry.path)
-        if not is_visible(Path(entry.name)):
-            continue
         if entry.is_dir(follow_symlinks=False):
-            try:
-                yield from photo_files(path)
-            except MissingFolderError:
-                continue  # deleted meanwhile, or barred
-        elif is_photo_name(path, folder):
-            yield path
+            if is_visible(Path(entry.name)):
+                try:
+                    yield from photo_files(entry.path)
+                except MissingFolderError:
+                    continue  # deleted meanwhile, or barred
+        elif entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith("."):
+            yield entry
 
 
 def _missing(folder: Path, error: OSError) -> MissingFolderError:
