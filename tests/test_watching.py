@@ -517,6 +517,16 @@ def test_answers_go_on_in_a_new_file_when_the_old_one_was_moved_away(enrolled, i
     assert list(answered(inbox)) == ["b.png"]
 
 
+def test_a_new_csv_begins_with_its_heading_when_the_old_one_was_moved_away(enrolled, inbox):
+    for i, name in enumerate(("a.png", "b.png")):
+        new_photo(inbox / name, seed=901 + i)
+        watch = Watch(enrolled, inbox, target="answers.csv")
+        watch.once()
+        with watch.file.path.open(newline="") as file:
+            assert [row["file"] for row in csv.DictReader(file)] == [name]
+        watch.file.path.rename(inbox.parent / f"old-{i}.csv")
+
+
 def test_a_file_that_cannot_be_written_gets_its_answers_later(enrolled, inbox, monkeypatch):
     monkeypatch.setattr("fewshot.watching.watcher.RETRY_S", 0.05)
     full = threading.Event()
