@@ -44,6 +44,7 @@ FLOW = [
     "episodes",
     "projection",
     "service",
+    "watching",
     "cli",
 ]
 

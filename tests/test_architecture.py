@@ -26,7 +26,7 @@ LAYERS = [
     {"store", "search"},
     {"metric", "neighbours", "classifier"},
     {"inspection", "calibration", "gallery", "training", "evaluation", "episodes", "projection"},
-    {"service"},
+    {"service", "watching"},
     {"cli"},
 ]
 
@@ -39,15 +39,17 @@ DOORS = {
     "click": {"cli"},
     "rich": {"cli"},
     "sqlalchemy": {"store"},
-    "sqlite3": {"store"},
+    "sqlite3": {"store", "watching"},
     "imagehash": {"images"},
     "openvino": {"engines"},
     "PIL": {"images", "samples", "training"},
     "torch": {"backbones", "losses", "engines", "training"},
     "torchvision": {"training"},
-    "fastapi": {"service"},
-    "starlette": {"service"},
+    "fastapi": {"service", "watching"},
+    "starlette": {"service", "watching"},
     "umap": {"projection"},
+    "httpx": {"watching"},
+    "watchfiles": {"watching"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
@@ -208,6 +210,7 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("classifier", {"torch", "faiss"}),
         ("inspection", {"torch", "faiss", "click", "fastapi"}),
         ("gallery", {"click", "fastapi"}),
+        ("watching", {"click", "fastapi", "torch", "faiss", "PIL", "yaml"}),
         ("evaluation", {"click", "fastapi"}),
     ],
 )
