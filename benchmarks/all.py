@@ -17,6 +17,7 @@ COMMANDS = (
     ["protocol.py", "--plain"],
     ["protocol.py", "--backbone", "lite0"],
     ["hard_cases.py"],
+    ["honesty.py"],
     ["speed.py"],
     ["kills.py"],
     ["constants.py"],
@@ -190,6 +191,33 @@ how the losses start, not where they end.
 """
 
 
+def honesty() -> str:
+    """The section on what an index knows of itself."""
+    facts = result("honesty")
+    told = facts["rejection"]
+    rows = [
+        [name, str(row["n"]), f"{row['calibration_error']:.3f}", f"{row['set_size']:.2f}"]
+        + [f"{row['covered']['share']:.3f} ({row['covered']['low']:.3f} to {row['covered']['high']:.3f})"]
+        for name, row in facts["promises"].items()
+    ]
+    return f"""## Does it know what it does not know?
+
+`python benchmarks/honesty.py`. *Unknown*: only the base classes are enrolled; queries of the novel classes are
+strangers. Familiarity tells them from queries of the base classes with an area under the ROC curve of
+{told["auroc"]:.3f}; at the threshold that lets 95 % of the known in, {100 * told["fpr95"]:.1f} % of the strangers come in.
+The index's own threshold rejects {100 * told["strangers_rejected"]:.1f} % of the strangers and
+{100 * told["known_rejected"]:.1f} % of the known.
+
+*Probability and sets*: all 50 classes enrolled, `--coverage {facts["coverage"]}`. Base queries are asked beside photos
+that the backbone was trained on, whose leave-one-out flatters it: their sets are too small. A user's own classes are
+like the novel ones.
+
+{table(["queries", "photos", "expected calibration error", "labels a set", "covered (95 %)"], rows)}
+
+{stamp(facts)}
+"""
+
+
 def epoch_times() -> str:
     """The section on what an epoch costs."""
     facts = result("epoch-times")
@@ -295,7 +323,7 @@ def main() -> None:
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
     PAGE.write_text(
         "\n".join(
-            [head, accuracy(), peers(), losses(), epoch_times(), studies(), speed(), safety(), watching(), constants()]
+            [head, accuracy(), peers(), honesty(), losses(), epoch_times(), studies(), speed(), safety(), watching(), constants()]
         )
     )
     print(f"written: {PAGE.name}")
