@@ -204,8 +204,8 @@ def honesty() -> str:
 
 `python benchmarks/honesty.py`. *Unknown*: only the base classes are enrolled; queries of the novel classes are
 strangers. Familiarity tells them from queries of the base classes with an area under the ROC curve of
-{told["auroc"]:.3f}; at the threshold that lets 95 % of the known in, {100 * told["fpr95"]:.1f} % of the strangers come in.
-The index's own threshold rejects {100 * told["strangers_rejected"]:.1f} % of the strangers and
+{told["auroc"]:.3f}; at the threshold that lets 95 % of the known in, {100 * told["fpr95"]:.1f} % of the strangers come
+in. The index's own threshold rejects {100 * told["strangers_rejected"]:.1f} % of the strangers and
 {100 * told["known_rejected"]:.1f} % of the known.
 
 *Probability and sets*: all 50 classes enrolled, `--coverage {facts["coverage"]}`. Base queries are asked beside photos
@@ -321,11 +321,8 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    PAGE.write_text(
-        "\n".join(
-            [head, accuracy(), peers(), honesty(), losses(), epoch_times(), studies(), speed(), safety(), watching(), constants()]
-        )
-    )
+    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, safety, watching, constants)
+    PAGE.write_text("\n".join([head, *(section() for section in sections)]))
     print(f"written: {PAGE.name}")
 
 
