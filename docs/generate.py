@@ -33,6 +33,7 @@ FLOW = [
     "embedder",
     "store",
     "search",
+    "metric",
     "neighbours",
     "classifier",
     "inspection",
@@ -45,6 +46,7 @@ FLOW = [
     "episodes",
     "projection",
     "service",
+    "watching",
     "cli",
 ]
 

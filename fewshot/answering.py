@@ -1,5 +1,6 @@
 """Embeddings and a view of an index -> predictions."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -36,17 +37,31 @@ def asked_classes(reader: Reader, question: Question) -> list[int] | None:
 
 
 def predictions(
-    reader: Reader, neighbours: Neighbours, known: Calibration, vectors: Float32s, question: Question
+    reader: Reader,
+    neighbours: Neighbours,
+    known: Calibration,
+    vectors: Float32s,
+    question: Question,
+    within: list[int] | None,
+    sizes: Sequence[int],
 ) -> list[Prediction]:
-    """Answer embeddings: (n_query, dim) float32, rows of unit length; the predictions name no file.
+    """Answer embeddings; the predictions name no file.
 
-    Raises:
-        EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+    Args:
+        reader: the view to answer in.
+        neighbours: lookups in that index.
+        known: the calibration of this generation.
+        vectors: (n_query, dim) float32, rows of unit length.
+        question: how to answer.
+        within: what `asked_classes` gave.
+        sizes: how many rows, one after the other, are of one request; with `question.together` they get one answer.
     """
-    within = asked_classes(reader, question)
     n_way = reader.n_classes() if within is None else len(within)
     n_scored = min(n_way, max(classifier.N_SCORED, question.top))
-    similarities, class_ids = neighbours.classes(reader, vectors, n_scored, within)
+    compared = vectors if known.metric is None else known.metric(vectors)
+    if question.together:  # means, not of unit length: their cosines are the means of the photos' cosines
+        vectors, compared = _means(vectors, sizes), _means(compared, sizes)
+    similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
     shares = classifier.probabilities(similarities, n_way, known.scale)
     labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
     nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
@@ -70,6 +85,12 @@ def predictions(
         answer = UNKNOWN if unknown else best.label
         found.append(Prediction("", answer, reason, message, matches, nearest[row], covering[row]))
     return found
+
+
+def _means(rows: Float32s, sizes: Sequence[int]) -> Float32s:
+    """(len(sizes), dim) float32: the mean of each request's rows."""
+    borders = np.cumsum(sizes)[:-1]
+    return np.stack([part.mean(axis=0) for part in np.split(rows, borders)])
 
 
 def _covering(

@@ -284,22 +284,32 @@ class Gallery:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
             MixedEmbeddingsError: the index has got another embedder meanwhile.
         """
-        rows: list[Float32s] = []
-        for photos in asked:
-            vectors = [photo.embedding for photo in photos if isinstance(photo, EmbeddedPhoto)]
-            if question.together and vectors:
-                # The mean of the embeddings, not of unit length: its cosines are the means of the photos' cosines.
-                vectors = [np.mean(vectors, axis=0, dtype=np.float32)]
-            rows += vectors
+        rows = [[photo.embedding for photo in photos if isinstance(photo, EmbeddedPhoto)] for photos in asked]
         answers: Iterator[Prediction] = iter(())
-        if rows:
-            answers = iter(self.predict(np.stack(rows), question, made_by=made_by))
+        if any(rows):
+            vectors = np.stack([row for each in rows for row in each])
+            sizes = [len(each) for each in rows if each]
+            answers = iter(self.predict(vectors, question, made_by=made_by, sizes=sizes))
         return [_request_answers(photos, question.together, answers) for photos in asked]
 
     def predict(
-        self, vectors: Float32s, question: Question | None = None, *, made_by: Embedder | None = None
+        self,
+        vectors: Float32s,
+        question: Question | None = None,
+        *,
+        made_by: Embedder | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> list[Prediction]:
-        """Answer embeddings of this index's own embedder: (n_query, dim) float32, rows of unit length.
+        """Answer embeddings of this index's own embedder.
+
+        Args:
+            vectors: (n_query, dim) float32, rows of unit length.
+            question: how to answer.
+            made_by: the embedder, to be held against the index's.
+            sizes: how many rows, one after the other, are of one request; None: all are.
+
+        Returns:
+            An answer each, without a file's name; with `question.together`, one answer a request.
 
         Raises:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
@@ -308,8 +318,11 @@ class Gallery:
         with self._store.read() as reader:
             if made_by is not None:
                 self._check_pinned(reader.about(), made_by)
+            question = question or Question()
+            within = answering.asked_classes(reader, question)
             known = self._calibration(reader)
-            return answering.predictions(reader, self._neighbours, known, vectors, question or Question())
+            sizes = sizes if sizes is not None else [len(vectors)]
+            return answering.predictions(reader, self._neighbours, known, vectors, question, within, sizes)
 
     # ---- change
 

@@ -7,9 +7,10 @@ import os
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fewshot.errors import (
     DamagedImageError,
@@ -124,7 +125,7 @@ def decode(
         NotAnImageError, TruncatedImageError, DamagedImageError, ImageTooLargeError, ImageTooSmallError.
     """
     image = _open(data, name)
-    _check_size(image, name, min(max_pixels(), most_pixels or max_pixels()))
+    _check_size(image, name, most_pixels)
     width, height = image.size
     try:
         image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
@@ -199,6 +200,21 @@ def difference_hash(image: Image.Image) -> bytes:
     return np.packbits(bits).tobytes()
 
 
+def gps_tags(data: bytes) -> dict[int, Any]:
+    """The GPS tags of a photo's EXIF block as they stand there, by number; empty if it has none that can be read.
+
+    Source:
+        EXIF 2.32 (CIPA DC-008), section 4.6.6: 1 and 3 are the hemispheres, 2 and 4 degrees, minutes and seconds, 9 is
+        whether the receiver had a fix.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, "")  # in a PNG they may stand behind the pixels, which are then decoded on the way
+            return dict(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+    except Exception:  # broken metadata is no metadata; whether the pixels are sound, decoding says
+        return {}
+
+
 def _open(data: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -213,12 +229,13 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise _refusal(name, error) from error
 
 
-def _check_size(image: Image.Image, name: str, most_pixels: int) -> None:
+def _check_size(image: Image.Image, name: str, most_pixels: int | None = None) -> None:
     width, height = image.size
-    if width * height > most_pixels:
+    most = min(max_pixels(), most_pixels or max_pixels())
+    if width * height > most:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); "
-            f"at most {most_pixels / 1e6:g} megapixels are read."
+            f"at most {most / 1e6:g} megapixels are read."
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmallError(

@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "reindex": ("fewshot.cli.reindex", "Embed all photos of an index anew, with another backbone."),
     "evaluate": ("fewshot.cli.evaluate", "Measure how well classes are told apart from a few photos."),
+    "watch": ("fewshot.cli.watch", "Answer each photo that comes into a folder once: what, where, who goes."),
     "train": ("fewshot.cli.train", "Train a backbone from a recipe, with a report."),
     "serve": ("fewshot.cli.serve", "Serve an index: a web page and an HTTP API."),
     "token": ("fewshot.cli.serve", "Create, list or revoke the tokens of a served index."),
