@@ -82,7 +82,7 @@ def cli_answers(monkeypatch, index, *words):
 def test_answers_equal_those_of_the_command_line(filled, tmp_path, monkeypatch, options, parameters):
     """Every number and word; only the folder, which a client does not send, is missing from a photo's name."""
     photos = [write_leaf(tmp_path / f"{label}.png", colour, 800) for label, colour in LEAF_COLOURS.items()]
-    photos += [write_leaf(tmp_path / "odd.png", (250, 0, 250), 1), tmp_path / "note.txt"]
+    photos += [write_leaf(tmp_path / "odd.png", (30, 60, 220), 1), tmp_path / "note.txt"]
     photos[-1].write_text("no photo")
     expected = cli_answers(monkeypatch, filled.folder, *photos, *options)
     with serving(filled) as client:
@@ -566,7 +566,7 @@ def metric(client, name):
 
 
 def test_metrics_count_what_happened(client, write, rust, tmp_path):
-    odd = write_leaf(tmp_path / "odd.png", (250, 0, 250), 1)
+    odd = write_leaf(tmp_path / "odd.png", (30, 60, 220), 1)
     client.post("/v1/query", files=files(rust, rust, odd))
     client.get("/v1/classes/rust")
     client.get("/v1/classes/blight")

@@ -134,7 +134,7 @@ def test_a_photo_is_answered_with_all_that_is_needed_to_judge(page, url, rust):
 
 def test_a_photo_like_no_class_is_unknown_with_its_reason(page, url, tmp_path):
     page.goto(url)
-    card = ask(page, write_leaf(tmp_path / "odd.png", (250, 0, 250), 1)).first
+    card = ask(page, write_leaf(tmp_path / "odd.png", (30, 60, 220), 1)).first
     assert card.get_by_role("heading", level=2).inner_text().startswith("unknown")
     assert "less like one class" in card.inner_text()
     assert "threshold" in card.inner_text()
@@ -206,7 +206,7 @@ def test_the_camera_is_offered_to_phones(page, url):
 
 def test_a_wrong_answer_is_corrected_and_asked_again_at_once(page, url, filled, word, tmp_path):
     page.goto(url)
-    card = ask(page, write_leaf(tmp_path / "odd.png", (250, 0, 250), 1)).first
+    card = ask(page, write_leaf(tmp_path / "odd.png", (30, 60, 220), 1)).first
     card.get_by_text("You know what it is?").click()
     card.get_by_label("What is it?").fill("magenta spot")
     card.get_by_role("button", name="Enroll it and ask again").click()
