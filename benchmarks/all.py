@@ -24,6 +24,7 @@ COMMANDS = (
     ["losses.py"],
     ["epoch_times.py"],
     ["studies.py"],
+    ["service.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
 )
@@ -314,6 +315,52 @@ difference hashes differ in at most 10 bits. Percent of copies found:
 """
 
 
+def service() -> str:
+    """The section on the service."""
+    facts = result("service")
+    load, over, start = facts["load"], facts["overload"], facts["start"]
+    rows = [
+        [f"round {number}", f"{row['service_images_per_s']:.1f}", f"{row['query_images_per_s']:.1f}"]
+        + [f"{row['ratio']:.2f}", f"{row['steady_ratio']:.2f}"]
+        + [f"{row['service_cpu_ms_an_image']:.1f}", f"{row['query_cpu_ms_an_image']:.1f}"]
+        for number, row in enumerate(load["rounds"], 1)
+    ]
+    headings = ["", "service, images/s", "`query`, images/s", "ratio", "without start-up"]
+    headings += ["service, CPU ms an image", "`query`, CPU ms an image"]
+    statuses = ", ".join(f"{n:,} times {status}" for status, n in sorted(load["statuses"].items()))
+    asked = ", ".join(f"{n:,} times {status}" for status, n in sorted(over["statuses"].items()))
+    failed = ", ".join(f"{n} {name}" for name, n in sorted(over["failures"].items())) or "none"
+    enrolled = ", ".join(f"{n} times {status}" for status, n in sorted(over["enrolments"].items()))
+    memory = ", ".join(f"{megabytes:.0f}" for megabytes in load["memory_mb"])
+    busy = max(facts["load_average"])
+    shared = (
+        f"Other work wanted {busy:.0f} processors of the machine meanwhile: every figure in seconds is too long.\n\n"
+    )
+    first, last = start["serve_s"][0], start["serve_s"][-1]
+    return f"""## The service
+
+`python benchmarks/service.py`: {load["clients"]} clients ask `fewshot serve` one photo at a time for
+{load["seconds"]:.0f} s a round; before each round `fewshot query FOLDER` answers the same {load["photos"]} photos. The
+clients run on the same cores.
+
+{table(headings, rows)}
+
+Answers: {statuses}. Half of them within {load["p50_s"]:.2f} s, 99 % within {load["p99_s"]:.2f} s;
+{load["photos_a_batch"]:.1f} photos an engine batch. Memory after the warm-up and after each round: {memory} MB.
+
+Overload, {over["clients"]} clients for {over["seconds"]} s with photos of {over["megapixels"]:.0f} megapixels
+({over["photo_mb"]:.1f} MB): {asked}; failed connections: {failed}. One client enrolled photos meanwhile ({enrolled});
+then the service was killed (SIGKILL) right behind an acknowledgement: of {over["acknowledged"]} acknowledged photos
+{over["lost"]} were lost. Memory: at most {over["peak_memory_mb"]:.0f} MB. Behind the load a photo was answered in
+{over["answer_after_s"]:.2f} s.
+
+From the command to the first answer: {start["median_s"]:.2f} s ({first:.2f} to {last:.2f}, {start["n"]} times);
+`fewshot query` of the same photo, in turn with it: {median(start["query_s"]):.2f} s.
+
+{shared if busy > 3 else ""}{stamp(facts)}
+"""
+
+
 def main() -> None:
     """Run all, or only write the page."""
     if "--only-page" not in sys.argv:
@@ -321,7 +368,7 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, safety, watching, constants)
+    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, safety, service, watching, constants)
     PAGE.write_text("\n".join([head, *(section() for section in sections)]))
     print(f"written: {PAGE.name}")
 

@@ -226,6 +226,8 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("gallery", {"click", "fastapi"}),
         ("watching", {"click", "fastapi", "torch", "faiss", "PIL", "yaml"}),
         ("evaluation", {"click", "fastapi"}),
+        ("answering", {"torch", "faiss", "click", "fastapi"}),
+        ("enrolling", {"torch", "faiss", "click", "fastapi"}),
     ],
 )
 def test_a_module_never_imports_what_is_not_its_own(module, never):

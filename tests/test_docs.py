@@ -37,7 +37,14 @@ def test_bare_make_prints_its_help():
     assert re.search(r"^ *make test +\w", done.stdout, re.MULTILINE)
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md", "docs/watching.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "indexes/README.md",
+    "docs/benchmarks.md",
+    "docs/service.md",
+    "docs/watching.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from service_client import listening, serving
 
+from fewshot.cli.serve import serve
 from fewshot.datasets import class_folders
 from fewshot.service import shapes
 from fewshot.service.settings import Settings
@@ -71,6 +73,25 @@ def test_every_operation_says_what_it_does_and_how_it_fails(described):
             if int(status) >= 400:
                 shape = response["content"]["application/json"]["schema"]
                 assert shape == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
+
+
+def test_every_route_and_every_metric_is_in_the_documentation(described, filled):
+    text = (Path(__file__).parents[1] / "docs" / "service.md").read_text()
+    for _, path in operations(described):
+        assert path.replace("{label}", "corn-rust").replace("{support_id}", "17") in text, path
+    with serving(filled) as client:
+        names = {line.split()[2] for line in client.get("/metrics").text.splitlines() if line.startswith("# TYPE")}
+    for name in names:
+        documented = name.startswith("process_") or name.removesuffix("_created") in text
+        assert documented or name.removesuffix("_created") + "_total" in text, name
+
+
+def test_every_option_of_serve_with_a_limit_is_in_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "service.md").read_text()
+    for parameter in serve.params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            known_elsewhere = option in ("--json", "--backbone", "--precision", "--engine")
+            assert known_elsewhere or option in text, option
 
 
 def test_every_shape_has_an_example_that_fits_it(described):
