@@ -1,0 +1,265 @@
+"""Pictures of one or two spaces -> figures fit for a paper: PNG and SVG."""
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fewshot.projection.coordinates import NAMES
+from fewshot.projection.marks import N_MARKS, UNLABELLED, Mark, marks
+from fewshot.projection.numbers import Numbers
+from fewshot.projection.pictures import Picture
+from fewshot.projection.spaces import Space
+from fewshot.records import Float32s
+
+PANEL_INCHES = 6.6
+LEGEND_ROWS = 34
+# More labels would cover the points; the largest classes get theirs.
+MOST_LABELS = 60
+MOST_CONFUSION_ROWS = 60
+# An SVG with more single marks is slow to open: they go into it as one picture.
+RASTER_FROM = 3000
+DPI = 150
+_HALO = [patheffects.withStroke(linewidth=1.8, foreground="white")]
+
+
+def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, bytes]:
+    """One picture of each space, side by side, with one legend.
+
+    Classes are named at their centres; up to 63 also in a legend outside. Supports are filled, queries hollow,
+    prototypes stars; a ring is around a photo that lies nearer to another class. What is drawn and how far it can be
+    trusted stands below.
+
+    Args:
+        spaces: one or two.
+        pictures: of each space one, of the same method and dimensions.
+
+    Returns:
+        "png" and "svg": the files.
+    """
+    labels = sorted({label for space in spaces for label in space.labels})
+    styles = marks(labels)
+    n_columns = math.ceil(len(labels) / LEGEND_ROWS) if len(labels) <= N_MARKS else 0
+    legend_inches = 0.35 + n_columns * (0.55 + 0.058 * max(map(len, labels)))
+    figure = Figure(figsize=(PANEL_INCHES * len(spaces) + max(legend_inches, 1.6), PANEL_INCHES + 0.5))
+    FigureCanvasAgg(figure)
+    width = PANEL_INCHES / figure.get_figwidth()
+    is_flat = pictures[0].n_dims == 2
+    for number, (space, picture) in enumerate(zip(spaces, pictures, strict=True)):
+        box = (number * width + 0.02 * width, 0.085, 0.96 * width, 0.86)
+        axes: Any = figure.add_axes(box) if is_flat else figure.add_axes(box, projection="3d")
+        _draw_points(axes, space, picture, styles)
+        _name_classes(figure, axes, space, picture, styles)
+        axes.set_title(f"{space.name}: {NAMES[picture.method]}", fontsize=10)
+        note = textwrap.fill(_note(space, picture), round(95 * (1 if len(spaces) == 1 else 0.92)))
+        figure.text(box[0], 0.072, note, fontsize=7, va="top", color="#333333")
+    _legend(figure, labels, styles, spaces, n_columns, left=len(spaces) * width)
+    return _files(figure)
+
+
+def confusion(spaces: Sequence[Space], numbers: Sequence[Numbers]) -> dict[str, bytes]:
+    """How often photos of one class lie nearest to another: a matrix a space, rows in percent.
+
+    Of more than 60 classes those that are confused most are shown. Returns "png" and "svg".
+    """
+    labels = sorted({label for each in numbers for label in each.labels})
+    matrices = [_in_order(each, labels) for each in numbers]
+    shown = np.arange(len(labels))
+    if len(labels) > MOST_CONFUSION_ROWS:
+        wrong = sum(
+            matrix.sum(axis=1) - matrix.diagonal() + matrix.sum(axis=0) - matrix.diagonal() for matrix in matrices
+        )
+        shown = np.sort(np.argsort(-np.asarray(wrong), kind="stable")[:MOST_CONFUSION_ROWS])
+    side = max(3.0, 0.13 * len(shown))
+    margin = 0.3 + 0.065 * max(len(labels[i]) for i in shown)
+    figure = Figure(figsize=(len(spaces) * side + margin + 0.9, side + margin + 0.6))
+    FigureCanvasAgg(figure)
+    wide, high = figure.get_size_inches()
+    size = 5.5 if len(shown) > 20 else 8
+    for number, (space, matrix) in enumerate(zip(spaces, matrices, strict=True)):
+        part = matrix[np.ix_(shown, shown)]
+        share = 100 * part / np.maximum(matrix[shown].sum(axis=1, keepdims=True), 1)
+        box = ((margin + number * side) / wide, margin / high, (side - 0.15) / wide, side / high)
+        axes: Any = figure.add_axes(box)
+        image = axes.imshow(share, cmap="cividis_r", vmin=0, vmax=100, aspect="auto")
+        names = [labels[i] for i in shown]
+        axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(shown)), names if number == 0 else [], fontsize=size)
+        axes.tick_params(length=0)
+        of = "" if len(shown) == len(labels) else f"; the {len(shown)} of {len(labels)} classes confused most"
+        axes.set_title(f"{space.name}: nearest class, in % of a row{of}", fontsize=8)
+        axes.set_xlabel("nearest class", fontsize=7)
+    figure.axes[0].set_ylabel("own class", fontsize=7)
+    bar = figure.add_axes(((margin + len(spaces) * side) / wide, margin / high, 0.12 / wide, side / high))
+    figure.colorbar(image, cax=bar).ax.tick_params(labelsize=6)
+    return _files(figure)
+
+
+def _draw_points(axes: Any, space: Space, picture: Picture, styles: dict[str, Mark]) -> None:
+    n = len(space.points)
+    size = float(np.clip(9000 / n, 4, 34))
+    raster = n > RASTER_FROM
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for row, point in enumerate(space.points):
+        rows_of.setdefault((point.role, point.label), []).append(row)
+    for role in ("support", "query", "prototype"):  # in the order in which they cover each other
+        for (its_role, label), rows in rows_of.items():
+            if its_role != role:
+                continue
+            colour, shape = (styles[label].colour, styles[label].shape) if label else (UNLABELLED, "o")
+            look = {
+                "support": {"s": size, "c": colour, "marker": shape, "linewidths": 0, "alpha": 0.85},
+                "query": {
+                    "s": 1.3 * size,
+                    "facecolors": "none",
+                    "edgecolors": colour,
+                    "marker": shape,
+                    "linewidths": 0.9,
+                },
+                "prototype": {"s": 3 * size, "c": colour, "marker": "*", "edgecolors": "black", "linewidths": 0.5},
+            }[role]
+            axes.scatter(*picture.points[rows].T, **look, rasterized=raster)
+    ringed = [row for row, point in enumerate(space.points) if point.agrees is False]
+    if ringed:
+        ring = {"s": 3 * size, "facecolors": "none", "edgecolors": "black", "linewidths": 0.7, "marker": "o"}
+        axes.scatter(*picture.points[ringed].T, **ring, rasterized=raster)
+    axes.tick_params(labelbottom=False, labelleft=False, length=0)
+    if picture.n_dims == 3:
+        axes.tick_params(labelright=False)
+        axes.zaxis.set_ticklabels([])
+        axes.set_box_aspect(None, zoom=1.1)
+    else:
+        axes.margins(0.04)
+        for side in axes.spines.values():
+            side.set_color("#bbbbbb")
+
+
+def _name_classes(figure: Figure, axes: Any, space: Space, picture: Picture, styles: dict[str, Mark]) -> None:
+    rows_of: dict[str, list[int]] = {}
+    for row, point in enumerate(space.points):
+        if point.role == "support":
+            rows_of.setdefault(point.label, []).append(row)
+    largest = sorted(rows_of, key=lambda label: -len(rows_of[label]))[:MOST_LABELS]
+    centres = np.array([np.median(picture.points[rows_of[label]], axis=0) for label in largest])
+    size = 8.5 if len(largest) <= 12 else 6.2
+    look = {"fontsize": size, "ha": "center", "va": "center", "path_effects": _HALO, "zorder": 10}
+    texts = [
+        axes.text(*centre, label, color=_dark(styles[label].colour), **look)
+        for label, centre in zip(largest, centres, strict=True)
+    ]
+    if picture.n_dims == 2:
+        _part(figure, axes, texts, centres)
+
+
+def _part(figure: Figure, axes: Any, texts: list[Any], centres: Float32s) -> None:
+    """Move labels apart until none covers another, each held by a line to its class when it has left it."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    half = np.array([[box.width / 2 + 1, box.height / 2 + 0.5] for box in boxes])
+    home = axes.transData.transform(centres)
+    place = home.copy()
+    frame = axes.get_window_extent(renderer)
+    low, high = np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half
+    for _ in range(300):
+        gap = place[:, None] - place[None]
+        overlap = half[:, None] + half[None] - np.abs(gap)
+        overlap[np.arange(len(place)), np.arange(len(place))] = -1
+        colliding = (overlap > 0).all(axis=2)
+        if not colliding.any():
+            break
+        # Along the side on which less is to go; of two at one place the first goes up.
+        tie = np.where(np.arange(len(place))[:, None] < np.arange(len(place))[None], 1.0, -1.0)
+        sign = np.where(gap == 0, tie[..., None], np.sign(gap))
+        along = (overlap[..., 1] * 1.0 <= overlap[..., 0]).astype(int)
+        push = np.zeros_like(place)
+        for axis in (0, 1):
+            moved = np.where(colliding & (along == axis), sign[..., axis] * overlap[..., axis] * 0.3, 0.0)
+            push[:, axis] += moved.sum(axis=1)
+        place = np.clip(place + push, low, high)
+    at = axes.transData.inverted().transform(place)
+    for text, point, centre, moved in zip(texts, at, centres, np.abs(place - home) > half, strict=True):
+        text.set_position(point)
+        if moved.any():
+            axes.plot(*np.array([centre, point]).T, color=text.get_color(), linewidth=0.5, alpha=0.7, zorder=9)
+
+
+def _legend(
+    figure: Figure, labels: Sequence[str], styles: dict[str, Mark], spaces: Sequence[Space], n_columns: int, left: float
+) -> None:
+    roles = {point.role for space in spaces for point in space.points}
+    plain: dict[str, Any] = {"linestyle": "", "markersize": 5.5}
+    kinds = [("enrolled photo", {"marker": "o", "color": "#555555", "markeredgewidth": 0})]
+    if "query" in roles:
+        kinds.append(("query photo", {"marker": "o", "markerfacecolor": "none", "color": "#555555"}))
+    if "prototype" in roles:
+        kinds.append(("prototype of a class", {"marker": "*", "color": "#555555", "markersize": 9}))
+    kinds.append(
+        ("nearer to another class", {"marker": "o", "markerfacecolor": "none", "color": "black", "markersize": 9})
+    )
+    handles = [Line2D([], [], label=text, **(plain | look)) for text, look in kinds]
+    common: dict[str, Any] = {
+        "loc": "upper left",
+        "fontsize": 6.5,
+        "frameon": False,
+        "handletextpad": 0.2,
+        "borderaxespad": 0,
+    }
+    figure.legend(handles=handles, bbox_to_anchor=(left + 0.005, 0.99), **common)
+    if not n_columns:
+        text = f"{len(labels):,} classes: too many for a legend.\nThe largest {MOST_LABELS} are named."
+        figure.text(left + 0.01, 0.85, text, fontsize=6.5, va="top")
+        return
+    classes = [
+        Line2D(
+            [],
+            [],
+            label=label,
+            marker=styles[label].shape,
+            color=styles[label].colour,
+            **(plain | {"markeredgewidth": 0}),
+        )
+        for label in labels
+    ]
+    below: dict[str, Any] = {
+        "bbox_to_anchor": (left + 0.005, 0.875),
+        "ncols": n_columns,
+        "columnspacing": 0.8,
+        "labelspacing": 0.45,
+    }
+    figure.legend(handles=classes, **common, **below)
+
+
+def _note(space: Space, picture: Picture) -> str:
+    of = "" if picture.n_trusted == space.n_photos else f" (of {picture.n_trusted:,} photos)"
+    return f"{space.stated}. {space.embedder}. Trustworthiness {picture.trust:.3f}{of}."
+
+
+def _in_order(numbers: Numbers, labels: Sequence[str]) -> np.ndarray[Any, Any]:
+    place = {label: i for i, label in enumerate(labels)}
+    at = [place[label] for label in numbers.labels]
+    matrix = np.zeros((len(labels), len(labels)), np.int64)
+    matrix[np.ix_(at, at)] = numbers.confusion
+    return matrix
+
+
+def _dark(colour: str) -> str:
+    """The same hue, dark enough to read as text on white."""
+    parts = [int(colour[i : i + 2], 16) * 0.62 for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part):02x}" for part in parts)
+
+
+def _files(figure: Figure) -> dict[str, bytes]:
+    found = {}
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        # Without the date: the same points give the same file.
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+        found[kind] = buffer.getvalue()
+    return found
