@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import patheffects, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from mpl_toolkits.mplot3d.proj3d import proj_transform
 
 from fewshot.projection.coordinates import NAMES
 from fewshot.projection.marks import N_MARKS, UNLABELLED, Mark, marks
@@ -47,7 +48,7 @@ def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, b
     labels = sorted({label for space in spaces for label in space.labels})
     styles = marks(labels)
     n_columns = math.ceil(len(labels) / LEGEND_ROWS) if len(labels) <= N_MARKS else 0
-    legend_inches = 0.35 + n_columns * (0.55 + 0.058 * max(map(len, labels)))
+    legend_inches = 0.2 + n_columns * (0.3 + 0.047 * max(map(len, labels)))
     figure = Figure(figsize=(PANEL_INCHES * len(spaces) + max(legend_inches, 1.6), PANEL_INCHES + 0.5))
     FigureCanvasAgg(figure)
     width = PANEL_INCHES / figure.get_figwidth()
@@ -57,7 +58,7 @@ def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, b
         axes: Any = figure.add_axes(box) if is_flat else figure.add_axes(box, projection="3d")
         _draw_points(axes, space, picture, styles)
         _name_classes(figure, axes, space, picture, styles)
-        axes.set_title(f"{space.name}: {NAMES[picture.method]}", fontsize=10)
+        axes.set_title(f"{space.name}: {NAMES[picture.method]}", fontsize=10, pad=6 if is_flat else -4)
         note = textwrap.fill(_note(space, picture), round(95 * (1 if len(spaces) == 1 else 0.92)))
         figure.text(box[0], 0.072, note, fontsize=7, va="top", color="#333333")
     _legend(figure, labels, styles, spaces, n_columns, left=len(spaces) * width)
@@ -88,7 +89,7 @@ def confusion(spaces: Sequence[Space], numbers: Sequence[Numbers]) -> dict[str, 
         share = 100 * part / np.maximum(matrix[shown].sum(axis=1, keepdims=True), 1)
         box = ((margin + number * side) / wide, margin / high, (side - 0.15) / wide, side / high)
         axes: Any = figure.add_axes(box)
-        image = axes.imshow(share, cmap="cividis_r", vmin=0, vmax=100, aspect="auto")
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         names = [labels[i] for i in shown]
         axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(shown)), names if number == 0 else [], fontsize=size)
@@ -142,52 +143,60 @@ def _draw_points(axes: Any, space: Space, picture: Picture, styles: dict[str, Ma
 
 
 def _name_classes(figure: Figure, axes: Any, space: Space, picture: Picture, styles: dict[str, Mark]) -> None:
+    """Write each class's name above the middle of its enrolled photos; where names would cover each other, beside."""
     rows_of: dict[str, list[int]] = {}
     for row, point in enumerate(space.points):
         if point.role == "support":
             rows_of.setdefault(point.label, []).append(row)
     largest = sorted(rows_of, key=lambda label: -len(rows_of[label]))[:MOST_LABELS]
-    centres = np.array([np.median(picture.points[rows_of[label]], axis=0) for label in largest])
-    size = 8.5 if len(largest) <= 12 else 6.2
-    look = {"fontsize": size, "ha": "center", "va": "center", "path_effects": _HALO, "zorder": 10}
+    figure.canvas.draw()  # in three dimensions the view is known only then
+    pixels = _pixels(axes, picture)
+    centres = np.array([np.median(pixels[rows_of[label]], axis=0) for label in largest])
+    heights = [np.percentile(pixels[rows_of[label], 1], 80) - centre[1] for label, centre in zip(largest, centres)]
+    look = {"fontsize": 8.5 if len(largest) <= 12 else 6.2, "ha": "center", "va": "center", "zorder": 10}
     texts = [
-        axes.text(*centre, label, color=_dark(styles[label].colour), **look)
-        for label, centre in zip(largest, centres, strict=True)
+        figure.text(0, 0, label, color=_dark(styles[label].colour), path_effects=_HALO, **look) for label in largest
     ]
-    if picture.n_dims == 2:
-        _part(figure, axes, texts, centres)
-
-
-def _part(figure: Figure, axes: Any, texts: list[Any], centres: Float32s) -> None:
-    """Move labels apart until none covers another, each held by a line to its class when it has left it."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [text.get_window_extent(renderer) for text in texts]
     half = np.array([[box.width / 2 + 1, box.height / 2 + 0.5] for box in boxes])
-    home = axes.transData.transform(centres)
-    place = home.copy()
+    above = centres + np.array([[0, max(0.0, height) + size[1] + 3] for height, size in zip(heights, half)])
     frame = axes.get_window_extent(renderer)
-    low, high = np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half
-    for _ in range(300):
-        gap = place[:, None] - place[None]
-        overlap = half[:, None] + half[None] - np.abs(gap)
-        overlap[np.arange(len(place)), np.arange(len(place))] = -1
+    places = _parted(above, half, np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half)
+    to_figure = figure.transFigure.inverted().transform  # in fractions, which hold at every resolution
+    for text, centre, place, size in zip(texts, centres, places, half, strict=True):
+        text.set_position(to_figure(place))
+        if np.linalg.norm(place - centre) > 3 * size[1] + 12:
+            ends = to_figure(np.array([centre, place]))
+            line = Line2D(*ends.T, color=text.get_color(), linewidth=0.4, alpha=0.7, transform=figure.transFigure)
+            figure.add_artist(line)
+
+
+def _pixels(axes: Any, picture: Picture) -> Float32s:
+    """Where the points of a picture are on the page, (n, 2)."""
+    points = picture.points
+    if picture.n_dims == 3:
+        points = np.column_stack(proj_transform(*points.T, axes.get_proj())[:2])
+    found: Float32s = axes.transData.transform(points)
+    return found
+
+
+def _parted(places: Float32s, half: Float32s, low: Float32s, high: Float32s) -> Float32s:
+    """Boxes of half sizes `half` around `places`, moved until none covers another, held between `low` and `high`."""
+    places = np.clip(places, low, high)
+    itself = np.eye(len(places), dtype=bool)[..., None]
+    # Of two at one place the first goes up.
+    tie = np.where(np.arange(len(places))[:, None] < np.arange(len(places))[None], 1.0, -1.0)[..., None]
+    for _ in range(400):
+        gap = places[:, None] - places[None]
+        overlap = np.where(itself, -1.0, half[:, None] + half[None] - np.abs(gap))  # (n, n, 2)
         colliding = (overlap > 0).all(axis=2)
         if not colliding.any():
             break
-        # Along the side on which less is to go; of two at one place the first goes up.
-        tie = np.where(np.arange(len(place))[:, None] < np.arange(len(place))[None], 1.0, -1.0)
-        sign = np.where(gap == 0, tie[..., None], np.sign(gap))
-        along = (overlap[..., 1] * 1.0 <= overlap[..., 0]).astype(int)
-        push = np.zeros_like(place)
-        for axis in (0, 1):
-            moved = np.where(colliding & (along == axis), sign[..., axis] * overlap[..., axis] * 0.3, 0.0)
-            push[:, axis] += moved.sum(axis=1)
-        place = np.clip(place + push, low, high)
-    at = axes.transData.inverted().transform(place)
-    for text, point, centre, moved in zip(texts, at, centres, np.abs(place - home) > half, strict=True):
-        text.set_position(point)
-        if moved.any():
-            axes.plot(*np.array([centre, point]).T, color=text.get_color(), linewidth=0.5, alpha=0.7, zorder=9)
+        shorter = overlap == overlap.min(axis=2, keepdims=True)  # they part where less is to go
+        push = np.where(gap == 0, tie, np.sign(gap)) * overlap * 0.3
+        places = np.clip(places + np.where(colliding[..., None] & shorter, push, 0.0).sum(axis=1), low, high)
+    return places
 
 
 def _legend(
@@ -257,9 +266,10 @@ def _dark(colour: str) -> str:
 
 def _files(figure: Figure) -> dict[str, bytes]:
     found = {}
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        # Without the date: the same points give the same file.
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-        found[kind] = buffer.getvalue()
+    # Without date and random names: the same points give the same file. Text stays text, for editors.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewshot"}):
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+            found[kind] = buffer.getvalue()
     return found
