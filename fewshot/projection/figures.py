@@ -152,20 +152,26 @@ def _name_classes(figure: Figure, axes: Any, space: Space, picture: Picture, sty
     figure.canvas.draw()  # in three dimensions the view is known only then
     pixels = _pixels(axes, picture)
     centres = np.array([np.median(pixels[rows_of[label]], axis=0) for label in largest])
-    heights = [np.percentile(pixels[rows_of[label], 1], 80) - centre[1] for label, centre in zip(largest, centres)]
-    look = {"fontsize": 8.5 if len(largest) <= 12 else 6.2, "ha": "center", "va": "center", "zorder": 10}
+    tops = np.array([np.percentile(pixels[rows_of[label], 1], 80) for label in largest])
+    look: dict[str, Any] = {
+        "fontsize": 8.5 if len(largest) <= 12 else 6.2,
+        "ha": "center",
+        "va": "center",
+        "zorder": 10,
+    }
     texts = [
         figure.text(0, 0, label, color=_dark(styles[label].colour), path_effects=_HALO, **look) for label in largest
     ]
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [text.get_window_extent(renderer) for text in texts]
     half = np.array([[box.width / 2 + 1, box.height / 2 + 0.5] for box in boxes])
-    above = centres + np.array([[0, max(0.0, height) + size[1] + 3] for height, size in zip(heights, half)])
+    above = np.column_stack([centres[:, 0], np.maximum(tops, centres[:, 1]) + half[:, 1] + 3])
     frame = axes.get_window_extent(renderer)
     places = _parted(above, half, np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half)
     to_figure = figure.transFigure.inverted().transform  # in fractions, which hold at every resolution
     for text, centre, place, size in zip(texts, centres, places, half, strict=True):
-        text.set_position(to_figure(place))
+        x, y = to_figure(place)
+        text.set_position((x, y))
         if np.linalg.norm(place - centre) > 3 * size[1] + 12:
             ends = to_figure(np.array([centre, place]))
             line = Line2D(*ends.T, color=text.get_color(), linewidth=0.4, alpha=0.7, transform=figure.transFigure)
@@ -190,7 +196,7 @@ def _parted(places: Float32s, half: Float32s, low: Float32s, high: Float32s) -> 
     for _ in range(400):
         gap = places[:, None] - places[None]
         overlap = np.where(itself, -1.0, half[:, None] + half[None] - np.abs(gap))  # (n, n, 2)
-        colliding = (overlap > 0).all(axis=2)
+        colliding: Any = (overlap > 0).all(axis=2)
         if not colliding.any():
             break
         shorter = overlap == overlap.min(axis=2, keepdims=True)  # they part where less is to go
