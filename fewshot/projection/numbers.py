@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, silhouette_samples
+from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
 from fewshot.projection.spaces import Space
@@ -72,7 +72,8 @@ def measure(space: Space) -> Numbers:
     asked = [point for point in points if point.agrees is not None]
     nearest = np.array([index[point.nearest] for point in asked], np.int64)
     truth = np.array([index[point.label] for point in asked], np.int64)
-    matrix: Int64s = confusion_matrix(truth, nearest, labels=np.arange(len(labels))) if asked else _empty(labels)
+    matrix = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(matrix, (truth, nearest), 1)
     queries = [point for point in space.points if point.role == "query" and point.agrees is not None]
     return Numbers(
         n=len(points),
@@ -81,7 +82,7 @@ def measure(space: Space) -> Numbers:
         neighbour_agreement=_neighbour_agreement(vectors, own),
         class_agreement=_share([point.agrees for point in asked]),
         labels=tuple(labels),
-        confusion=matrix.astype(np.int64),
+        confusion=matrix,
         query_agreement=_share([point.agrees for point in queries]),
     )
 
@@ -121,7 +122,3 @@ def _neighbour_agreement(vectors: Float32s, classes: Int64s) -> float | None:
 
 def _share(values: Sequence[bool | None]) -> float | None:
     return round(sum(map(bool, values)) / len(values), 4) if values else None
-
-
-def _empty(labels: Sequence[str]) -> Int64s:
-    return np.zeros((len(labels), len(labels)), np.int64)

@@ -20,8 +20,8 @@ TEMPLATE = Path(__file__).with_name("page.html")
 MOST_CLASSES = 200
 KEY = (
     "Filled: enrolled photos. Hollow: query photos. Stars: prototypes. A black ring: nearer to another class than to "
-    "its own. Point at a photo to see it; click a class in the legend to see it alone, and again for all. Scroll to zoom, "
-    "drag to move, double-click to see all of it."
+    "its own. Point at a photo to see it; click a class in the legend to see it alone, and again for all. Scroll to "
+    "zoom, drag to move, double-click to see all of it."
 )
 
 

@@ -42,8 +42,7 @@ class Painters:
         # Not forked: this process has threads (OpenVINO's, faiss's), and a fork would inherit their locks.
         context = multiprocessing.get_context("spawn")
         self._pools = {
-            is_umap: ProcessPoolExecutor(1, mp_context=context, initializer=_leave_interrupts_to_the_parent)
-            for is_umap in {method == "umap" for method in methods}
+            is_umap: ProcessPoolExecutor(1, mp_context=context) for is_umap in {method == "umap" for method in methods}
         }
         self._running: list[Future[Picture]] = []
 
@@ -61,10 +60,15 @@ class Painters:
 
     def begin(self, space: int, vectors: Float32s, n_photos: int) -> None:
         """Start on every picture of a space, whose first `n_photos` rows are photos."""
-        for n_dims in sorted(N_DIMS, reverse=True):  # three dimensions take longest
-            for method in self.methods:
-                job = (space, vectors, n_photos, method, n_dims, self._seed, self._n_neighbours)
-                self._running.append(self._pools[method == "umap"].submit(_paint, *job))
+        # Ctrl-C goes to all processes of a terminal. Those begun while it is blocked never see it: this one ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for n_dims in sorted(N_DIMS, reverse=True):  # three dimensions take longest
+                for method in self.methods:
+                    job = (space, vectors, n_photos, method, n_dims, self._seed, self._n_neighbours)
+                    self._running.append(self._pools[method == "umap"].submit(_paint, *job))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def pictures(self) -> Iterator[Picture]:
         """The pictures begun, as they are done.
@@ -80,10 +84,6 @@ class Painters:
                 "the process that computed a projection was ended from outside; memory may have run out.",
                 hint="Draw fewer photos with --max-photos.",
             ) from error
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _paint(

@@ -3,6 +3,7 @@
 import logging
 import math
 import socket
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,11 +89,15 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> str:
     # The projector needs none of the event files that the faster reader is for.
     board.configure(logdir=str(folder / FOLDER), host=HOST, port=port, load_fast="false")
     try:
-        return f"{board.launch()}#projector"
+        address = board.launch()
     except program.TensorBoardPortInUseError as error:
         raise _port_in_use(port) from error
     except program.TensorBoardServerException as error:
         raise ProjectionError(f"TensorBoard cannot serve on port {port} of {HOST}: {error.msg}") from error
+    # Asked for the first time, it only begins to look whether there is anything to show, and calls the tab inactive.
+    with urllib.request.urlopen(f"{address}data/plugins_listing", timeout=30) as answer:
+        answer.read()
+    return f"{address}#projector"
 
 
 def _port_in_use(port: int) -> PortInUseError:
