@@ -37,7 +37,9 @@ def test_bare_make_prints_its_help():
     assert re.search(r"^ *make test +\w", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md", "docs/projection.md"]
+)
 def test_relative_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):

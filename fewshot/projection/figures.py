@@ -107,14 +107,14 @@ def _draw_points(axes: Any, space: Space, picture: Picture, styles: dict[str, Ma
     n = len(space.points)
     size = float(np.clip(9000 / n, 4, 34))
     raster = n > RASTER_FROM
-    rows_of: dict[tuple[str, str], list[int]] = {}
+    rows_of: dict[tuple[str, str, str], list[int]] = {}  # many classes may share a mark
     for row, point in enumerate(space.points):
-        rows_of.setdefault((point.role, point.label), []).append(row)
+        mark = styles[point.label] if point.label else UNLABELLED
+        rows_of.setdefault((point.role, mark.colour, mark.shape), []).append(row)
     for role in ("support", "query", "prototype"):  # in the order in which they cover each other
-        for (its_role, label), rows in rows_of.items():
+        for (its_role, colour, shape), rows in rows_of.items():
             if its_role != role:
                 continue
-            colour, shape = (styles[label].colour, styles[label].shape) if label else (UNLABELLED, "o")
             look = {
                 "support": {"s": size, "c": colour, "marker": shape, "linewidths": 0, "alpha": 0.85},
                 "query": {

@@ -19,7 +19,6 @@ SHAPES = (
     (">", "triangle-right", "cross"),
 )
 N_MARKS = len(HUES) * len(SHAPES)
-UNLABELLED = "#999999"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,10 @@ class Mark:
     shape: str
     plotly_2d: str
     plotly_3d: str
+
+
+# Of a query photo that no folder names, and of what is too much to be told apart.
+UNLABELLED = Mark("#999999", "o", "circle", "circle")
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:

@@ -43,10 +43,10 @@ def page(
     classes = [_class(label, styles[label]) for label in own]
     place = {label: i for i, label in enumerate(own)} | {label: len(own) for label in labels if label not in styles}
     if len(own) < len(labels):
-        classes.append(_class(f"the other {len(labels) - len(own):,} classes", Mark(UNLABELLED, "o", *["circle"] * 2)))
+        classes.append(_class(f"the other {len(labels) - len(own):,} classes", UNLABELLED))
     if any(not point.label for space in spaces for point in space.points):
         place[""] = len(classes)
-        classes.append(_class("", Mark("#222222", "o", "circle", "circle")))
+        classes.append(_class("", UNLABELLED))
     kept: dict[bytes, int] = {}
     content = {
         "methods": [{"key": method, "name": NAMES[method]} for method in METHODS if _has(pictures, method)],
