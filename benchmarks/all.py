@@ -213,13 +213,13 @@ def spaces() -> str:
     return f"""## The space
 
 `python benchmarks/spaces.py`: the protocol's gallery (50 classes) as `fewshot project --compare` measures it, each
-photo asked as if it were not enrolled. Of a photo's {share["k"]} nearest neighbours the two have {share["share"]:.0%} in
-common. [projection.md](projection.md) shows the pictures.
+photo asked as if it were not enrolled. Of a photo's {share["k"]} nearest neighbours the two have
+{share["share"]:.0%} in common. [projection.md](projection.md) shows the pictures.
 
 {table(["", *by_name], rows)}
 
-Wrong labels: {labels["n_wrong"]} photos at a time are moved into other classes of a copy, and `fewshot inspect` (and the
-report of `fewshot project`) is asked which photos look mislabelled. *Novel*: of those, the photos of classes that
+Wrong labels: {labels["n_wrong"]} photos at a time are moved into other classes of a copy, and `fewshot inspect` (as the
+report of `fewshot project` is) is asked which photos look mislabelled. *Novel*: of those, the photos of classes that
 plants-lite0 was not trained on. *Others named*: photos that keep their own label, the median of the copies; *before*:
 named in the gallery as it is, where nobody knows of a wrong label.
 

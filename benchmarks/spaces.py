@@ -31,7 +31,7 @@ BACKBONES = ("lite0", "plants-lite0")
 PICTURES = ROOT / "docs" / "pictures"
 N_WRONG = 5
 LARGE_CLASSES, LARGE_EACH = 1000, 100
-PALETTE_COLOURS = 64  # a figure of a few hues needs no more, and is a third of the size
+PALETTE_COLOURS = 256  # a figure of a few hues needs no more, and is half the size
 
 
 def build(data: Path, index: Path, backbone: str) -> None:
@@ -94,7 +94,8 @@ def pictures(data: Path, work: Path) -> dict[str, Any]:
     PICTURES.mkdir(exist_ok=True)
     for name in ("umap-2d", "tsne-2d", "pca-2d", "confusion"):
         with Image.open(work / "both" / "figures" / f"{name}.png") as picture:
-            small = picture.convert("RGB").quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
+            # By coverage, which keeps the few hues as they are; the median cut would mix them.
+            small = picture.convert("RGB").quantize(PALETTE_COLOURS, Image.Quantize.MAXCOVERAGE)
             small.save(PICTURES / f"{name}.png", optimize=True)
     (facts,) = json_lines(done.stdout)
     keys = ("name", "photos", "silhouette", "neighbour_agreement", "class_agreement", "trustworthiness")

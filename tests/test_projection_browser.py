@@ -1,11 +1,11 @@
 """What a person sees: the page and TensorBoard's projector, opened in a real browser."""
 
-import json
 import shutil
-from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from PIL import Image
 
 from fewshot.datasets import class_folders
 from fewshot.gallery import Gallery
@@ -198,17 +198,18 @@ def test_the_report_shows_the_doubtful_photo_and_every_link_leads_somewhere(page
 def test_tensorboard_s_projector_shows_the_points_and_their_labels(page, drawn):
     root, result = drawn
     page.goto(serve(root / "out", port=0))
-    frame = page.frame_locator("iframe")
-    n = len(result.spaces[0].points)
-    frame.get_by_text(f"Points: {n}", exact=False).wait_for()
-    frame.get_by_text("Dimension: 48", exact=False).wait_for()
-    assert page.get_by_text("INACTIVE").count() == 0
-    # The projector's own search, by the column "label" of metadata.tsv.
-    for label in ("rust", "blight"):
-        box = frame.get_by_label("Search", exact=True).first
-        box.fill(label)
-        wanted = sum(point.label == label for point in result.spaces[0].points)
-        frame.get_by_text(f"{wanted} matches", exact=False).first.wait_for()
+    frame = page.frame_locator("iframe").frame_locator("iframe")
+    points = result.spaces[0].points
+    frame.locator(".numDataPoints", has_text=f"{len(points)}").wait_for()
+    assert frame.locator(".numDataPoints").inner_text() == str(len(points))
+    frame.get_by_text("Dimension: 48").wait_for()
+    # The projector's own search, which looks in the column "label" of metadata.tsv.
+    for label in LEAF_COLOURS:
+        frame.locator("vz-projector-input input").last.fill(label)
+        wanted = sum(point.label == label for point in points)
+        frame.get_by_text(f"{wanted} matches.", exact=True).wait_for()
+        assert set(frame.locator("vz-projector-inspector-panel .matches-list .label").all_inner_texts()) == {label}
     page.screenshot(path=str(root / "projector.png"))
-    assert Path(root / "projector.png").stat().st_size > 20_000
-    assert json.loads((root / "out" / "numbers.json").read_text())["spaces"][0]["points"] == n
+    shown = np.asarray(Image.open(root / "projector.png").convert("RGB"))[150:, 320:1090]
+    for colour in LEAF_COLOURS.values():  # the thumbnails of the sprite, each class in its colour
+        assert (np.abs(shown.astype(int) - colour).max(axis=2) < 40).sum() > 50
