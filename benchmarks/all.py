@@ -183,6 +183,8 @@ def spaces() -> str:
     by_name = {space["name"]: space for space in drawn["spaces"]}
     measures = [
         ("nearest class is the photo's own", "class_agreement"),
+        ("the same, the 35 classes that plants-lite0 was trained on", "class_agreement_trained"),
+        ("the same, the 15 novel classes", "class_agreement_novel"),
         ("nearest other photo is of the same class", "neighbour_agreement"),
         ("silhouette", "silhouette"),
     ]

@@ -7,6 +7,7 @@ at a time, and `fewshot project` is asked which look mislabelled. Last, an index
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -100,7 +101,23 @@ def pictures(data: Path, work: Path) -> dict[str, Any]:
     (facts,) = json_lines(done.stdout)
     keys = ("name", "photos", "silhouette", "neighbour_agreement", "class_agreement", "trustworthiness")
     spaces = [{key: space[key] for key in keys} for space in facts["spaces"]]
+    novel = {folder.name for folder in (data / "novel" / "support").iterdir()}
+    for space in spaces:
+        space |= _agreement(work / "both" / "coordinates.csv", space["name"], novel)
     return {"cost": alone, "spaces": spaces, "shared_neighbours": facts["shared_neighbours"]}
+
+
+def _agreement(coordinates: Path, space: str, novel: set[str]) -> dict[str, float]:
+    """The share of photos whose nearest class is their own: of classes that were trained on, and of novel ones."""
+    with coordinates.open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["space"] == space and row["role"] == "support"]
+    found = {}
+    for name, part in (
+        ("class_agreement_trained", [row for row in rows if row["label"] not in novel]),
+        ("class_agreement_novel", [row for row in rows if row["label"] in novel]),
+    ):
+        found[name] = round(sum(row["agrees"] == "true" for row in part) / len(part), 4)
+    return found
 
 
 def wrong_labels(data: Path, work: Path, n_draws: int) -> dict[str, Any]:

@@ -52,9 +52,11 @@ DOORS = {
     "pyarrow": {"projection"},
     "tensorboard": {"projection"},
     "matplotlib": {"projection", "training"},
+    "mpl_toolkits": {"projection"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
+HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard"}
 
 
 def room(module):

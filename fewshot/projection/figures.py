@@ -3,13 +3,16 @@
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from matplotlib import patheffects, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.proj3d import proj_transform
 
@@ -28,9 +31,32 @@ MOST_CONFUSION_ROWS = 60
 # An SVG with more single marks is slow to open: they go into it as one picture.
 RASTER_FROM = 3000
 DPI = 150
+MOST_LETTERS = 40
+# Legends and titles stay text in an SVG; its names are not random, so that the same points give the same file; and "$"
+# in a label is a dollar and no formula.
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fewshot",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+}
 _HALO = [patheffects.withStroke(linewidth=1.8, foreground="white")]
 
 
+@contextmanager
+def _drawing() -> Iterator[None]:
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # `missing_letters` tells of them
+        yield
+
+
+def missing_letters(labels: Iterable[str]) -> list[str]:
+    """The labels with letters that the figures' font does not have: boxes stand in their place."""
+    known = get_font(findfont(_FONT)).get_charmap()
+    return [label for label in labels if any(ord(letter) not in known for letter in label)]
+
+
+@_drawing()
 def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, bytes]:
     """One picture of each space, side by side, with one legend.
 
@@ -48,7 +74,7 @@ def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, b
     labels = sorted({label for space in spaces for label in space.labels})
     styles = marks(labels)
     n_columns = math.ceil(len(labels) / LEGEND_ROWS) if len(labels) <= N_MARKS else 0
-    legend_inches = 0.2 + n_columns * (0.3 + 0.047 * max(map(len, labels)))
+    legend_inches = 0.2 + n_columns * (0.3 + 0.047 * max(len(_short(label)) for label in labels))
     figure = Figure(figsize=(PANEL_INCHES * len(spaces) + max(legend_inches, 1.6), PANEL_INCHES + 0.5))
     FigureCanvasAgg(figure)
     width = PANEL_INCHES / figure.get_figwidth()
@@ -65,6 +91,7 @@ def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, b
     return _files(figure)
 
 
+@_drawing()
 def confusion(spaces: Sequence[Space], numbers: Sequence[Numbers]) -> dict[str, bytes]:
     """How often photos of one class lie nearest to another: a matrix a space, rows in percent.
 
@@ -79,7 +106,7 @@ def confusion(spaces: Sequence[Space], numbers: Sequence[Numbers]) -> dict[str, 
         )
         shown = np.sort(np.argsort(-np.asarray(wrong), kind="stable")[:MOST_CONFUSION_ROWS])
     side = max(3.0, 0.13 * len(shown))
-    margin = 0.3 + 0.065 * max(len(labels[i]) for i in shown)
+    margin = 0.3 + 0.065 * max(len(_short(labels[i])) for i in shown)
     figure = Figure(figsize=(len(spaces) * side + margin + 0.9, side + margin + 0.6))
     FigureCanvasAgg(figure)
     wide, high = figure.get_size_inches()
@@ -90,7 +117,7 @@ def confusion(spaces: Sequence[Space], numbers: Sequence[Numbers]) -> dict[str, 
         box = ((margin + number * side) / wide, margin / high, (side - 0.15) / wide, side / high)
         axes: Any = figure.add_axes(box)
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        names = [labels[i] for i in shown]
+        names = [_short(labels[i]) for i in shown]
         axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(shown)), names if number == 0 else [], fontsize=size)
         axes.tick_params(length=0)
@@ -160,7 +187,8 @@ def _name_classes(figure: Figure, axes: Any, space: Space, picture: Picture, sty
         "zorder": 10,
     }
     texts = [
-        figure.text(0, 0, label, color=_dark(styles[label].colour), path_effects=_HALO, **look) for label in largest
+        figure.text(0, 0, _short(label), color=_dark(styles[label].colour), path_effects=_HALO, **look)
+        for label in largest
     ]
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [text.get_window_extent(renderer) for text in texts]
@@ -193,7 +221,7 @@ def _parted(places: Float32s, half: Float32s, low: Float32s, high: Float32s) -> 
     itself = np.eye(len(places), dtype=bool)[..., None]
     # Of two at one place the first goes up.
     tie = np.where(np.arange(len(places))[:, None] < np.arange(len(places))[None], 1.0, -1.0)[..., None]
-    for _ in range(400):
+    for _ in range(1000):
         gap = places[:, None] - places[None]
         overlap = np.where(itself, -1.0, half[:, None] + half[None] - np.abs(gap))  # (n, n, 2)
         colliding: Any = (overlap > 0).all(axis=2)
@@ -218,37 +246,20 @@ def _legend(
     kinds.append(
         ("nearer to another class", {"marker": "o", "markerfacecolor": "none", "color": "black", "markersize": 9})
     )
-    handles = [Line2D([], [], label=text, **(plain | look)) for text, look in kinds]
-    common: dict[str, Any] = {
-        "loc": "upper left",
-        "fontsize": 6.5,
-        "frameon": False,
-        "handletextpad": 0.2,
-        "borderaxespad": 0,
-    }
-    figure.legend(handles=handles, bbox_to_anchor=(left + 0.005, 0.99), **common)
+    handles = [Line2D([], [], **(plain | look)) for _, look in kinds]
+    common: dict[str, Any] = {"loc": "upper left", "fontsize": 6.5, "frameon": False}
+    common |= {"handletextpad": 0.2, "borderaxespad": 0}
+    figure.legend(handles, [text for text, _ in kinds], bbox_to_anchor=(left + 0.005, 0.99), **common)
     if not n_columns:
         text = f"{len(labels):,} classes: too many for a legend.\nThe largest {MOST_LABELS} are named."
         figure.text(left + 0.01, 0.85, text, fontsize=6.5, va="top")
         return
-    classes = [
-        Line2D(
-            [],
-            [],
-            label=label,
-            marker=styles[label].shape,
-            color=styles[label].colour,
-            **(plain | {"markeredgewidth": 0}),
-        )
-        for label in labels
-    ]
-    below: dict[str, Any] = {
-        "bbox_to_anchor": (left + 0.005, 0.875),
-        "ncols": n_columns,
-        "columnspacing": 0.8,
-        "labelspacing": 0.45,
-    }
-    figure.legend(handles=classes, **common, **below)
+    solid = plain | {"markeredgewidth": 0}
+    classes = [Line2D([], [], marker=styles[label].shape, color=styles[label].colour, **solid) for label in labels]
+    common |= {"ncols": n_columns, "columnspacing": 0.8, "labelspacing": 0.45}
+    legend = figure.legend(classes, ["-"] * len(classes), bbox_to_anchor=(left + 0.005, 0.875), **common)
+    for text_of, label in zip(legend.get_texts(), labels, strict=True):
+        text_of.set_text(_short(label))  # given to the legend itself, a label that begins with "_" would be left out
 
 
 def _note(space: Space, picture: Picture) -> str:
@@ -264,6 +275,10 @@ def _in_order(numbers: Numbers, labels: Sequence[str]) -> np.ndarray[Any, Any]:
     return matrix
 
 
+def _short(label: str) -> str:
+    return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
+
+
 def _dark(colour: str) -> str:
     """The same hue, dark enough to read as text on white."""
     parts = [int(colour[i : i + 2], 16) * 0.62 for i in (1, 3, 5)]
@@ -272,10 +287,8 @@ def _dark(colour: str) -> str:
 
 def _files(figure: Figure) -> dict[str, bytes]:
     found = {}
-    # Without date and random names: the same points give the same file. Text stays text, for editors.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewshot"}):
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-            found[kind] = buffer.getvalue()
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+        found[kind] = buffer.getvalue()
     return found

@@ -164,7 +164,7 @@ def project(
             read_tiles(source.gallery, space, asked)
             for source, space, asked in zip(sources, spaces, queries, strict=True)
         ]
-        notes += _thinning_notes(spaces)
+        notes += _thinning_notes(spaces) + _font_notes(spaces)
         numbers = [measure(space) for space in spaces]
         doubts, pairs, inspections = _inspected(sources[0].gallery, numbers[0], step)
         shared = _shared(spaces, k)
@@ -229,6 +229,17 @@ def _thinning_notes(spaces: Sequence[Space]) -> list[str]:
     if side_px < sprite_tile_px(1):
         notes.append(f"Thumbnails in TensorBoard are {side_px} px: more would not fit into a picture of 8192 px.")
     return notes
+
+
+def _font_notes(spaces: Sequence[Space]) -> list[str]:
+    boxed = figures.missing_letters(sorted({label for space in spaces for label in space.labels}))
+    if not boxed:
+        return []
+    n = len(boxed)
+    return [
+        f"{n} {'label has' if n == 1 else 'labels have'} letters that the figures' font does not have, such as "
+        f"{boxed[0]!r}: the figures show boxes there; space.html shows the letters."
+    ]
 
 
 def _shared(spaces: Sequence[Space], k: int) -> tuple[int, float] | None:
