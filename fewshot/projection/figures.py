@@ -34,12 +34,8 @@ DPI = 150
 MOST_LETTERS = 40
 # Legends and titles stay text in an SVG; its names are not random, so that the same points give the same file; and "$"
 # in a label is a dollar and no formula.
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fewshot",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-}
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "fewshot", "text.parse_math": False, "font.family": _FONT}
 _HALO = [patheffects.withStroke(linewidth=1.8, foreground="white")]
 
 
