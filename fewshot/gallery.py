@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from fewshot.records import (
     UNKNOWN,
     ClassInspection,
     ClassSummary,
+    ClassView,
     EmbeddedPhoto,
     EnrollReport,
     Float32s,
@@ -431,6 +432,39 @@ class Gallery:
             ids = reader.support_ids(n_most)
             records = reader.supports(ids.tolist())
             return reader.about().generation, [records[i] for i in ids.tolist()], reader.support_vectors(ids)
+
+    def photo_hashes(self) -> Iterator[tuple[str, dict[int, str]]]:
+        """Each label with its photos, support id -> content hash, in order of enrolment."""
+        with self._store.read() as reader:
+            for label in reader.labels():
+                yield label, reader.photo_hashes(reader.wanted_class_id(label))
+
+    def views(self, photos: Mapping[str, Sequence[int]]) -> Iterator[ClassView]:
+        """Embeddings, prototypes and nearest other classes of photos, a class at a time.
+
+        Args:
+            photos: label -> ids of the supports wanted; only their vectors are read.
+
+        Raises:
+            UnknownLabelError: there is no such class.
+        """
+        with self._store.read() as reader:
+            for label, support_ids in photos.items():
+                yield inspection.class_view(reader, self._neighbours, label, support_ids)
+
+    def thumbnails(self, support_ids: Iterable[int]) -> Iterator[bytes | None]:
+        """The kept photos, WebP files of 256 px on their short side; None where none is kept.
+
+        Raises:
+            IndexDamagedError: a photo does not fit its checksum.
+        """
+        with self._store.read() as reader:
+            for support_id in support_ids:
+                yield reader.thumbnail(support_id)
+
+    def copy_to(self, folder: Path) -> None:
+        """Make another index of the same content in an empty folder; see `Store.copy_to`."""
+        self._store.copy_to(folder)
 
     def problems(self) -> list[str]:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""

@@ -64,9 +64,11 @@ DOORS = {
     "matplotlib": {"projection", "training"},
     "httpx": {"watching"},
     "watchfiles": {"watching"},
+    "mpl_toolkits": {"projection"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
+HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard"}
 
 
 def room(module):

@@ -22,7 +22,7 @@ VIEWS = ["/", "/classes", "/classes/rust", "/new", "/map"]
 PLOTLY_STYLE = "Applying inline style violates"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright's own loop must have ended before another module starts one
 def browser():
     if CHROMIUM is None:
         message = "no Chromium: install it (Debian: apt-get install chromium)"
