@@ -497,6 +497,9 @@ def test_everything_that_can_be_used_has_a_name_for_a_screen_reader(page, url, r
 
 
 def test_a_photo_can_be_asked_and_corrected_by_keyboard_alone(page, url, filled, word, rust):
+    choosers = []
+    # From the start: the browser must be told of it before the key is pressed.
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.goto(url)
     page.get_by_role("heading", level=1).wait_for()
     page.keyboard.press("Tab")
@@ -507,9 +510,9 @@ def test_a_photo_can_be_asked_and_corrected_by_keyboard_alone(page, url, filled,
             break
     outline = page.evaluate("getComputedStyle(document.activeElement.closest('label')).outlineStyle")
     assert outline == "solid"  # what has the focus is seen
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(str(rust))
+    page.keyboard.press("Space")
+    wait_until(lambda: page.wait_for_timeout(50) or choosers)
+    choosers[0].set_files(str(rust))
     page.locator(".answer").first.wait_for()
     for _ in range(40):
         page.keyboard.press("Tab")
