@@ -97,7 +97,8 @@ def test_a_port_that_is_taken_is_told_with_what_to_do(filled):
 
 
 def test_a_host_that_is_not_here_is_told(filled):
-    done = CliRunner().invoke(main, ["serve", "--index", str(filled.folder), "--host", "192.0.2.1", "--port", "0"])
+    words = ["--host", "192.0.2.1", "--port", "0", "--no-read-token"]
+    done = CliRunner().invoke(main, ["serve", "--index", str(filled.folder), *words])
     assert done.exit_code == 2
     assert "cannot listen at 192.0.2.1" in done.stderr
 

@@ -1,0 +1,55 @@
+"""Several requests answered from one view are answered as each alone would be."""
+
+import pytest
+from conftest import LEAF_COLOURS, write_leaf
+
+from fewshot.datasets import class_folders
+from fewshot.errors import EmptyIndexError, MixedEmbeddingsError
+from fewshot.records import NamedBytes, Question, Refused
+
+
+@pytest.fixture
+def filled(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=5))))
+    return gallery
+
+
+@pytest.fixture
+def requests(filled, tmp_path):
+    """Three requests: two photos, one that cannot be read beside one that can, none that can."""
+    embedder = filled.embedder()
+    photos = [write_leaf(tmp_path / f"{label}.png", colour, 800) for label, colour in LEAF_COLOURS.items()]
+    good = list(embedder.embed_photos(photos, n_photos=4))
+    (bad,) = embedder.embed_photos([NamedBytes("note.txt", b"no photo")], n_photos=1)
+    assert isinstance(bad, Refused)
+    return [good[:2], [bad, good[2]], [bad]]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_requests_answered_at_once_are_answered_as_each_alone(filled, requests, together):
+    question = Question(top=4, n_nearest=5, coverage=0.8, together=together)
+    embedder = filled.embedder()
+    at_once = filled.answer(requests, question, embedder)
+    assert at_once == [filled.answer([request], question, embedder)[0] for request in requests]
+    assert [len(answers) for answers in at_once] == ([1, 2, 1] if together else [2, 2, 1])
+    assert [answers[0].reason == "bad_image" for answers in at_once] == [False, True, True]
+
+
+def test_photos_asked_together_are_answered_as_by_query(filled, tmp_path):
+    photos = [write_leaf(tmp_path / f"{i}.png", LEAF_COLOURS["rust"], 800 + i) for i in range(3)]
+    question = Question(together=True)
+    embedder = filled.embedder()
+    outcomes = list(embedder.embed_photos(photos, n_photos=3))
+    assert filled.answer([outcomes], question, embedder)[0] == list(filled.query(photos, question))
+
+
+def test_no_class_that_fits_is_told_before_anything_is_compared(filled, requests):
+    with pytest.raises(EmptyIndexError, match="fits 'nothing'"):
+        filled.answer(requests, Question(within=("nothing",)), filled.embedder())
+
+
+def test_embeddings_of_another_embedder_are_never_compared(filled, requests):
+    from conftest import colour_embedder
+
+    with pytest.raises(MixedEmbeddingsError):
+        filled.answer(requests, Question(), colour_embedder("others", 32))
