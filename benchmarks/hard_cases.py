@@ -1,17 +1,23 @@
 """The hard cases, against peers on the same embeddings and photos in the same run, by the protocol.
 
-    python benchmarks/hard_cases.py [--data DIR]
+    python benchmarks/hard_cases.py [--data DIR] [--backbone NAME]... [--checkpoints DIR]
     python benchmarks/hard_cases.py --enrolled DIR --asked DIR [--then DIR]
+    python benchmarks/hard_cases.py --index DIR --asked DIR
 
 The first asks the protocol's three query sets among its 50 classes, then the hard cases again after ten field photos of
 each of six classes are enrolled; nothing is trained between enrolling and asking. The second does the same with your
 own photos, a sub-folder a class: those in --asked are answered among the classes of --enrolled, and again after --then
-is enrolled too. `fewshot` rows go through an index; peers (benchmarks/peers.py) get the same embeddings. Writes a
-table, a JSON and a picture of accuracy against the number of enrolled photos to benchmarks/results/.
+is enrolled too. The third asks an index that you have. `fewshot` rows go through an index; peers (benchmarks/peers.py)
+get the same embeddings. Writes a table, a JSON and a picture of accuracy against the number of enrolled photos to
+benchmarks/results/.
+
+--checkpoints gives every backbone that `fewshot train` left below DIR a row without peers: the study's table
+of backbones, losses and normalisations.
 """
 
 import argparse
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +28,13 @@ from common import RESULTS, data_folder, keep
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
-from fewshot.classifier import class_prototypes, support_groups
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
-from fewshot.episodes import class_similarities
+from fewshot.episodes import learn_classes
 from fewshot.evaluation import crop_of, wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question
+from fewshot.store import Store
 
 SHOTS = (1, 2, 5, 10, 20)
 BACKBONES = ("plants-lite0", "lite0")
@@ -71,11 +77,16 @@ def embed(embedder: Embedder, folders: list[ClassFolder]) -> Photos:
 
 
 def through_index(folders: list[ClassFolder], embedder: Embedder, asked: Photos, labels: list[str]) -> Any:
-    """(n, n_way) probabilities of an index with these classes, as `fewshot query` gives them."""
+    """(n, n_way) similarities of an index with these classes, as `fewshot query` gives them."""
     with tempfile.TemporaryDirectory() as folder, Gallery(Path(folder) / "index", create=True, embedder=embedder) as g:
         for _ in g.enroll(folders):
             pass
-        answers = g.predict(asked.vectors, Question(top=len(labels), n_nearest=0))
+        return asked_index(g, asked, labels)
+
+
+def asked_index(gallery: Gallery, asked: Photos, labels: list[str]) -> Any:
+    """(n, n_way) similarities of an opened index."""
+    answers = gallery.predict(asked.vectors, Question(top=len(labels), n_nearest=0))
     place = {label: i for i, label in enumerate(labels)}
     scores = np.full((len(answers), len(labels)), -np.inf)
     for row, answer in enumerate(answers):
@@ -102,12 +113,8 @@ def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
 
 def ours(support: Photos, asked: Photos, labels: list[str]) -> Any:
     """The classifier alone: what an index computes, without the index."""
-    prototypes = []
-    for label in labels:
-        own = support.vectors[[each == label for each in support.labels]]
-        groups = support_groups(own)
-        prototypes.append(class_prototypes(own, groups, int(groups.max()) + 1))
-    return class_similarities(asked.vectors, prototypes)
+    rows = [[each == label for each in support.labels] for label in labels]
+    return learn_classes([support.vectors[own] for own in rows]).similarities(asked.vectors)
 
 
 def peer_scores(peer: Any, support: Photos, asked: Photos, labels: list[str]) -> Any:
@@ -116,8 +123,49 @@ def peer_scores(peer: Any, support: Photos, asked: Photos, labels: list[str]) ->
     return np.asarray(peer(support.vectors, index, asked.vectors, len(labels)))
 
 
+def seconds_beyond_embedding(enrolled: list[ClassFolder], later: list[ClassFolder], embedder: Embedder) -> float:
+    """How long enrolling more photos and asking one takes beyond embedding them, in an index of the rest.
+
+    The median over the classes of `later`; each embeds its photos once alone, then enrolls them and asks.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder, Gallery(Path(folder) / "index", create=True, embedder=embedder) as g:
+        for _ in g.enroll(enrolled):
+            pass
+        for each in later:
+            started = time.perf_counter()
+            photos = embed(embedder, [each])
+            embedded = time.perf_counter()
+            list(g.enroll([each]))
+            g.predict(photos.vectors[:1])
+            found.append((time.perf_counter() - embedded) - (embedded - started))
+    return float(np.median(found))
+
+
+def measure_index(index: Path, asked: list[ClassFolder]) -> dict[str, Any]:
+    """An index as it is, and peers with the embeddings that it holds, on other photos of its classes."""
+    with Store(index).read() as reader:
+        labels = reader.labels()
+        ids, vectors = reader.changed_vectors("support", since=-1)
+        records = reader.supports(ids.tolist())
+    support = Photos(vectors, [records[i].label for i in ids.tolist()], [records[i].file for i in ids.tolist()])
+    strangers = sorted({folder.label for folder in asked} - set(labels))
+    if strangers:
+        print(f"not enrolled, left out: {', '.join(strangers)}")
+    with Gallery(index) as gallery:
+        query = embed(gallery.embedder(), [folder for folder in asked if folder.label not in strangers])
+        table = {f"fewshot, {gallery.name}": {"asked": figures(asked_index(gallery, query, labels), query, labels)}}
+    for name, peer in peers().items():
+        table[name] = {"asked": figures(peer_scores(peer, support, query, labels), query, labels)}
+    return {"table": table}
+
+
 def measure(
-    enrolled: list[ClassFolder], later: list[ClassFolder], asked: dict[str, list[ClassFolder]]
+    enrolled: list[ClassFolder],
+    later: list[ClassFolder],
+    asked: dict[str, list[ClassFolder]],
+    backbones: list[str],
+    checkpoints: list[Path],
 ) -> dict[str, Any]:
     """Every method on every query set, before and (the last set only) after `later` is enrolled."""
     labels = sorted({folder.label for folder in enrolled})
@@ -127,7 +175,7 @@ def measure(
     rounds: dict[str, dict[str, tuple[Photos, Photos]]] = {}
     # All indexes first: pytorch-metric-learning's nearest neighbours replace faiss's search in the whole process by one
     # that takes no parameters.
-    for backbone in BACKBONES:
+    for backbone in [*backbones, *map(str, checkpoints)]:
         embedder = open_embedder(EmbedderChoice(backbone, "f32"))
         support = embed(embedder, enrolled)
         queries = {name: embed(embedder, folders) for name, folders in asked.items()}
@@ -141,8 +189,11 @@ def measure(
         for name, (_, query) in rounds[backbone].items():
             row[name] = figures(through_index(folders[name], embedder, query, labels), query, labels)
             print(f"fewshot, {backbone}: {name} done", flush=True)
+        if later and backbone == backbones[0]:
+            beyond_s = seconds_beyond_embedding(enrolled, later, embedder)
     methods = {"fewshot": ours, **{name: partial(peer_scores, peer) for name, peer in peers().items()}}
-    for backbone, sets in rounds.items():
+    for backbone in backbones:
+        sets = rounds[backbone]
         for method, answer in methods.items():
             for name, (support, query) in sets.items():
                 if method != "fewshot":
@@ -153,7 +204,7 @@ def measure(
                     found = {str(n): each["top1"]["share"] for n, each in zip(SHOTS, shots, strict=True)}
                     by_shots[name][f"{method}, {backbone}"] = found
             print(f"{method}, {backbone}: done", flush=True)
-    return {"table": table, "by_shots": by_shots}
+    return {"table": table, "by_shots": by_shots, **({"seconds_beyond_embedding": beyond_s} if later else {})}
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -170,7 +221,7 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(by_shots: dict[str, Any], file: Path) -> None:
+def picture(by_shots: dict[str, Any], backbone: str, file: Path) -> None:
     """Accuracy against the number of enrolled photos, a panel a query set."""
     import matplotlib
 
@@ -180,7 +231,7 @@ def picture(by_shots: dict[str, Any], file: Path) -> None:
     shown, axes = pyplot.subplots(1, len(by_shots), figsize=(5 * len(by_shots), 4.6), squeeze=False, sharey=True)
     colours = pyplot.get_cmap("tab10").colours
     for axis, (name, rows) in zip(axes[0], by_shots.items(), strict=True):
-        for i, (method, at) in enumerate((m, a) for m, a in rows.items() if m.endswith(BACKBONES[0])):
+        for i, (method, at) in enumerate((m, a) for m, a in rows.items() if m.endswith(f", {backbone}")):
             thick = 2.6 if i == 0 else 1.2
             axis.plot(
                 [int(n) for n in at], list(at.values()), "o-", lw=thick, ms=4, color=colours[i % 10], label=method
@@ -193,9 +244,7 @@ def picture(by_shots: dict[str, Any], file: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("top-1 accuracy, %")
     handles, names = axes[0][0].get_legend_handles_labels()
-    shown.legend(
-        handles, [n.removesuffix(f", {BACKBONES[0]}") for n in names], loc="lower center", ncol=3, frameon=False
-    )
+    shown.legend(handles, [n.removesuffix(f", {backbone}") for n in names], loc="lower center", ncol=3, frameon=False)
     shown.tight_layout(rect=(0, 0.14, 1, 1))
     shown.savefig(file, dpi=110)
 
@@ -212,12 +261,24 @@ def main() -> None:
     parser.add_argument("--enrolled", type=Path)
     parser.add_argument("--asked", type=Path)
     parser.add_argument("--then", type=Path)
+    parser.add_argument("--index", type=Path)
+    parser.add_argument("--backbone", action="append", dest="backbones", metavar="NAME")
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR")
     given = parser.parse_args()
-    if given.enrolled or given.asked:
+    backbones = given.backbones or list(BACKBONES)
+    checkpoints = (
+        sorted(file.parent for file in given.checkpoints.glob("**/backbone.json")) if given.checkpoints else []
+    )
+    if given.index:
+        if not given.asked:
+            parser.error("--index asks the photos in --asked")
+        result, name = measure_index(given.index, class_folders(given.asked)), "my-hard-cases"
+    elif given.enrolled or given.asked:
         if not (given.enrolled and given.asked):
             parser.error("--enrolled and --asked belong together")
         later = class_folders(given.then) if given.then else []
-        result = measure(class_folders(given.enrolled), later, {"asked": class_folders(given.asked)})
+        asked = {"asked": class_folders(given.asked)}
+        result = measure(class_folders(given.enrolled), later, asked, backbones, checkpoints)
         name = "my-hard-cases"
     else:
         data = data_folder(given.data)
@@ -225,11 +286,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             base = link_first(data / "base" / "train", Path(folder) / "base", N_BASE_SUPPORTS)
             enrolled = class_folders(base) + class_folders(data / "novel" / "support")
-            result = measure(enrolled, class_folders(data / "field-support"), asked)
+            result = measure(enrolled, class_folders(data / "field-support"), asked, backbones, checkpoints)
         name = "hard-cases"
     print(markdown(result["table"]))
     keep(name, result)
-    picture(result["by_shots"], RESULTS / f"{name}.png")
+    if "by_shots" in result:
+        picture(result["by_shots"], backbones[0], RESULTS / f"{name}.png")
 
 
 SETS = {"base": "base/test", "novel": "novel/query", "hard": "hard"}

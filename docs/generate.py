@@ -33,6 +33,7 @@ FLOW = [
     "embedder",
     "store",
     "search",
+    "metric",
     "neighbours",
     "classifier",
     "inspection",
@@ -43,6 +44,7 @@ FLOW = [
     "episodes",
     "projection",
     "service",
+    "watching",
     "cli",
 ]
 

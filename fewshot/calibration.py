@@ -1,12 +1,14 @@
-"""What an index's own photos say of its answers: how sure, how unfamiliar, which other labels cannot be ruled out."""
+"""What an index's own photos say of its answers: the metric, how sure, how unfamiliar, what cannot be ruled out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fewshot.classifier import N_SCORED, SOFTMAX_SCALE, familiarity
 from fewshot.errors import CacheDamagedError
+from fewshot.metric import Metric, fit_metric, without_each
 from fewshot.neighbours import Neighbours
 from fewshot.records import Float32s, Int64s
 from fewshot.sealed import read_sealed, write_sealed
@@ -16,6 +18,8 @@ from fewshot.store import Reader
 REJECTED_PART = 0.05
 # At most so many photos are asked, and fewer where there are many prototypes to ask among.
 MOST_ASKED, MOST_COMPARISONS = 4000, 10_000_000
+# An index of more prototypes compares by plain cosine: moving them all anew after each change would take too long.
+MOST_MOVED = 2000
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
 FEWEST_PHOTOS, FEWEST_CLASSES = 20, 2
 
@@ -48,12 +52,14 @@ class Calibration:
             enrolled to say.
         class_ids: (n,) int64, and `margins`: (n,) float32, by how much each photo is nearer to its own class than to
             any other; negative where another is nearer.
+        metric: what classes are compared in; None: the plain cosine.
     """
 
     scale: float
     threshold: float | None
     class_ids: Int64s
     margins: Float32s
+    metric: Metric | None = None
 
     def is_unknown(self, similarities: Float32s) -> bool:
         """Whether a query with these cosines, highest first, belongs to no enrolled class."""
@@ -110,27 +116,93 @@ def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibrati
     try:
         payload, facts = read_sealed(cache)
         if all(facts.get(name) == value for name, value in made_for.items()):
-            n = int(facts["n"])
-            class_ids = np.frombuffer(payload, np.int64, n)
-            return Calibration(
-                facts["scale"], facts["threshold"], class_ids, np.frombuffer(payload, np.float32)[2 * n :]
-            )
-    except CacheDamagedError:
-        pass  # missing or damaged: made anew from the store
-    found = calibrate(leave_one_out(reader, neighbours), reader.n_classes())
-    content = found.class_ids.tobytes() + found.margins.tobytes()
-    facts = {**made_for, "n": len(found.margins), "scale": found.scale, "threshold": found.threshold}
+            return _unpacked(payload, facts)
+    except (CacheDamagedError, KeyError):
+        pass  # missing, damaged, or written by an earlier version: made anew from the store
+    asked, metric = asked_enrolled(reader, neighbours)
+    found = replace(calibrate(asked, reader.n_classes()), metric=metric)
+    payload, facts = _packed(found)
     try:
-        write_sealed(cache, lambda target: target.write_bytes(content), facts)
+        write_sealed(cache, lambda target: target.write_bytes(payload), {**made_for, **facts})
     except OSError:
         pass  # a folder that cannot be written costs the next start a fraction of a second, nothing else
     return found
 
 
+def _packed(found: Calibration) -> tuple[bytes, dict[str, Any]]:
+    facts: dict[str, Any] = {
+        "n": len(found.margins),
+        "scale": found.scale,
+        "threshold": found.threshold,
+        "metric": None,
+    }
+    arrays: list[np.ndarray] = [found.class_ids, found.margins]
+    if found.metric is not None:
+        prior = found.metric.prior if np.isfinite(found.metric.prior) else None
+        facts["metric"] = {
+            "n_directions": len(found.metric.factors),
+            "dim": found.metric.directions.shape[1],
+            "prior": prior,
+        }
+        arrays += [found.metric.factors, found.metric.directions]
+    return b"".join(array.tobytes() for array in arrays), facts
+
+
+def _unpacked(payload: bytes, facts: dict[str, Any]) -> Calibration:
+    n = int(facts["n"])
+    class_ids, numbers = np.frombuffer(payload, np.int64, n), np.frombuffer(payload, np.float32)[2 * n :]
+    metric = None
+    if facts["metric"] is not None:
+        n_directions = int(facts["metric"]["n_directions"])
+        factors, rest = numbers[n : n + n_directions], numbers[n + n_directions :]
+        prior = facts["metric"]["prior"]
+        metric = Metric(rest.reshape(n_directions, facts["metric"]["dim"]), factors, np.inf if prior is None else prior)
+    return Calibration(facts["scale"], facts["threshold"], class_ids, numbers[:n], metric)
+
+
+def asked_enrolled(reader: Reader, neighbours: Neighbours) -> tuple[LeaveOneOut, Metric | None]:
+    """Enrolled photos asked as if each had not been enrolled, and the metric that they were compared in."""
+    if reader.n_prototypes() > MOST_MOVED:
+        return leave_one_out(reader, neighbours), None
+    support_ids, class_ids, _, every = reader.asked_supports(MOST_ASKED)
+    support = reader.support_vectors(support_ids)
+    prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
+    owner = reader.prototype_classes(prototype_ids.tolist())
+    owners = np.array([owner[i] for i in prototype_ids.tolist()], np.int64)
+    groups = np.where(class_ids[:, None] == owners, support @ prototypes.T, -np.inf).argmax(axis=1)
+    metric = fit_metric(support, groups)
+    return asked_in(metric, support, groups, prototypes, owners, every), metric
+
+
+def asked_in(
+    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, owners: Int64s, every: int = 1
+) -> LeaveOneOut:
+    """Photos asked in the metric fitted on them, as if each had not been there.
+
+    Args:
+        metric: fitted on `support` and `groups`.
+        support: (n, dim) float32, rows of unit length.
+        groups: (n,) int64, rows of `prototypes`; every photo's class has another photo.
+        prototypes: (n_prototypes, dim) float32, rows of unit length.
+        owners: (n_prototypes,) int64, the prototypes' classes.
+        every: of how many enrolled photos each is one.
+    """
+    order = np.argsort(owners, kind="stable")
+    class_ids, first = np.unique(owners[order], return_index=True)
+    cosines = without_each(metric, support, groups, prototypes, every)
+    by_class = np.maximum.reduceat(cosines[:, order], first, axis=1)  # (n, n_way)
+    place = np.searchsorted(class_ids, owners[groups])
+    rows = np.arange(len(support))
+    own = by_class[rows, place].copy()
+    by_class[rows, place] = -np.inf
+    n_rivals = max(1, min(N_SCORED, len(class_ids)) - 1)
+    return LeaveOneOut(owners[groups], own, -np.sort(-by_class, axis=1)[:, :n_rivals])
+
+
 def leave_one_out(reader: Reader, neighbours: Neighbours) -> LeaveOneOut:
-    """Ask enrolled photos, evenly chosen where there are too many, as if they were not enrolled."""
+    """Ask enrolled photos, evenly chosen where there are too many, as if they were not enrolled; by plain cosine."""
     n_most = min(MOST_ASKED, max(500, MOST_COMPARISONS // max(1, reader.n_classes())))
-    support_ids, class_ids, own = reader.asked_supports(n_most)
+    support_ids, class_ids, own, _ = reader.asked_supports(n_most)
     n_rivals = min(N_SCORED, reader.n_classes()) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)
     if len(own) and n_rivals > 0:

@@ -137,7 +137,7 @@ def query_photos(targets: list[Path]) -> list[Path]:
             photos.append(target)
             continue
         below = sorted(path for path in target.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-        found = [path for path in below if _visible(path.relative_to(target)) and not os.path.isdir(path)]
+        found = [path for path in below if is_visible(path.relative_to(target)) and not os.path.isdir(path)]
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
@@ -148,7 +148,7 @@ def query_photos(targets: list[Path]) -> list[Path]:
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
-        entries = sorted(path for path in folder.iterdir() if _visible(Path(path.name)))
+        entries = sorted(path for path in folder.iterdir() if is_visible(Path(path.name)))
     except FileNotFoundError as error:
         raise MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.") from error
     except NotADirectoryError as error:
@@ -161,7 +161,8 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in entries if path not in set(folders)], folders
 
 
-def _visible(path: Path) -> bool:
+def is_visible(path: Path) -> bool:
+    """Whether no part of a path is hidden (`.name`) or one of the files that operating systems leave behind."""
     return not any(part.startswith(".") or part.lower() in LITTER for part in path.parts)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.calibration import Calibration, LeaveOneOut, calibrate
-from fewshot.classifier import class_prototypes, familiarity, own_similarities, probabilities, support_groups
+from fewshot.calibration import LeaveOneOut, asked_in, calibrate
+from fewshot.classifier import class_prototypes, familiarity, probabilities, support_groups
 from fewshot.errors import TooFewPhotosError, UsageError
+from fewshot.metric import Metric, fit_metric
 from fewshot.records import Float32s, Int64s
 
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -168,10 +169,10 @@ def _episode(
     pool = np.concatenate([members[i] for i in others]) if len(others) else np.zeros(0, np.int64)
     strange = embeddings[rng.choice(pool, min(len(pool), len(query)), replace=False)]
 
-    groups = [support_groups(each) for each in support]
-    prototypes = [class_prototypes(x, g, int(g.max()) + 1) for x, g in zip(support, groups, strict=True)]
-    found = _calibrated(support, groups, prototypes)
-    similarities = class_similarities(query, prototypes)
+    learnt = learn_classes(support)
+    similarities = learnt.similarities(query)
+    asked = asked_in(*learnt.parts) if plan.n_shot > 1 else nothing_asked(plan.n_way)
+    found = calibrate(asked, plan.n_way)
     order = np.argsort(-similarities, axis=1, kind="stable")
     ordered = np.take_along_axis(similarities, order, axis=1)
     lead = similarities - np.where(order[:, :1] == np.arange(plan.n_way), ordered[:, 1:2], ordered[:, :1])
@@ -182,31 +183,58 @@ def _episode(
         covered=inside[np.arange(len(true)), true],
         set_size=float(inside.sum(axis=1).mean()),
         known=familiarity(ordered),
-        strange=familiarity(-np.sort(-class_similarities(strange, prototypes), axis=1)),
+        strange=familiarity(-np.sort(-learnt.similarities(strange), axis=1)),
     )
 
 
-def class_similarities(vectors: Float32s, prototypes: list[Float32s]) -> Float32s:
-    """Each vector's cosine to each class's nearest prototype: (n, n_way) float32."""
-    return np.stack([(vectors @ each.T).max(axis=1) for each in prototypes], axis=1)
+@dataclass(frozen=True, slots=True)
+class LearntClasses:
+    """What an index has of enrolled classes, without an index.
+
+    Attributes:
+        metric: what they are compared in.
+        support: (n_support, dim) float32, and `groups`: (n_support,) int64, rows of `prototypes`.
+        prototypes: (n_prototypes, dim) float32, and `owners`: (n_prototypes,) int64, their classes from 0.
+    """
+
+    metric: Metric
+    support: Float32s
+    groups: Int64s
+    prototypes: Float32s
+    owners: Int64s
+
+    @property
+    def parts(self) -> tuple[Metric, Float32s, Int64s, Float32s, Int64s]:
+        """All of it, as `calibration.asked_in` takes it."""
+        return self.metric, self.support, self.groups, self.prototypes, self.owners
+
+    def similarities(self, vectors: Float32s) -> Float32s:
+        """Each vector's cosine to each class's nearest prototype: (n, n_way) float32."""
+        cosines = self.metric(vectors) @ self.metric(self.prototypes).T
+        first = np.flatnonzero(np.diff(self.owners, prepend=-1))
+        nearest: Float32s = np.maximum.reduceat(cosines, first, axis=1)
+        return nearest
 
 
-def _calibrated(support: list[Float32s], groups: list[Int64s], prototypes: list[Float32s]) -> Calibration:
-    """The calibration that an index with these supports has."""
-    n_way = len(support)
-    own: list[Float32s] = []
-    rivals: list[Float32s] = []
-    for i, (x, g) in enumerate(zip(support, groups, strict=True)):
-        without = own_similarities(x, g)
-        if without is None:
-            continue
-        own.append(without)
-        rivals.append(-np.sort(-np.delete(class_similarities(x, prototypes), i, axis=1), axis=1))
-    if not own:
-        empty = np.zeros((0, n_way - 1), np.float32)
-        return calibrate(LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), empty), n_way)
-    class_ids = np.repeat(np.arange(n_way), [len(x) for x in support])
-    return calibrate(LeaveOneOut(class_ids, np.concatenate(own), np.concatenate(rivals)), n_way)
+def learn_classes(support: list[Float32s]) -> LearntClasses:
+    """Enroll classes as an index does: prototypes, several where photos form groups, and the photos' own metric.
+
+    Args:
+        support: for each class (n_shot, dim) float32, rows of unit length.
+    """
+    groups = [support_groups(each) for each in support]
+    counts = [int(each.max()) + 1 for each in groups]
+    prototypes = [class_prototypes(x, g, n) for x, g, n in zip(support, groups, counts, strict=True)]
+    starts = np.cumsum([0, *counts[:-1]])
+    together = np.concatenate([g + start for g, start in zip(groups, starts, strict=True)])
+    everything = np.concatenate(support)
+    owners = np.repeat(np.arange(len(support)), counts)
+    return LearntClasses(fit_metric(everything, together), everything, together, np.concatenate(prototypes), owners)
+
+
+def nothing_asked(n_way: int) -> LeaveOneOut:
+    """What leave-one-out finds where each class has a single photo."""
+    return LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, max(1, n_way - 1)), np.float32))
 
 
 def _mean(values: list[float]) -> Mean:

@@ -204,14 +204,14 @@ class Gallery:
                 if on_photo is not None:
                     on_photo()
         if question.together and together:
-            # The mean of the embeddings, not of unit length: its cosines are the means of the photos' cosines.
-            vectors = [outcome.embedding for outcome in together]
-            mean: Float32s = np.mean(vectors, axis=0, keepdims=True, dtype=np.float32)
-            (answer,) = self.predict(mean, question)
+            (answer,) = self.predict(np.stack([outcome.embedding for outcome in together]), question)
             yield replace(answer, file=" + ".join(outcome.file for outcome in together))
 
     def predict(self, vectors: Float32s, question: Question | None = None) -> list[Prediction]:
         """Answer embeddings of this index's own embedder: (n_query, dim) float32, rows of unit length.
+
+        Returns:
+            An answer each, without a file's name; with `question.together`, one answer.
 
         Raises:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
@@ -222,7 +222,10 @@ class Gallery:
             known = self._calibration(reader)
             n_way = reader.n_classes() if within is None else len(within)
             n_scored = min(n_way, max(classifier.N_SCORED, question.top))
-            similarities, class_ids = self._neighbours.classes(reader, vectors, n_scored, within)
+            compared = vectors if known.metric is None else known.metric(vectors)
+            if question.together:  # means, not of unit length: their cosines are the means of the photos' cosines
+                vectors, compared = (rows.mean(axis=0, keepdims=True) for rows in (vectors, compared))
+            similarities, class_ids = self._neighbours.classes(reader, compared, n_scored, within, known.metric)
             shares = classifier.probabilities(similarities, n_way, known.scale)
             labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
             nearest = self._neighbours.supports(reader, vectors, question.n_nearest, within)

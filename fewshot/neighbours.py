@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fewshot.errors import CacheDamagedError
+from fewshot.metric import Metric
 from fewshot.records import Float32s, Int64s, Neighbour
 from fewshot.search import NO_ID, VectorIndex
 from fewshot.store import Reader
@@ -26,6 +27,7 @@ class Neighbours:
 
     def __init__(self, folder: Path) -> None:
         self._copies = {kind: _VectorCopy(folder / f"{kind}s.faiss", kind) for kind in ("prototype", "support")}
+        self._moved: tuple[tuple[int, str | None], VectorIndex] | None = None
 
     @property
     def cache_files(self) -> list[Path]:
@@ -33,7 +35,12 @@ class Neighbours:
         return [copy.path for copy in self._copies.values()]
 
     def classes(
-        self, reader: Reader, vectors: Float32s, n: int, within: Sequence[int] | None = None
+        self,
+        reader: Reader,
+        vectors: Float32s,
+        n: int,
+        within: Sequence[int] | None = None,
+        metric: Metric | None = None,
     ) -> tuple[Float32s, Int64s]:
         """Each vector's nearest classes, a class being as near as its nearest prototype.
 
@@ -42,12 +49,13 @@ class Neighbours:
             vectors: (n_vectors, dim) float32.
             n: how many classes.
             within: class ids to answer from; None: all.
+            metric: what moved `vectors`, and moves the prototypes; the one of this generation. None: neither is moved.
 
         Returns:
             Cosines (n_vectors, n) float32, highest first, and class ids (n_vectors, n) int64; where the index holds
             fewer classes, -inf and -1.
         """
-        prototypes = self._copies["prototype"].synced(reader)
+        prototypes = self._copies["prototype"].synced(reader) if metric is None else self._moved_by(metric, reader)
         only = None if within is None else reader.ids_of("prototype", within)
         n_classes, n_prototypes = (
             (reader.n_classes(), len(prototypes)) if within is None or only is None else (len(within), len(only))
@@ -63,6 +71,17 @@ class Neighbours:
             if n_least >= n or n_asked >= n_prototypes:
                 return np.minimum(similarities, 1.0), class_ids
             n_asked *= 2
+
+    def _moved_by(self, metric: Metric, reader: Reader) -> VectorIndex:
+        """All prototypes in an index's own metric, in memory; made anew for each generation."""
+        generation = reader.about().generation
+        content = (generation, reader.token(generation))
+        if self._moved is None or self._moved[0] != content:
+            ids, vectors = reader.changed_vectors("prototype", since=-1)
+            index = VectorIndex(vectors.shape[1])
+            index.build(ids, metric(vectors))
+            self._moved = (content, index)
+        return self._moved[1]
 
     def other_classes(self, reader: Reader, vectors: Float32s, class_id: int, n: int) -> list[list[tuple[int, float]]]:
         """Each vector's nearest classes but its own: (class id, cosine), nearest first, at most n."""

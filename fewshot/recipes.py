@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import yaml
 
-from fewshot.errors import RecipeError, did_you_mean, nearest_name
+from fewshot.errors import FewshotError, RecipeError, did_you_mean, nearest_name
 
 LOSS_NAMES = ("contrastive", "triplet", "quadruplet", "sphereface", "cosface", "arcface", "cross-entropy")
 BASELINES = ("ann-basic", "ann-dense", "cnn-basic")
@@ -220,7 +220,10 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
     Raises:
         RecipeError: not a flat YAML of known keys, or `only` cannot be understood.
     """
-    settings = _read_yaml(path)
+    settings = read_yaml(path)
+    nested = [str(key) for key, value in settings.items() if isinstance(value, dict)]
+    if nested:
+        raise RecipeError(f"{path.name}: a recipe is flat, but {nested[0]!r} holds keys of its own.")
     for key, wanted in _parse_only(only).items():
         settings[key] = wanted if len(wanted) > 1 else wanted[0]
     spanned = [key for key, value in settings.items() if isinstance(value, list) and not _is_list_key(key)]
@@ -238,22 +241,30 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
     return Plan(path.stem, tuple(cells), tuple(spanned))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe", error_type: type[FewshotError] = RecipeError) -> dict[str, Any]:
+    """The mapping that a YAML file holds, no key of it given twice.
+
+    Args:
+        path: the file.
+        what: how messages call it.
+        error_type: what is raised.
+
+    Raises:
+        RecipeError, or `error_type`: the file cannot be read (suggests the nearest beside it), is not YAML, or holds
+            no mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         folder = path.parent if path.parent.is_dir() else Path("configs")
         names = [str(file) for file in sorted(folder.glob("*.yaml"))]
         near = nearest_name(str(path), names)
-        hint = f"Did you mean {near!r}?" if near else f"Recipes here: {', '.join(names) or 'none'}."
-        raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}.", hint=hint) from error
+        hint = f"Did you mean {near!r}?" if near else f"YAML files here: {', '.join(names) or 'none'}."
+        raise error_type(f"the {what} {path} cannot be read: {error.strerror}.", hint=hint) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise error_type(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path.name} holds {type(content).__name__}; wanted one `key: value` a line.")
-    nested = [str(key) for key, value in content.items() if isinstance(value, dict)]
-    if nested:
-        raise RecipeError(f"{path.name}: a recipe is flat, but {nested[0]!r} holds keys of its own.")
+        raise error_type(f"{path.name} holds {type(content).__name__}; wanted one `key: value` a line.")
     return content
 
 

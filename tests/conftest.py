@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, pictures that need no download, an embedder that needs no weights."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def backbone_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_cache: Path) -> None:
     """No test reads or leaves anything outside its own folders."""
-    for name in ("FEWSHOT_INDEX", "FEWSHOT_MAX_MEGAPIXELS"):
+    for name in ("FEWSHOT_INDEX", "FEWSHOT_MAX_MEGAPIXELS", "FEWSHOT_POST_TOKEN", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FEWSHOT_CACHE", str(backbone_cache))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -93,6 +94,14 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait until something that another thread or process does has come true; fail if it does not."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ LAYERS = [
     {"transforms", "backbones", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
-    {"neighbours", "classifier"},
+    {"metric", "neighbours", "classifier"},
     {"inspection", "calibration", "gallery", "training", "evaluation", "episodes", "projection"},
-    {"service"},
+    {"service", "watching"},
     {"cli"},
 ]
 
@@ -39,20 +39,22 @@ DOORS = {
     "click": {"cli"},
     "rich": {"cli"},
     "sqlalchemy": {"store"},
-    "sqlite3": {"store"},
+    "sqlite3": {"store", "watching"},
     "imagehash": {"images"},
     "openvino": {"engines"},
     "PIL": {"images", "samples", "training"},
     "torch": {"backbones", "losses", "engines", "training"},
     "torchvision": {"training"},
-    "fastapi": {"service"},
-    "starlette": {"service"},
+    "fastapi": {"service", "watching"},
+    "starlette": {"service", "watching"},
     "umap": {"projection"},
     "plotly": {"projection"},
     "pyarrow": {"projection"},
     "tensorboard": {"projection"},
     "matplotlib": {"projection", "training"},
     "mpl_toolkits": {"projection"},
+    "httpx": {"watching"},
+    "watchfiles": {"watching"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
@@ -214,6 +216,7 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("classifier", {"torch", "faiss"}),
         ("inspection", {"torch", "faiss", "click", "fastapi"}),
         ("gallery", {"click", "fastapi"}),
+        ("watching", {"click", "fastapi", "torch", "faiss", "PIL", "yaml"}),
         ("evaluation", {"click", "fastapi"}),
     ],
 )

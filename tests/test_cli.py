@@ -245,7 +245,7 @@ def test_query_takes_paths_from_the_root_and_from_here_together(enrolled, photo,
 
 
 def test_query_says_unknown_and_why(enrolled, tmp_path):
-    out = ok("query", write_leaf(tmp_path / "magenta.png", (255, 0, 255), 1))
+    out = ok("query", write_leaf(tmp_path / "blue.png", (0, 0, 255), 1))
     assert "unknown" in out.splitlines()[1]
     assert "below the threshold" in out.splitlines()[1]
 

@@ -37,9 +37,11 @@ def test_bare_make_prints_its_help():
     assert re.search(r"^ *make test +\w", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md", "docs/projection.md"]
-)
+PAGES = ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md", "docs/watching.md"]
+PAGES += ["docs/projection.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_relative_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
@@ -71,3 +73,14 @@ def test_demo_runs_on_rendered_leaves_and_says_what_to_type_next(tmp_path, monke
     for label in ("healthy", "rust", "powdery-mildew", "blight", "mosaic", "shot-hole"):
         assert f"{label}: 10 enrolled" in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].strip().startswith("fewshot --help")
+
+
+def test_the_demo_of_watching_says_so_where_there_are_no_scenes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "watch_demo.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FEWSHOT_DATA": str(tmp_path / "nothing")},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("skipped: no street scenes here")

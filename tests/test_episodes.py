@@ -5,12 +5,13 @@ import pytest
 
 from fewshot.episodes import (
     EpisodePlan,
+    LearntClasses,
     area_under_roc,
-    class_similarities,
     evaluate_episodes,
     expected_calibration_error,
 )
 from fewshot.errors import TooFewPhotosError, UsageError
+from fewshot.metric import plain_metric
 
 
 def world(n_classes=12, n=30, spread=1.0, seed=0, dim=32):
@@ -92,6 +93,7 @@ def test_roc_and_calibration_agree_with_their_definitions():
 
 
 def test_a_class_is_as_similar_as_its_nearest_prototype():
-    prototypes = [np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)[2:]]
-    found = class_similarities(np.array([[0, 1, 0], [0.6, 0, 0.8]], np.float32), prototypes)
+    eye = np.eye(3, dtype=np.float32)
+    learnt = LearntClasses(plain_metric(3), eye, np.arange(3), eye, np.array([0, 0, 1]))
+    found = learnt.similarities(np.array([[0, 1, 0], [0.6, 0, 0.8]], np.float32))
     np.testing.assert_allclose(found, [[1, 0], [0.6, 0.8]], atol=1e-6)

@@ -119,7 +119,7 @@ def test_bytes_are_answered_like_the_file_they_came_from(gallery, leaves, tmp_pa
 
 def test_a_colour_far_from_every_class_is_unknown_and_the_nearest_is_still_listed(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
-    (prediction,) = gallery.query([write_leaf(tmp_path / "magenta.png", (255, 0, 255), 1)])
+    (prediction,) = gallery.query([write_leaf(tmp_path / "blue.png", (0, 0, 255), 1)])
     assert (prediction.answer, prediction.reason) == ("unknown", "unknown")
     assert "below the threshold" in prediction.message
     assert len(prediction.matches) == 3

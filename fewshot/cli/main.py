@@ -23,6 +23,7 @@ COMMANDS = {
     "project": ("fewshot.cli.project", "Draw the space: PCA, t-SNE, UMAP, TensorBoard's projector, doubtful photos."),
     "reindex": ("fewshot.cli.reindex", "Embed all photos of an index anew, with another backbone."),
     "evaluate": ("fewshot.cli.evaluate", "Measure how well classes are told apart from a few photos."),
+    "watch": ("fewshot.cli.watch", "Answer each photo that comes into a folder once: what, where, who goes."),
     "train": ("fewshot.cli.train", "Train a backbone from a recipe, with a report."),
     "backbones": ("fewshot.cli.system", "List the backbones that can be used."),
     "doctor": ("fewshot.cli.system", "Show what runs here, and whether the index is sound."),

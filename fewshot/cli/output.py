@@ -43,7 +43,7 @@ def short_names(files: list[Path]) -> dict[str, str]:
     """How photos are called on screen: as much of each path as tells it from the others, in at most 40 characters."""
     whole = {str(file): file.absolute() for file in files}  # some may be named from the root, others from here
     shared = Path(os.path.commonpath([path.parent for path in whole.values()]))
-    return {name: _shortened(str(path.relative_to(shared)), NAME_WIDTH) for name, path in whole.items()}
+    return {name: shortened(str(path.relative_to(shared)), NAME_WIDTH) for name, path in whole.items()}
 
 
 def prediction_heading(*, file_width: int, label_width: int) -> str:
@@ -59,11 +59,11 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
         return
     color = "green" if prediction.reason == "match" else "yellow"
     for i, match in enumerate(prediction.matches):
-        label = _shortened(match.label, label_width)
+        label = shortened(match.label, label_width)
         bar = _bar(match.probability)
         figures = f"{match.probability:4.0%} {bar} {match.similarity:.2f}"
         if i == 0:
-            answer = click.style(f"{_shortened(prediction.answer, label_width):<{label_width}}", fg=color, bold=True)
+            answer = click.style(f"{shortened(prediction.answer, label_width):<{label_width}}", fg=color, bold=True)
             if prediction.reason == "unknown":
                 yield f"{name:<{file_width}}  {answer}  {prediction.message}"
                 yield f"{'':<{file_width}}  {label:<{label_width}}  {figures}"
@@ -96,5 +96,6 @@ def _bar(share: float) -> str:
     return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(BAR_WIDTH)
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """As much of both ends of a text as fits, with a … between."""
     return text if len(text) <= width else text[: width // 2] + "…" + text[len(text) - (width - width // 2 - 1) :]

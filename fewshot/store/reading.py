@@ -92,6 +92,10 @@ class Reader:
         """How many classes are enrolled."""
         return int(self._connection.execute(sa.select(sa.func.count()).select_from(classes)).scalar_one())
 
+    def n_prototypes(self) -> int:
+        """How many prototypes all classes have together."""
+        return int(self._connection.execute(sa.select(sa.func.count()).select_from(prototypes)).scalar_one())
+
     def n_supports(self) -> int:
         """How many photos are enrolled."""
         return int(self._connection.execute(sa.select(sa.func.count()).select_from(supports)).scalar_one())
@@ -145,20 +149,22 @@ class Reader:
         query = _SUPPORT_RECORD.where(supports.c.class_id == class_id).order_by(supports.c.support_id)
         return [Support(*row) for row in self._connection.execute(query)]
 
-    def asked_supports(self, n_most: int) -> tuple[Int64s, Int64s, Float32s]:
+    def asked_supports(self, n_most: int) -> tuple[Int64s, Int64s, Float32s, int]:
         """Supports that can be asked as if they were not enrolled (those not alone in their class), evenly chosen.
 
         Returns:
-            Support ids (n,), class ids (n,) and own similarities (n,) float32; n is at most about `n_most`.
+            Support ids (n,), class ids (n,) and own similarities (n,) float32, n at most about `n_most`; and of how
+            many supports each is one.
         """
         known = supports.c.own_similarity.is_not(None)
         n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
         query = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
-        if n > n_most:
-            query = query.where(supports.c.support_id % -(-n // n_most) == 0)
+        every = -(-n // n_most) if n > n_most else 1
+        query = query.where(supports.c.support_id % every == 0)
         rows = self._connection.execute(query.order_by(supports.c.support_id)).all()
         columns = [[row[i] for row in rows] for i in range(3)]
-        return np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float32)
+        ids, class_ids = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
+        return ids, class_ids, np.array(columns[2], np.float32), every
 
     def support_vectors(self, support_ids: Int64s) -> Float32s:
         """The embeddings of supports: (n, dim) float32, in the order of the ids.

@@ -28,7 +28,7 @@ from fewshot.training.networks import (
     training_size_px,
     unit_rows,
 )
-from fewshot.training.photos import Photos, Split, first_rows
+from fewshot.training.photos import Split, first_rows
 from fewshot.training.progress import (
     Clock,
     EpochRow,
@@ -128,10 +128,10 @@ class BackbonePhase:
         self.projection.train()
         losses, sizes, logits, true = [], [], [], []
         started = time.monotonic()
-        for number, rows in enumerate(self._batches(photos, rng)):
+        for number, rows in enumerate(self.batches(rng)):
             self._set_rates((epoch - 1) + number / per_epoch)
             self.loss.at_step((epoch - 1) * per_epoch + number)
-            value, seen = self._step(rows, rng)
+            value, seen = self.step(rows, rng)
             if not math.isfinite(value):
                 raise self._not_finite(epoch, number, value)
             losses.append(value)
@@ -150,7 +150,7 @@ class BackbonePhase:
         validation, test = self._scores()
         self.rows.append(EpochRow(epoch, seconds, learned, validation, test))
 
-    def _step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
+    def step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
         """One batch forward and back: its loss, and the logits it was classified with."""
         recipe = self.recipe
         size = training_size_px(recipe, self.trainee)
@@ -180,7 +180,9 @@ class BackbonePhase:
             seen = self.loss.logits(projected)
         return float(loss.detach()), None if seen is None else seen.float().cpu().numpy()
 
-    def _batches(self, photos: Photos, rng: np.random.Generator) -> Iterator[Int64s]:
+    def batches(self, rng: np.random.Generator) -> Iterator[Int64s]:
+        """An epoch's batches, as rows of the training photos; P x K ones for losses that compare photos."""
+        photos = self.prepared.split.train
         if self.loss.compares_photos:
             return class_batches(photos.class_index, self.recipe.batch_size, self.recipe.photos_per_class, rng)
         return shuffled_batches(len(photos), self.recipe.batch_size, rng)

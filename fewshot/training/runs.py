@@ -88,7 +88,7 @@ def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnP
     split = read_split(recipe, data)
     _claim(folder, recipe, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainee, prepared = _prepare(recipe, split)
+    trainee, prepared = prepare(recipe, split)
     phase: BackbonePhase | None = None
     if recipe.epochs:
         phase = BackbonePhase(recipe, trainee, prepared, folder / "checkpoint", cell.name, device)
@@ -137,7 +137,7 @@ def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnP
     return report
 
 
-def _prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
+def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
     """The network and the decoded photos; the network first, so that missing weights are told before the decoding."""
     torch.manual_seed(recipe.seed)  # random first weights
     plain = dataclasses.replace(recipe, normalisation="none") if recipe.normalisation == "dataset" else recipe

@@ -1,0 +1,152 @@
+"""How an index's own photos spread around their prototypes -> the metric that its classes are compared in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from fewshot.records import Float32s, Int64s
+
+# Directions in which photos spread so little, against what the prior expects, are left as they are.
+LEAST_SPREAD = 1e-3
+_LEAST_LENGTH = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A linear map under which enrolled photos spread about alike in every direction around their prototypes.
+
+    Attributes:
+        directions: (n_directions, dim) float32, orthonormal rows.
+        factors: (n_directions,) float32 in (0, 1], what an embedding's part along each direction is multiplied with;
+            what is orthogonal to all of them stays.
+        prior: squared spread, summed over photos, that every direction is credited with before any photo is seen;
+            infinite where no photo has a say.
+    """
+
+    directions: Float32s
+    factors: Float32s
+    prior: float
+
+    def moved(self, embeddings: Float32s) -> Float32s:
+        """(n, dim) float32 -> (n, dim) float32, rows of any length both. Linear."""
+        along = embeddings @ self.directions.T  # (n, n_directions)
+        moved: Float32s = (embeddings - (along * (1 - self.factors)) @ self.directions).astype(np.float32, copy=False)
+        return moved
+
+    def __call__(self, embeddings: Float32s) -> Float32s:
+        """(n, dim) float32 -> (n, dim) float32, rows of unit length: a dot product is a cosine in this metric."""
+        return _unit(self.moved(embeddings))
+
+
+def plain_metric(dim: int) -> Metric:
+    """The metric that leaves embeddings as they are."""
+    return Metric(np.zeros((0, dim), np.float32), np.zeros(0, np.float32), np.inf)
+
+
+def fit_metric(support: Float32s, groups: Int64s) -> Metric:
+    """The metric of an index from its photos: what varies among photos of one class counts less between classes.
+
+    A backbone that was trained brings the within-class covariance of its training classes (`transforms.whitening`);
+    this is the same idea once more, with the classes that are enrolled. Their few photos cannot say how far each of
+    hundreds of directions is to be trusted, so their scatter is added to a prior that is alike in all directions and
+    weighs as much as one photo a dimension. How heavy it is matters little (docs/log.md).
+
+    Args:
+        support: (n_support, dim) float32, rows of unit length.
+        groups: (n_support,) int64 from 0: which prototype each photo belongs to.
+
+    Returns:
+        The plain metric where no prototype has two photos that differ.
+
+    Source:
+        Linear discriminant analysis with a shrunk covariance: Friedman 1989, "Regularized discriminant analysis",
+        eq. 18. There the covariance is inverted; here the classes keep their prototypes, and both sides are moved.
+    """
+    around, _, counts = deviations(support, groups)
+    n_free = len(support) - int((counts > 0).sum())
+    total = float((around**2).sum())
+    if n_free < 1 or total < _LEAST_LENGTH:
+        return plain_metric(support.shape[1])
+    prior = total / n_free
+    around = around.astype(np.float64)
+    small = around @ around.T if len(around) < around.shape[1] else around.T @ around  # both have the same values
+    with threadpool_limits(1, "blas"):  # a second thread makes it slower, on a busy machine much slower
+        scatters, sides = np.linalg.eigh(small)
+    kept = scatters > LEAST_SPREAD * prior
+    scatters, sides = scatters[kept], sides[:, kept]
+    directions = sides.T @ around / np.sqrt(scatters)[:, None] if len(around) < around.shape[1] else sides.T
+    factors = np.sqrt(prior / (prior + scatters))
+    return Metric(np.ascontiguousarray(directions, np.float32), factors.astype(np.float32), prior)
+
+
+def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Float32s, Int64s]:
+    """Each photo's way from the mean of its group.
+
+    Returns:
+        (n_support, dim) float32; the groups' means (n_groups, dim) float32, not of unit length; and their counts.
+    """
+    counts = np.bincount(groups)
+    means = np.zeros((len(counts), support.shape[1]), np.float64)
+    np.add.at(means, groups, support)
+    means /= np.maximum(counts, 1)[:, None]
+    return (support - means[groups]).astype(np.float32), means.astype(np.float32), counts
+
+
+def without_each(
+    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, weight: float = 1.0
+) -> Float32s:
+    """Each photo's cosine to every prototype, in the metric and with the prototypes that there were without it.
+
+    A photo is in its prototype and in the metric, and both flatter it. Taking it out of the mean is a subtraction;
+    taking it out of the scatter changes the inverse by a matrix of rank one, so no metric is fitted again.
+
+    Args:
+        metric: fitted on `support` and `groups`.
+        support: (n, dim) float32, rows of unit length.
+        groups: (n,) int64, rows of `prototypes`.
+        prototypes: (n_prototypes, dim) float32, rows of unit length.
+        weight: how many enrolled photos each of `support` stands for, where it is a sample of them.
+
+    Returns:
+        (n, n_prototypes) float32; -inf for the prototype that a photo is alone in.
+
+    Source:
+        Sherman & Morrison 1950, "Adjustment of an inverse matrix".
+    """
+    around, means, counts = deviations(support, groups)
+    moved_prototypes = metric.moved(prototypes)
+    lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
+    found = np.empty((len(support), len(prototypes)), np.float32)
+    for start in range(0, len(support), 500):
+        rows = slice(start, start + 500)
+        x, d, group = metric.moved(support[rows]), metric.moved(around[rows]), groups[rows]
+        n = counts[group].astype(np.float64)
+        # Without the photo the scatter is less by n / (n - 1) times its deviation squared.
+        less = np.where(n > 1, n / np.maximum(n - 1, 1), 0.0) / metric.prior
+        gain = less / np.maximum(1 - less * (d**2).sum(axis=1), _LEAST_LENGTH)  # (n,)
+        xd = (x * d).sum(axis=1)
+        x_length = (x**2).sum(axis=1) + gain * xd**2
+
+        def cosine(
+            product: np.ndarray, along: np.ndarray, length: np.ndarray, k: np.ndarray, by: np.ndarray, own: np.ndarray
+        ) -> np.ndarray:
+            lengths_squared = own * (length + k * along**2)
+            return np.asarray((product + k * by * along) / np.sqrt(np.maximum(lengths_squared, _LEAST_LENGTH)))
+
+        found[rows] = cosine(
+            x @ moved_prototypes.T, d @ moved_prototypes.T, lengths, gain[:, None], xd[:, None], x_length[:, None]
+        )
+        # The own prototype, without the photo: the sum of its group, less the photo.
+        n_group = n * weight
+        scale = n_group * np.linalg.norm(means[group], axis=1)
+        rest = metric.moved((scale[:, None] * prototypes[group] - support[rows]).astype(np.float32))
+        own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
+        found[np.arange(len(support))[rows], group] = np.where(n_group > 1, own, -np.inf)
+    return found
+
+
+def _unit(rows: Float32s) -> Float32s:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Float32s = (rows / np.maximum(lengths, _LEAST_LENGTH)).astype(np.float32, copy=False)
+    return unit

@@ -1,0 +1,121 @@
+"""That an index's own metric is what its definition says, and that leaving a photo out leaves all of it out."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewshot.classifier import class_prototypes
+from fewshot.metric import deviations, fit_metric, plain_metric, without_each
+
+
+def world(n_way, n_shot, dim, seed, noise=None):
+    """Classes whose photos spread far more in some directions than in others."""
+    rng = np.random.default_rng(seed)
+    noise = np.linspace(0.1, 2, dim) if noise is None else noise
+    groups = np.repeat(np.arange(n_way), n_shot)
+    rows = rng.normal(size=(n_way, dim))[groups] + rng.normal(size=(len(groups), dim)) * noise
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), groups
+
+
+def inverse(support, groups, prior):
+    """The matrix of the metric by its definition, float64."""
+    around = deviations(support, groups)[0].astype(np.float64)
+    return np.linalg.inv(prior * np.eye(support.shape[1]) + around.T @ around)
+
+
+def cosines(matrix, left, right):
+    lengths = [np.sqrt(np.einsum("ij,jk,ik->i", rows, matrix, rows)) for rows in (left, right)]
+    return left @ matrix @ right.T / np.outer(*lengths)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n_way=st.integers(1, 6), n_shot=st.integers(2, 9), dim=st.sampled_from([3, 16, 40]), seed=st.integers(0, 10_000))
+def test_a_dot_product_after_the_map_is_the_cosine_under_the_inverse_scatter(n_way, n_shot, dim, seed):
+    support, groups = world(n_way, n_shot, dim, seed)
+    metric = fit_metric(support, groups)
+    query, _ = world(3, 2, dim, seed + 1)
+    wanted = cosines(inverse(support, groups, metric.prior), query.astype(np.float64), support.astype(np.float64))
+    np.testing.assert_allclose(metric(query) @ metric(support).T, wanted, atol=2e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n_way=st.integers(1, 5), n_shot=st.integers(2, 8), dim=st.sampled_from([4, 24]), seed=st.integers(0, 10_000))
+def test_leaving_a_photo_out_equals_fitting_without_it(n_way, n_shot, dim, seed):
+    support, groups = world(n_way, n_shot, dim, seed)
+    metric = fit_metric(support, groups)
+    found = without_each(metric, support, groups, class_prototypes(support, groups, n_way))
+    for row in range(0, len(support), 3):
+        rest = np.arange(len(support)) != row
+        matrix = inverse(support[rest], groups[rest], metric.prior)
+        prototypes = class_prototypes(support[rest], groups[rest], n_way).astype(np.float64)
+        wanted = cosines(matrix, support[[row]].astype(np.float64), prototypes)[0]
+        np.testing.assert_allclose(found[row], wanted, atol=2e-3)
+
+
+def test_directions_in_which_photos_of_a_class_differ_count_less():
+    noise = np.full(12, 0.2)
+    noise[:4] = 3.0
+    everything, groups = world(6, 60, 12, seed=1, noise=noise)
+    enrolled = np.tile(np.arange(60), 6) < 15
+    metric = fit_metric(everything[enrolled], groups[enrolled])
+    lengths = np.linalg.norm(metric.moved(np.eye(12, dtype=np.float32)), axis=1)
+    assert lengths[:4].max() < 0.7 * lengths[4:].min()
+    prototypes, query = class_prototypes(everything[enrolled], groups[enrolled], 6), everything[~enrolled]
+    plain = ((query @ prototypes.T).argmax(1) == groups[~enrolled]).mean()
+    moved = ((metric(query) @ metric(prototypes).T).argmax(1) == groups[~enrolled]).mean()
+    assert moved > plain + 0.05
+
+
+def test_the_metric_moves_nothing_where_no_photo_has_a_say():
+    support, _ = world(5, 1, 8, seed=0)
+    metric = fit_metric(support, np.arange(5))
+    np.testing.assert_array_equal(metric.moved(support), support)
+    same = np.repeat(support, 2, axis=0)
+    np.testing.assert_array_equal(fit_metric(same, np.repeat(np.arange(5), 2)).moved(support), support)
+    np.testing.assert_allclose(plain_metric(8)(support), support, atol=1e-6)
+
+
+def test_a_photo_alone_in_its_prototype_has_no_own_cosine():
+    support, _ = world(3, 2, 8, seed=3)
+    groups = np.array([0, 0, 1, 1, 2, 3])
+    found = without_each(fit_metric(support, groups), support, groups, class_prototypes(support, groups, 4))
+    assert np.isneginf(found[4, 2])
+    assert np.isneginf(found[5, 3])
+    assert np.isfinite(np.delete(found.ravel(), [4 * 4 + 2, 5 * 4 + 3])).all()
+
+
+def test_the_order_of_enrolment_has_no_say():
+    support, groups = world(4, 6, 20, seed=5)
+    order = np.random.default_rng(0).permutation(len(support))
+    query, _ = world(4, 3, 20, seed=6)
+    one, other = fit_metric(support, groups), fit_metric(support[order], groups[order])
+    np.testing.assert_allclose(one(query), other(query), atol=1e-4)
+
+
+def test_a_sample_of_a_large_class_takes_out_one_photo_of_all():
+    support, groups = world(2, 400, 16, seed=7)
+    prototypes = class_prototypes(support, groups, 2)
+    whole = without_each(fit_metric(support, groups), support, groups, prototypes)
+    part = slice(None, None, 4)
+    metric = fit_metric(support[part], groups[part])
+    sample = without_each(metric, support[part], groups[part], prototypes, weight=4)
+    own = np.arange(len(sample)), groups[part]
+    assert np.abs(sample[own] - whole[part][own]).mean() < 0.04
+
+
+@pytest.mark.parametrize("n_shot", [2, 5, 20])
+def test_left_out_photos_are_no_more_flattered_than_new_ones(n_shot):
+    gaps = []
+    for seed in range(12):
+        everything, groups = world(8, n_shot + 20, 24, seed=seed)
+        place = np.tile(np.arange(n_shot + 20), 8)
+        support, new = everything[place < n_shot], everything[place >= n_shot]
+        enrolled = groups[place < n_shot]
+        metric = fit_metric(support, enrolled)
+        prototypes = class_prototypes(support, enrolled, 8)
+        left_out = without_each(metric, support, enrolled, prototypes)[np.arange(len(support)), enrolled]
+        asked = (metric(new) @ metric(prototypes).T)[np.arange(len(new)), groups[place >= n_shot]]
+        gaps.append(asked.mean() - left_out.mean())
+    # Never above what a new photo scores by more than chance; below it, as its prototype has a photo less.
+    assert np.mean(gaps) > -0.01
