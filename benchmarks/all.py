@@ -264,7 +264,7 @@ in place of the studies' networks, whose weights are not here ({chosen}).
 def spaces() -> str:
     """The section on the pictures of the space."""
     facts = result("spaces")
-    drawn, labels, large = facts["pictures"], facts["labels"], facts["large"]
+    drawn, labels = facts["pictures"], facts["labels"]
     by_name = {space["name"]: space for space in drawn["spaces"]}
     measures = [
         ("nearest class is the photo's own", "class_agreement"),
@@ -288,13 +288,13 @@ def spaces() -> str:
             + [f"{sums['found_from_novel_class']} of {sums['from_novel_class']}"]
             + [f"{median(draw['others_named'] for draw in draws):g}", str(found["suspicious_before"])]
         )
+    drawings = [(f"the gallery, {drawn['spaces'][0]['photos']} photos", drawn["cost"])]
+    if "large" in facts:  # `--only large` measures it apart
+        drawings.append((_large(facts["large"]), facts["large"]))
     costs = [
         [what, f"{cost['wall_s']:.0f} s", f"{cost['cpu_s']:.0f} s", f"{cost['peak_mb'] / 1000:.1f} GB"]
         + [f"{cost['load_before']:.1f}"]
-        for what, cost in (
-            (f"the gallery, {drawn['spaces'][0]['photos']} photos", drawn["cost"]),
-            (_large(large), large),
-        )
+        for what, cost in drawings
     ]
     share = drawn["shared_neighbours"]
     return f"""## The space
