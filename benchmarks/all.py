@@ -300,8 +300,8 @@ def spaces() -> str:
     return f"""## The space
 
 `python benchmarks/spaces.py`: the protocol's gallery (50 classes) as `fewshot project --compare` measures it, each
-photo asked as if it were not enrolled. Of a photo's {share["k"]} nearest neighbours the two have
-{share["share"]:.0%} in common. [projection.md](projection.md) shows the pictures.
+photo asked as if it were not enrolled. Of a photo's {share["k"]} nearest neighbours the two share
+{share["share"]:.0%}. [projection.md](projection.md) shows the pictures.
 
 {table(["", *by_name], rows)}
 
