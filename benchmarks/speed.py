@@ -89,7 +89,7 @@ def enrolment(data: Path, work: Path, n: int) -> dict[str, object]:
     embedder = open_embedder(EmbedderChoice())
     indexes = {n_classes: work / f"classes-{n_classes}" for n_classes in (10, 10_000)}
     for n_classes, index in indexes.items():
-        _fill(index, n_classes, embedder)
+        fill_index(index, n_classes, embedder)
         fewshot("query", next(folder.iterdir()), index=index)  # leaves the caches as a used index has them
 
     def enroll(index: Path) -> Run:
@@ -107,24 +107,26 @@ def enrolment(data: Path, work: Path, n: int) -> dict[str, object]:
     }
 
 
-def _fill(folder: Path, n_classes: int, embedder: Embedder) -> None:
-    """An index of made-up classes: random directions, each class a narrow cone."""
+def fill_index(
+    folder: Path, n_classes: int, embedder: Embedder, n_each: int = SUPPORTS_A_CLASS, thumbnail: bytes | None = None
+) -> None:
+    """An index of made-up classes: random directions, each class a narrow cone of `n_each` photos."""
     rng = np.random.default_rng(n_classes)
     store = Store(folder, create=True)
     with store.write() as writer:
         writer.pin_embedder(embedder.facts())
         for c in range(n_classes):
-            rows = rng.normal(size=embedder.dim) + 0.7 * rng.normal(size=(SUPPORTS_A_CLASS, embedder.dim))
+            rows = rng.normal(size=embedder.dim) + 0.7 * rng.normal(size=(n_each, embedder.dim))
             vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
             photos = [
-                EmbeddedPhoto(f"{i}.jpg", f"{c:032x}{i:032x}", 256, 256, vectors[i], None, rng.bytes(16))
-                for i in range(SUPPORTS_A_CLASS)
+                EmbeddedPhoto(f"{i}.jpg", f"{c:032x}{i:032x}", 256, 256, vectors[i], thumbnail, rng.bytes(16))
+                for i in range(n_each)
             ]
             class_id = writer.add_class(f"class-{c:05d}")
             ids = writer.add_supports(class_id, photos)
             writer.set_prototypes(class_id, classifier.class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
             writer.set_own_similarities(np.array(ids), classifier.own_similarities(vectors))
-        writer.note("enroll", None, n_supports=n_classes * SUPPORTS_A_CLASS)
+        writer.note("enroll", None, n_supports=n_classes * n_each)
     store.close()
 
 

@@ -344,3 +344,45 @@ class ReceiverRefusedError(DeliveryError):
     """A receiver will not take this one answer, however often it is sent."""
 
     code = "receiver_refused"
+
+
+# ---- projection
+
+
+class ProjectionError(FewshotError):
+    """A picture of the space cannot be made."""
+
+    code = "projection"
+
+
+class TooFewPointsError(ProjectionError):
+    code = "too_few_points"
+    status = 422
+    hint = "Enroll more photos: a picture of the space begins with a few classes of 5 photos."
+
+
+class NeighbourCountError(ProjectionError):
+    code = "bad_neighbours"
+    exit_code = 2
+    status = 400
+
+
+class OutputFolderError(ProjectionError):
+    """The folder that results shall go to cannot be used."""
+
+    code = "bad_output"
+    exit_code = 2
+    status = 400
+
+
+class PortInUseError(ProjectionError):
+    code = "port_in_use"
+    status = 409
+
+
+class ComparisonError(ProjectionError):
+    """Two spaces do not hold the same photos, so there is nothing to compare."""
+
+    code = "not_comparable"
+    exit_code = 2
+    status = 400

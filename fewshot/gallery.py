@@ -1,7 +1,7 @@
 """An opened index: enroll, query, remove, rename, inspect, reindex; what every interface calls."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -30,6 +30,7 @@ from fewshot.records import (
     UNKNOWN,
     ClassInspection,
     ClassSummary,
+    ClassView,
     EmbeddedPhoto,
     EnrollReport,
     Float32s,
@@ -324,6 +325,57 @@ class Gallery:
                 reader.wanted_class_id(labels[0])
             for each in labels:
                 yield inspection.inspect_class(reader, self._neighbours, each)
+
+    def photo_hashes(self) -> Iterator[tuple[str, dict[int, str]]]:
+        """Each label with its photos, support id -> content hash, in order of enrolment."""
+        with self._store.read() as reader:
+            for label in reader.labels():
+                yield label, reader.photo_hashes(reader.wanted_class_id(label))
+
+    def views(self, photos: Mapping[str, Sequence[int]]) -> Iterator[ClassView]:
+        """Embeddings, prototypes and nearest other classes of photos, a class at a time.
+
+        Args:
+            photos: label -> ids of the supports wanted; only their vectors are read.
+
+        Raises:
+            UnknownLabelError: there is no such class.
+        """
+        with self._store.read() as reader:
+            for label, support_ids in photos.items():
+                yield inspection.class_view(reader, self._neighbours, label, support_ids)
+
+    def nearest_classes(self, vectors: Float32s) -> list[tuple[str, float]]:
+        """Each vector's nearest class by plain cosine to its nearest prototype: label and cosine.
+
+        What `predict` answers may differ: it asks in the index's own metric, where that has proved better.
+
+        Args:
+            vectors: (n, dim) float32, rows of unit length.
+
+        Raises:
+            EmptyIndexError: no class is enrolled.
+        """
+        with self._store.read() as reader:
+            self._asked_classes(reader, Question())
+            similarities, class_ids = self._neighbours.classes(reader, vectors, 1)
+            labels = reader.class_labels(class_ids.ravel().tolist())
+        pairs = zip(class_ids[:, 0].tolist(), similarities[:, 0].tolist(), strict=True)
+        return [(labels[i], similarity) for i, similarity in pairs]
+
+    def thumbnails(self, support_ids: Iterable[int]) -> Iterator[bytes | None]:
+        """The kept photos, WebP files of 256 px on their short side; None where none is kept.
+
+        Raises:
+            IndexDamagedError: a photo does not fit its checksum.
+        """
+        with self._store.read() as reader:
+            for support_id in support_ids:
+                yield reader.thumbnail(support_id)
+
+    def copy_to(self, folder: Path) -> None:
+        """Make another index of the same content in an empty folder; see `Store.copy_to`."""
+        self._store.copy_to(folder)
 
     def problems(self) -> list[str]:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""

@@ -6,11 +6,12 @@ import math
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fewshot.errors import (
     DamagedImageError,
@@ -179,6 +180,37 @@ def thumbnail(image: Image.Image) -> bytes:
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1)
+    return buffer.getvalue()
+
+
+def tile(data: bytes, name: str, side_px: int) -> bytes:
+    """The middle of a photo as a small square picture: a WebP file of `side_px` x `side_px`.
+
+    Raises:
+        ImageError: the bytes are no photo; the subclass says why.
+    """
+    image, _ = decode(data, name, side_px)
+    buffer = io.BytesIO()
+    ImageOps.fit(image, (side_px, side_px), Image.Resampling.BILINEAR).save(buffer, "WEBP", quality=75, method=1)
+    return buffer.getvalue()
+
+
+def sheet(tiles: Sequence[bytes | None], side_px: int) -> bytes:
+    """Small square pictures side by side, row by row, on a square sheet with as few places as hold them: a PNG file.
+
+    Args:
+        tiles: files that `tile` made; None leaves its place grey.
+        side_px: of a place; the sheet has ceil(sqrt(n)) of them each way.
+    """
+    n_across = max(1, math.ceil(math.sqrt(len(tiles))))
+    whole = Image.new("RGB", (n_across * side_px, n_across * side_px), "#bbbbbb")
+    for place, data in enumerate(tiles):
+        if data is not None:
+            with Image.open(io.BytesIO(data)) as picture:
+                small = picture.convert("RGB").resize((side_px, side_px), Image.Resampling.BILINEAR)
+            whole.paste(small, (place % n_across * side_px, place // n_across * side_px))
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -1,11 +1,11 @@
 """What the enrolled photos tell about themselves: spread, confusable classes, suspicious photos, near-copies."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fewshot.neighbours import Neighbours
-from fewshot.records import ClassInspection, Int64s, Support, Suspicious
+from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
 from fewshot.store import Reader
 
 FEW_SUPPORTS = 5
@@ -46,6 +46,36 @@ def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassIn
         confusable=tuple((labels[other], similarity) for other, similarity in ranked),
         suspicious=tuple(_suspicious(reader, records, ids, nearest)),
     )
+
+
+def class_view(reader: Reader, neighbours: Neighbours, label: str, support_ids: Sequence[int]) -> ClassView:
+    """Photos of one class, in the order given, with what a picture of them needs.
+
+    Raises:
+        UnknownLabelError: there is no such class.
+    """
+    class_id = reader.wanted_class_id(label)
+    ids: Int64s = np.array(support_ids, np.int64)
+    records = reader.supports(ids.tolist())
+    vectors = reader.support_vectors(ids)
+    nearest = neighbours.other_classes(reader, vectors, class_id, 1)
+    labels = reader.class_labels(row[0][0] for row in nearest if row)
+    return ClassView(
+        label=label,
+        supports=tuple(records[i] for i in ids.tolist()),
+        vectors=vectors,
+        prototypes=reader.prototypes_of(class_id),
+        nearest_other=tuple((labels[row[0][0]], row[0][1]) if row else None for row in nearest),
+    )
+
+
+def is_suspicious(own_similarity: float | None, other_similarity: float) -> bool:
+    """Whether a photo lies so much nearer to another class than to the rest of its own that its label is in doubt.
+
+    >>> is_suspicious(0.4, 0.5), is_suspicious(0.4, 0.42), is_suspicious(None, 0.9)
+    (True, False, False)
+    """
+    return own_similarity is not None and other_similarity > own_similarity + SUSPICIOUS_MARGIN
 
 
 def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -> list[str]:
@@ -89,7 +119,7 @@ def _suspicious(
     found = []
     for support_id, row in zip(ids.tolist(), nearest, strict=True):
         own = records[support_id].own_similarity
-        if own is not None and row and row[0][1] > own + SUSPICIOUS_MARGIN:
+        if own is not None and row and is_suspicious(own, row[0][1]):
             other, similarity = row[0]
             found.append(Suspicious(support_id, records[support_id].file, own, labels[other], similarity))
     return sorted(found, key=lambda photo: photo.own_similarity - photo.similarity)

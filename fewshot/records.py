@@ -207,6 +207,22 @@ class EnrollReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassView:
+    """Photos of a class with their embeddings: what a picture of the space is drawn from.
+
+    `vectors` is (n_supports, dim) float32 and `prototypes` (n_prototypes, dim), rows of unit length.
+    `nearest_other` holds for each support the nearest other class and the cosine to its nearest prototype, None where
+    there is no other class. The photo's own side of that is `Support.own_similarity`.
+    """
+
+    label: str
+    supports: tuple[Support, ...]
+    vectors: Float32s
+    prototypes: Float32s
+    nearest_other: tuple[tuple[str, float] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Suspicious:
     """An enrolled photo that lies nearer to another class than to the rest of its own."""
 

@@ -48,11 +48,17 @@ DOORS = {
     "fastapi": {"service", "watching"},
     "starlette": {"service", "watching"},
     "umap": {"projection"},
+    "plotly": {"projection"},
+    "pyarrow": {"projection"},
+    "tensorboard": {"projection"},
+    "matplotlib": {"projection", "training"},
+    "mpl_toolkits": {"projection"},
     "httpx": {"watching"},
     "watchfiles": {"watching"},
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
+HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard"}
 
 
 def room(module):

@@ -38,6 +38,7 @@ def test_bare_make_prints_its_help():
 
 
 PAGES = ["README.md", "CONTRIBUTING.md", "indexes/README.md", "docs/benchmarks.md", "docs/watching.md"]
+PAGES += ["docs/projection.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

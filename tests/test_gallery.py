@@ -17,15 +17,18 @@ import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from PIL import Image
 
+from fewshot import images
 from fewshot.calibration import Calibration
 from fewshot.datasets import class_folder, class_folders
 from fewshot.errors import (
     EmptyIndexError,
     FewshotError,
     IndexDamagedError,
+    IndexUnwritableError,
     LabelError,
     LabelTakenError,
     MixedEmbeddingsError,
+    NotAnIndexError,
     StrictError,
     UnknownLabelError,
 )
@@ -850,3 +853,77 @@ def test_random_photos_in_random_order_give_the_same_prototypes(leaves, tmp_path
             enroll(gallery, folder / "healthy", "healthy")
             found.append([[round(m.similarity, 5) for m in p.matches] for p in gallery.query(photos)])
     assert found[0] == found[1]
+
+
+# ---- views, thumbnails and copies: what pictures of the space are made of
+
+
+def test_views_hold_the_photos_asked_for_in_the_order_asked(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=4))))
+    photos = {label: list(hashes)[::-1][:3] for label, hashes in gallery.photo_hashes()}
+    views = list(gallery.views(photos))
+    assert [view.label for view in views] == sorted(photos)
+    for view in views:
+        assert [support.support_id for support in view.supports] == photos[view.label]
+        assert view.vectors.shape == (3, gallery.about().dim)
+        assert np.allclose(np.linalg.norm(view.prototypes, axis=1), 1, atol=1e-5)
+        for support, vector, (other, similarity) in zip(view.supports, view.vectors, view.nearest_other, strict=True):
+            assert other != view.label
+            assert support.own_similarity > similarity
+            rivals = {each.label: (each.prototypes @ vector).max() for each in views if each.label != view.label}
+            assert (max(rivals, key=rivals.get), pytest.approx(similarity, abs=1e-5)) == (other, rivals[other])
+
+
+def test_nearest_classes_are_those_of_the_nearest_prototypes(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=4))))
+    views = list(gallery.views({label: list(hashes) for label, hashes in gallery.photo_hashes()}))
+    vectors = np.concatenate([view.vectors for view in views])
+    for vector, (label, similarity) in zip(vectors, gallery.nearest_classes(vectors), strict=True):
+        by_class = {view.label: float((view.prototypes @ vector).max()) for view in views}
+        assert label == max(by_class, key=by_class.get)
+        assert similarity == pytest.approx(by_class[label], abs=1e-5)
+
+
+def test_an_empty_index_has_no_nearest_class(gallery):
+    with pytest.raises(EmptyIndexError):
+        gallery.nearest_classes(np.eye(1, 48, dtype=np.float32))
+
+
+def test_hashes_are_those_of_the_files(gallery, leaves):
+    folder = leaves(n=3)
+    list(gallery.enroll(class_folders(folder)))
+    for label, hashes in gallery.photo_hashes():
+        files = sorted((folder / label).iterdir())
+        assert list(hashes.values()) == [images.content_hash(file.read_bytes()) for file in files]
+
+
+def test_thumbnails_come_in_the_order_asked(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=2))))
+    ids = [i for _, hashes in gallery.photo_hashes() for i in hashes]
+    forwards, backwards = list(gallery.thumbnails(ids)), list(gallery.thumbnails(ids[::-1]))
+    assert forwards == backwards[::-1]
+    assert all(images.decode(data, "kept", 32) for data in forwards)
+    assert list(gallery.thumbnails([10_000])) == [None]
+
+
+def test_a_copy_is_an_index_of_its_own(gallery, leaves, tmp_path):
+    list(gallery.enroll(class_folders(leaves(n=3))))
+    before = gallery.classes()
+    gallery.copy_to(tmp_path / "copy")
+    with Gallery(tmp_path / "copy", embedder=colour_embedder()) as copy:
+        assert copy.classes() == before
+        assert copy.about() == gallery.about()
+        assert copy.problems() == []
+        copy.remove("rust")
+        assert len(copy.classes()) == 3
+    assert gallery.classes() == before
+
+
+def test_a_copy_never_overwrites_what_is_there(gallery, leaves, tmp_path):
+    list(gallery.enroll(class_folders(leaves(n=1))))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(NotAnIndexError, match="is not empty"):
+        gallery.copy_to(tmp_path / "full")
+    with pytest.raises(IndexUnwritableError, match="cannot be made"):
+        gallery.copy_to(tmp_path / "full" / "thesis.txt" / "copy")

@@ -805,3 +805,29 @@ def test_odd_metadata_raises_no_warning():
 def test_the_limit_is_ours_and_not_pillow_s():
     assert Image.MAX_IMAGE_PIXELS is None
     assert TiffImagePlugin.READ_LIBTIFF is False
+
+
+# ---- small pictures for pages and sprites
+
+
+def test_a_tile_is_square_and_shows_the_middle():
+    wide = Image.new("RGB", (300, 100), (200, 0, 0))
+    wide.paste((0, 0, 200), (100, 0, 200, 100))
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    found = Image.open(io.BytesIO(images.tile(buffer.getvalue(), "wide.png", 48)))
+    assert found.size == (48, 48)
+    red, _, blue = np.asarray(found.convert("RGB")).reshape(-1, 3).mean(axis=0)
+    assert blue > 180
+    assert red < 25
+
+
+def test_what_is_no_photo_has_no_tile():
+    with pytest.raises(ImageError):
+        images.tile(b"no picture", "x.jpg", 48)
+
+
+@pytest.mark.parametrize(("n", "n_across"), [(0, 1), (1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4)])
+def test_a_sheet_has_as_few_places_as_hold_all(n, n_across):
+    found = Image.open(io.BytesIO(images.sheet([None] * n, 16)))
+    assert found.size == (16 * n_across, 16 * n_across)

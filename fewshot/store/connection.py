@@ -83,6 +83,30 @@ class Store:
             with connection.begin():
                 yield Writer(Place(self.name, self.folder), connection)
 
+    def copy_to(self, folder: Path) -> None:
+        """Make another index of the same content, whatever other processes write meanwhile.
+
+        Args:
+            folder: where; made if it does not exist, and must be empty.
+
+        Raises:
+            NotAnIndexError: there is something in the folder.
+            IndexUnwritableError, DiskFullError: it cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise NotAnIndexError(f"{folder} is not empty.", hint="Name a new or an empty folder for the copy.")
+        except OSError as error:
+            raise IndexUnwritableError(
+                f"the folder {folder} cannot be made: {error.strerror}.", hint="Choose another, or its permissions."
+            ) from error
+        with self.read() as reader:
+            try:
+                reader.copy_to(folder / FILE_NAME)
+            except sqlite3.Error as error:
+                raise self.translated(error) from error
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()

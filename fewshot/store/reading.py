@@ -1,5 +1,7 @@
 """Questions to one unchanging view of an index."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +182,12 @@ class Reader:
             )
         return self._vectors([rows[i] for i in support_ids.tolist()], support_ids)
 
+    def photo_hashes(self, class_id: int) -> dict[int, str]:
+        """support_id -> content hash of the photos of a class, in order of enrolment."""
+        query = sa.select(supports.c.support_id, supports.c.sha256).where(supports.c.class_id == class_id)
+        rows = self._connection.execute(query.order_by(supports.c.support_id))
+        return {row[0]: row[1] for row in rows}
+
     def class_vectors(self, class_ids: Sequence[int]) -> tuple[Int64s, Int64s, Float32s]:
         """Support ids (n,), their class ids (n,) and their embeddings (n, dim), in order of enrolment."""
         query = (
@@ -253,6 +261,17 @@ class Reader:
                 f"checksum."
             )
         return bytes(row.webp)
+
+    def copy_to(self, path: Path) -> None:
+        """Write this view of the index as a file of its own.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be written.
+        """
+        source = self._connection.connection.driver_connection
+        assert isinstance(source, sqlite3.Connection)
+        with contextlib.closing(sqlite3.connect(path)) as target:
+            source.backup(target)
 
     def unstaged(self, fingerprint: str) -> list[tuple[int, str, str]]:
         """(support_id, sha256, file) of the supports that `stage` has not yet got for this fingerprint."""

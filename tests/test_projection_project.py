@@ -1,0 +1,322 @@
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+
+from fewshot.datasets import class_folders
+from fewshot.errors import (
+    ComparisonError,
+    EmptyIndexError,
+    NeighbourCountError,
+    OutputFolderError,
+    TooFewPointsError,
+)
+from fewshot.gallery import Gallery
+from fewshot.projection.folder import OutputFolder
+from fewshot.projection.project import Plan, Source, n_steps, project
+
+PCA = Plan(methods=("pca",))
+
+
+def draw(gallery, out, plan=PCA, **more):
+    return project(OutputFolder(out), [Source(gallery, "leaves")], plan, **more)
+
+
+def read_csv(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def running(group):
+    """Whether a process of the group still runs; one that has ended and was not waited for does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+@pytest.fixture
+def enrolled(gallery, leaves):
+    folder = leaves(n=6)
+    write_leaf(folder / "healthy" / "wrong.png", LEAF_COLOURS["rust"], 77)
+    list(gallery.enroll(class_folders(folder)))
+    return gallery
+
+
+def test_everything_is_written(enrolled, tmp_path):
+    draw(enrolled, tmp_path / "out")
+    files = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert files == {
+        "index.html",
+        "space.html",
+        "numbers.json",
+        "coordinates.csv",
+        "coordinates.parquet",
+        "suspicious.csv",
+        "confusable.csv",
+        "classes.csv",
+        *(f"figures/{name}.{kind}" for name in ("pca-2d", "pca-3d", "confusion") for kind in ("png", "svg")),
+        *(f"projector/{name}" for name in ("tensors.bytes", "metadata.tsv", "sprite.png", "projector_config.pbtxt")),
+    }
+
+
+def test_the_planted_photo_is_named_first_everywhere(enrolled, tmp_path):
+    result = draw(enrolled, tmp_path / "out")
+    assert [(each.label, each.file, each.looks_like) for each in result.doubts] == [("healthy", "wrong.png", "rust")]
+    (row,) = read_csv(tmp_path / "out" / "suspicious.csv")
+    assert (row["label"], row["file"], row["looks_like"]) == ("healthy", "wrong.png", "rust")
+    report = (tmp_path / "out" / "index.html").read_text()
+    assert "wrong.png" in report
+    assert "1 of 25 enrolled photos" in report
+
+
+def test_csv_and_parquet_hold_the_same_points_and_places(enrolled, tmp_path):
+    result = draw(enrolled, tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "coordinates.parquet")
+    rows = read_csv(tmp_path / "out" / "coordinates.csv")
+    places = ["pca_2d_x", "pca_2d_y", "pca_3d_x", "pca_3d_y", "pca_3d_z"]
+    told = ["space", "label", "file", "role", "nearest", "similarity", "agrees", "suspicious"]
+    assert table.column_names == told + places == list(rows[0])
+    assert len(rows) == table.num_rows == len(result.spaces[0].points)
+    flat = next(picture for picture in result.pictures if picture.n_dims == 2)
+    assert np.array_equal(table["pca_2d_y"].to_numpy(), flat.points[:, 1])
+    assert np.allclose([float(row["pca_2d_y"]) for row in rows], flat.points[:, 1], atol=1e-5)
+    assert [row["file"] for row in rows] == table["file"].to_pylist()
+
+
+def test_the_same_index_gives_the_same_files(enrolled, tmp_path):
+    for name in ("one", "two"):
+        draw(enrolled, tmp_path / name)
+    for file in (tmp_path / "one").rglob("*"):
+        # numbers.json names its folder; Parquet and the rest must agree to the byte.
+        if file.is_file() and file.name != "numbers.json":
+            assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes(), file
+
+
+def test_numbers_fit_what_was_planted(enrolled, tmp_path):
+    draw(enrolled, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    (space,) = facts["spaces"]
+    assert space["drawn"] == "25 enrolled photos, 4 classes"
+    assert space["class_agreement"] == 24 / 25
+    assert space["confused"] == [{"label": "healthy", "nearest": "rust", "photos": 1}]
+    assert -1 <= space["class_silhouette"]["healthy"] < space["class_silhouette"]["blight"] <= 1
+    assert set(space["trustworthiness"]) == {"pca_2d", "pca_3d"}
+    assert (facts["n_neighbours"], facts["seed"], facts["metric"]) == (15, 0, "cosine")
+
+
+def test_steps_are_as_many_as_announced(enrolled, tmp_path):
+    steps = []
+    announced = n_steps([Source(enrolled, "leaves")], PCA)
+    draw(enrolled, tmp_path / "out", on_step=lambda: steps.append(1))
+    assert len(steps) == announced
+
+
+def test_thinning_is_said_on_the_page_and_in_the_numbers(enrolled, tmp_path):
+    result = draw(enrolled, tmp_path / "out", Plan(methods=("pca",), max_photos=12))
+    said = "12 of 25 enrolled photos, 4 classes, chosen at random in proportion to the classes"
+    assert said in result.notes[0]
+    for name in ("index.html", "space.html", "numbers.json"):
+        assert said in (tmp_path / "out" / name).read_text()
+    assert "12 of 25 enrolled photos" in (tmp_path / "out" / "figures" / "pca-2d.svg").read_text()
+
+
+def test_doubtful_photos_are_found_even_where_they_are_not_drawn(enrolled, tmp_path):
+    for seed in range(3):
+        plan = Plan(methods=("pca",), max_photos=5, seed=seed)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert [each.file for each in draw(enrolled, tmp_path / "out", plan).doubts] == ["wrong.png"]
+
+
+# ---- what cannot be drawn, or only in part
+
+
+def test_an_index_of_one_class_is_drawn_without_what_takes_two(gallery, leaves, tmp_path):
+    list(gallery.enroll(class_folders(leaves(n=6, labels=["rust"]))))
+    result = draw(gallery, tmp_path / "out")
+    assert result.numbers[0].silhouette is None
+    assert result.numbers[0].class_silhouette == {"rust": None}
+    assert (result.doubts, result.confusable) == ((), ())
+    assert "there is only one class" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_an_index_of_one_photo_is_told_how_many_it_takes(gallery, leaves, tmp_path):
+    list(gallery.enroll(class_folders(leaves(n=1, labels=["rust"]))))
+    with pytest.raises(TooFewPointsError, match="'leaves' has 1 photo to draw; wanted at least 4"):
+        draw(gallery, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_classes_of_one_photo_each_can_be_drawn(gallery, leaves, tmp_path):
+    list(gallery.enroll(class_folders(leaves(n=1))))
+    result = draw(gallery, tmp_path / "out")
+    assert result.numbers[0].silhouette is None
+    assert result.numbers[0].class_agreement is None
+
+
+def test_more_neighbours_than_photos_are_refused_before_anything_is_written(enrolled, tmp_path):
+    with pytest.raises(NeighbourCountError, match="25 neighbours were asked for and there are 25 points"):
+        draw(enrolled, tmp_path / "out", Plan(methods=("pca",), n_neighbours=25))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_empty_index_is_refused(gallery, tmp_path):
+    with pytest.raises(EmptyIndexError):
+        draw(gallery, tmp_path / "out")
+
+
+# ---- the folder
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_its_name(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputFolderError, match="is a file"):
+        OutputFolder(tmp_path / "file")
+    with pytest.raises(OutputFolderError, match=r"file/out cannot be written: Not a directory") as caught:
+        OutputFolder(tmp_path / "file" / "out")
+    assert "--out" in caught.value.hint
+    with pytest.raises(OutputFolderError, match="cannot be written"):
+        OutputFolder(tmp_path / ("n" * 300))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    (tmp_path / "barred").mkdir(mode=0o500)
+    with pytest.raises(OutputFolderError, match="Permission denied"):
+        OutputFolder(tmp_path / "barred")
+
+
+def test_a_folder_that_the_system_keeps_is_refused_even_for_root():
+    with pytest.raises(OutputFolderError, match="cannot be written"):
+        OutputFolder(Path("/proc/fewshot-out"))
+
+
+def test_results_are_never_mixed_with_other_files_but_may_replace_themselves(enrolled, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(OutputFolderError, match="other things in it"):
+        OutputFolder(tmp_path / "mine")
+    draw(enrolled, tmp_path / "out")
+    draw(enrolled, tmp_path / "out")
+
+
+def test_a_full_disk_is_told_as_one_and_leaves_no_half_file(tmp_path, monkeypatch):
+    folder = OutputFolder(tmp_path / "out")
+    folder.write("page.html", "before")
+
+    def half(file, content):
+        with file.open("wb") as stream:
+            stream.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OutputFolderError, match="no space left"):
+        folder.write("page.html", "after, and longer")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["page.html"]
+    assert (tmp_path / "out" / "page.html").read_text() == "before"
+
+
+def test_interrupting_ends_every_process_and_leaves_whole_files_only(enrolled, tmp_path):
+    """Ctrl-C goes to the whole process group; nothing may run on, and no half file may stay."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom fewshot.gallery import Gallery\n"
+        "from fewshot.projection.folder import OutputFolder\n"
+        "from fewshot.projection.project import Plan, Source, project\n"
+        "if __name__ == '__main__':\n"
+        "    gallery = Gallery(Path(sys.argv[1]))\n"
+        "    print('begun', flush=True)\n"
+        "    project(OutputFolder(Path(sys.argv[2])), [Source(gallery, 'leaves')], Plan())\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    words = [sys.executable, str(tmp_path / "script.py"), str(enrolled.folder), str(tmp_path / "out")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == b"begun\n"
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count(b"KeyboardInterrupt") == 1, errors.decode()
+    give_up_at = time.monotonic() + 30
+    while running(process.pid):
+        assert time.monotonic() < give_up_at, "a process runs on"
+        time.sleep(0.2)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not (tmp_path / "out" / "numbers.json").exists()
+
+
+# ---- two spaces
+
+
+@pytest.fixture
+def second(enrolled, tmp_path):
+    """The same photos and one class more, enrolled in another order with another embedder."""
+    write_leaf(tmp_path / "photos" / "zz-other" / "a.png", (10, 20, 200), 5)
+    with Gallery(tmp_path / "second", create=True, embedder=colour_embedder("others", 32)) as opened:
+        list(opened.enroll(class_folders(tmp_path / "photos")[::-1]))
+        yield opened
+
+
+def compare(first, second, out, plan=PCA):
+    return project(OutputFolder(out), [Source(first, "first"), Source(second, "second")], plan)
+
+
+def test_two_indexes_are_drawn_with_the_same_photos_in_the_same_rows(enrolled, second, tmp_path):
+    result = compare(enrolled, second, tmp_path / "out")
+    first, other = ([(p.label, p.file) for p in space.points if p.role == "support"] for space in result.spaces)
+    assert first == other
+    assert len(first) == 25
+    assert "25 photos are in both under the same label and are compared; 1 are in one only" in result.notes[0]
+
+
+def test_a_comparison_has_silhouettes_agreement_and_confusion_of_both(enrolled, second, tmp_path):
+    result = compare(enrolled, second, tmp_path / "out")
+    for numbers in result.numbers:
+        assert numbers.silhouette is not None
+        assert numbers.neighbour_agreement is not None
+        assert numbers.confusion.sum() == 25
+    k, share = result.shared
+    assert k == 15
+    assert 0.5 < share <= 1
+    report = (tmp_path / "out" / "index.html").read_text()
+    assert "<th>first</th>" in report.replace(' class="n"', "")
+    assert f"{share:.0%} in common" in report
+
+
+def test_a_space_compared_with_itself_shares_every_neighbour(enrolled, tmp_path):
+    enrolled.copy_to(tmp_path / "copy")
+    with Gallery(tmp_path / "copy", embedder=colour_embedder()) as copy:
+        result = compare(enrolled, copy, tmp_path / "out")
+    assert result.shared == (15, 1.0)
+    assert np.array_equal(result.pictures[0].points, result.pictures[2].points)
+    assert result.numbers[0].as_dict() == result.numbers[1].as_dict()
+
+
+def test_the_projector_offers_both_spaces(enrolled, second, tmp_path):
+    compare(enrolled, second, tmp_path / "out")
+    config = (tmp_path / "out" / "projector" / "projector_config.pbtxt").read_text()
+    assert config.count("embeddings {") == 2
+    for name in ("tensors-1.bytes", "metadata-2.tsv", "sprite-2.png"):
+        assert (tmp_path / "out" / "projector" / name).is_file()
+
+
+def test_indexes_without_a_photo_in_common_cannot_be_compared(enrolled, leaves, tmp_path):
+    folder = leaves(n=5, first_seed=900, name="strangers")
+    with Gallery(tmp_path / "strange", create=True, embedder=colour_embedder()) as strange:
+        list(strange.enroll(class_folders(folder)))
+        with pytest.raises(ComparisonError, match="no photo in common"):
+            compare(enrolled, strange, tmp_path / "out")
