@@ -229,7 +229,7 @@ def picture(by_shots: dict[str, Any], backbone: str, file: Path) -> None:
     from matplotlib import pyplot
 
     shown, axes = pyplot.subplots(1, len(by_shots), figsize=(5 * len(by_shots), 4.6), squeeze=False, sharey=True)
-    colours = pyplot.get_cmap("tab10").colours
+    colours = pyplot.get_cmap("tab10").colors
     for axis, (name, rows) in zip(axes[0], by_shots.items(), strict=True):
         for i, (method, at) in enumerate((m, a) for m, a in rows.items() if m.endswith(f", {backbone}")):
             thick = 2.6 if i == 0 else 1.2

@@ -324,6 +324,43 @@ class TrainingDiskFullError(TrainingError):
     hint = "Free some space and run the same command again: it goes on from the last whole epoch."
 
 
+# ---- watching
+
+
+class RoutesError(FewshotError):
+    """The table that says who is sent to what cannot be understood."""
+
+    code = "routes"
+    exit_code = 2
+    status = 400
+
+
+class WatchStateError(FewshotError):
+    """The memory of a watch cannot be used. What it holds already is kept."""
+
+    code = "watch_state"
+
+
+class WatchRunningError(WatchStateError):
+    code = "watch_running"
+    status = 409
+    hint = "One watch of a folder and an index runs at a time. Stop the other, or give this one another --state."
+
+
+class DeliveryError(FewshotError):
+    """Answers could not be handed over. They are kept, and handed over later."""
+
+    code = "delivery"
+    status = 502
+    retry_after_s: float | None = None  # what the receiver asks for
+
+
+class ReceiverRefusedError(DeliveryError):
+    """A receiver will not take this one answer, however often it is sent."""
+
+    code = "receiver_refused"
+
+
 # ---- projection
 
 
@@ -364,43 +401,6 @@ class ComparisonError(ProjectionError):
     code = "not_comparable"
     exit_code = 2
     status = 400
-
-
-# ---- watching
-
-
-class RoutesError(FewshotError):
-    """The table that says who is sent to what cannot be understood."""
-
-    code = "routes"
-    exit_code = 2
-    status = 400
-
-
-class WatchStateError(FewshotError):
-    """The memory of a watch cannot be used. What it holds already is kept."""
-
-    code = "watch_state"
-
-
-class WatchRunningError(WatchStateError):
-    code = "watch_running"
-    status = 409
-    hint = "One watch of a folder and an index runs at a time. Stop the other, or give this one another --state."
-
-
-class DeliveryError(FewshotError):
-    """Answers could not be handed over. They are kept, and handed over later."""
-
-    code = "delivery"
-    status = 502
-    retry_after_s: float | None = None  # what the receiver asks for
-
-
-class ReceiverRefusedError(DeliveryError):
-    """A receiver will not take this one answer, however often it is sent."""
-
-    code = "receiver_refused"
 
 
 # ---- the service

@@ -452,6 +452,24 @@ class Gallery:
             for label, support_ids in photos.items():
                 yield inspection.class_view(reader, self._neighbours, label, support_ids)
 
+    def nearest_classes(self, vectors: Float32s) -> list[tuple[str, float]]:
+        """Each vector's nearest class by plain cosine to its nearest prototype: label and cosine.
+
+        What `predict` answers may differ: it asks in the index's own metric, where that has proved better.
+
+        Args:
+            vectors: (n, dim) float32, rows of unit length.
+
+        Raises:
+            EmptyIndexError: no class is enrolled.
+        """
+        with self._store.read() as reader:
+            self._asked_classes(reader, Question())
+            similarities, class_ids = self._neighbours.classes(reader, vectors, 1)
+            labels = reader.class_labels(class_ids.ravel().tolist())
+        pairs = zip(class_ids[:, 0].tolist(), similarities[:, 0].tolist(), strict=True)
+        return [(labels[i], similarity) for i, similarity in pairs]
+
     def thumbnails(self, support_ids: Iterable[int]) -> Iterator[bytes | None]:
         """The kept photos, WebP files of 256 px on their short side; None where none is kept.
 

@@ -874,6 +874,21 @@ def test_views_hold_the_photos_asked_for_in_the_order_asked(gallery, leaves):
             assert (max(rivals, key=rivals.get), pytest.approx(similarity, abs=1e-5)) == (other, rivals[other])
 
 
+def test_nearest_classes_are_those_of_the_nearest_prototypes(gallery, leaves):
+    list(gallery.enroll(class_folders(leaves(n=4))))
+    views = list(gallery.views({label: list(hashes) for label, hashes in gallery.photo_hashes()}))
+    vectors = np.concatenate([view.vectors for view in views])
+    for vector, (label, similarity) in zip(vectors, gallery.nearest_classes(vectors), strict=True):
+        by_class = {view.label: float((view.prototypes @ vector).max()) for view in views}
+        assert label == max(by_class, key=by_class.get)
+        assert similarity == pytest.approx(by_class[label], abs=1e-5)
+
+
+def test_an_empty_index_has_no_nearest_class(gallery):
+    with pytest.raises(EmptyIndexError):
+        gallery.nearest_classes(np.eye(1, 48, dtype=np.float32))
+
+
 def test_hashes_are_those_of_the_files(gallery, leaves):
     folder = leaves(n=3)
     list(gallery.enroll(class_folders(folder)))

@@ -71,7 +71,7 @@ def scatter(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, b
     styles = marks(labels)
     n_columns = math.ceil(len(labels) / LEGEND_ROWS) if len(labels) <= N_MARKS else 0
     legend_inches = 0.2 + n_columns * (0.3 + 0.047 * max(len(_short(label)) for label in labels))
-    figure = Figure(figsize=(PANEL_INCHES * len(spaces) + max(legend_inches, 1.6), PANEL_INCHES + 0.5))
+    figure = Figure(figsize=(PANEL_INCHES * len(spaces) + max(legend_inches, 2.3), PANEL_INCHES + 0.5))
     FigureCanvasAgg(figure)
     width = PANEL_INCHES / figure.get_figwidth()
     is_flat = pictures[0].n_dims == 2

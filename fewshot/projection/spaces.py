@@ -18,7 +18,7 @@ from fewshot.embedder import EmbedderChoice
 from fewshot.errors import EmptyIndexError, ImageError
 from fewshot.gallery import Gallery
 from fewshot.inspection import is_suspicious
-from fewshot.records import ClassView, EmbeddedPhoto, Float32s, Int64s, Question, Refused
+from fewshot.records import ClassView, EmbeddedPhoto, Float32s, Int64s, Refused
 
 Role = Literal["support", "query", "prototype"]
 TILE_PX = 96
@@ -234,12 +234,11 @@ def read_queries(
             on_photo()
     dim = gallery.embedder().dim
     vectors = np.stack([photo.embedding for _, photo in embedded]) if embedded else np.zeros((0, dim), np.float32)
-    answers = gallery.predict(vectors, Question(top=1, n_nearest=0)) if embedded else []
+    nearest = gallery.nearest_classes(vectors) if embedded else []
     points = []
-    for (label, photo), answer in zip(embedded, answers, strict=True):
-        best = answer.matches[0]
-        agrees = None if not label else best.label == label
-        points.append(Point("query", label, Path(photo.file).name, best.label, best.similarity, agrees))
+    for (label, photo), (other, similarity) in zip(embedded, nearest, strict=True):
+        agrees = None if not label else other == label
+        points.append(Point("query", label, Path(photo.file).name, other, similarity, agrees))
     tiles = small_pictures(photo.thumbnail for _, photo in embedded)
     return Queries(tuple(points), vectors, tuple(tiles), len(files) - len(refused), tuple(refused))
 
