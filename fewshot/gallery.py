@@ -464,7 +464,7 @@ class Gallery:
             EmptyIndexError: no class is enrolled.
         """
         with self._store.read() as reader:
-            self._asked_classes(reader, Question())
+            answering.asked_classes(reader, Question())
             similarities, class_ids = self._neighbours.classes(reader, vectors, 1)
             labels = reader.class_labels(class_ids.ravel().tolist())
         pairs = zip(class_ids[:, 0].tolist(), similarities[:, 0].tolist(), strict=True)
