@@ -30,7 +30,11 @@ def test_requests_answered_at_once_are_answered_as_each_alone(filled, requests, 
     question = Question(top=4, n_nearest=5, coverage=0.8, together=together)
     embedder = filled.embedder()
     at_once = filled.answer(requests, question, embedder)
-    assert at_once == [filled.answer([request], question, embedder)[0] for request in requests]
+    alone = [filled.answer([request], question, embedder)[0] for request in requests]
+    # As they are shown: products of more rows at once may differ in the last digit.
+    assert [[a.as_dict() for a in answers] for answers in at_once] == [
+        [a.as_dict() for a in answers] for answers in alone
+    ]
     assert [len(answers) for answers in at_once] == ([1, 2, 1] if together else [2, 2, 1])
     assert [answers[0].reason == "bad_image" for answers in at_once] == [False, True, True]
 
@@ -40,7 +44,8 @@ def test_photos_asked_together_are_answered_as_by_query(filled, tmp_path):
     question = Question(together=True)
     embedder = filled.embedder()
     outcomes = list(embedder.embed_photos(photos, n_photos=3))
-    assert filled.answer([outcomes], question, embedder)[0] == list(filled.query(photos, question))
+    (found,) = filled.answer([outcomes], question, embedder)
+    assert [a.as_dict() for a in found] == [a.as_dict() for a in filled.query(photos, question)]
 
 
 def test_no_class_that_fits_is_told_before_anything_is_compared(filled, requests):
