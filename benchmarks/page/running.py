@@ -1,0 +1,65 @@
+"""Speed, safety, and the numbers in the code."""
+
+from page.parts import result, stamp, table
+
+
+def speed() -> str:
+    """The section on speed."""
+    facts = result("speed")
+    cold, bulk, enrol = facts["cold_start"], facts["bulk"], facts["enrolment"]
+    rows = [
+        ["cold `fewshot query` of one photo", f"{cold['query_one_photo_s']:.2f} s", "`import torch, timm`"]
+        + [f"{cold['import_torch_timm_s']:.2f} s", f"{cold['ratio']:.2f} x the time"],
+        [f"`fewshot query` of {bulk['n_photos']} photos, whole process", f"{bulk['ours_images_per_s']:.0f} images/s"]
+        + ["plain script", f"{bulk['plain_images_per_s']:.1f} images/s", f"{bulk['ratio']:.1f} x the images/s"],
+        ["the same without start-up", f"{bulk['ours_steady_images_per_s']:.0f} images/s", "plain script"]
+        + [f"{bulk['plain_steady_images_per_s']:.1f} images/s", f"{bulk['steady_ratio']:.1f} x the images/s"],
+        ["enrolling 20 photos, index of 10,000 classes", f"{enrol['into_10000_classes_s']:.2f} s"]
+        + ["index of 10 classes", f"{enrol['into_10_classes_s']:.2f} s", f"{enrol['ratio']:.2f} x the time"],
+    ]
+    return f"""## Speed
+
+`python benchmarks/speed.py`: whole processes, each pair run in turn, medians of {facts["n_runs"]}. The plain script is
+what a user would write without this project (PIL, timm in float32 with batches of 32, scikit-learn's nearest
+centroid; `benchmarks/plain_script.py`); the time it needs to enroll is taken off, as the index is there already for
+ours. The index of 10,000 classes holds {enrol["supports_a_class"]} photos a class.
+
+{table(["", "fewshot", "against", "", "ratio"], rows)}
+
+`fewshot --help` answers in {cold["help_s"]:.2f} s. The most memory that the query of one photo held was
+{cold["query_one_photo_peak_mb"]:.0f} MB; that of {bulk["n_photos"]} photos {bulk["ours_peak_mb"]:.0f} MB (plain script:
+{bulk["plain_peak_mb"]:.0f} MB). Top-1 among the 15 novel classes on these photos: {bulk["ours_top1"]:.1f} % (plain
+script: {bulk["plain_top1"]:.1f} %).
+
+{stamp(facts)}
+"""
+
+
+def safety() -> str:
+    """The section on kills."""
+    facts = result("kills")
+    return f"""## Killed while enrolling
+
+`python benchmarks/kills.py`: SIGKILL at random moments of `fewshot enroll --each`, {facts["kills"]} times;
+{facts["kills_between_two_classes"]} of them left some classes in and some out. After each, the index was opened and
+checked whole: {facts["indexes_damaged"]} indexes damaged, {facts["half_classes"]} classes half there.
+
+{stamp(facts)}
+"""
+
+
+def constants() -> str:
+    """The section on the numbers in the code."""
+    facts = result("constants")
+    bits = list(next(iter(facts["near_copies"].values())))
+    found = [[name, *(f"{row[n]:.0f}" for n in bits)] for name, row in facts["near_copies"].items()]
+    false = [f"different photos, pairs of {facts['n_pairs']:,}", *(str(facts["false_pairs"][n]) for n in bits)]
+    return f"""## How a number in the code was chosen
+
+`python benchmarks/constants.py`, on the protocol's `base/train` photos alone. Near-copies: photos whose 128-bit
+difference hashes differ in at most 10 bits. Percent of copies found:
+
+{table(["copy", *(f"{n} bits" for n in bits)], [*found, false])}
+
+{stamp(facts)}
+"""
