@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
 
 
@@ -20,9 +20,7 @@ def enroll(
     strict: bool,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Enroll a class from a folder of photos, or add photos to it.
 
@@ -48,7 +46,7 @@ def enroll(
 
     n_usable, n_enrolled = 0, 0
     new_ids: list[int] = []
-    with open_gallery(index, create=True, backbone=backbone, precision=precision, engine=engine) as gallery:
+    with open_gallery(index, embedder, create=True) as gallery:
         try:
             with progress("enrolling", sum(len(folder.photos) for folder in folders)) as on_photo:
                 for report in gallery.enroll(folders, strict=strict, on_photo=on_photo):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import common, embedding, notice, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, notice, warn
 from fewshot.cli.output import json_line, progress, table
 
 
@@ -34,9 +34,7 @@ def evaluate(
     seed: int,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Measure how well classes like those in FOLDER (a sub-folder each) are told apart from a few photos.
 
@@ -52,10 +50,10 @@ def evaluate(
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
-    embedder = open_embedder(EmbedderChoice(backbone, precision, engine), on_notice=notice)
+    opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
     vectors, classes = [], []
     with progress("embedding", len(photos)) as step:
-        outcomes = embedder.embed_photos([photo for photo, _ in photos], n_photos=len(photos))
+        outcomes = opened.embed_photos([photo for photo, _ in photos], n_photos=len(photos))
         for outcome, (_, class_index) in zip(outcomes, photos, strict=True):
             step()
             if isinstance(outcome, EmbeddedPhoto):
@@ -63,11 +61,11 @@ def evaluate(
                 classes.append(class_index)
             elif isinstance(outcome, Refused):
                 warn(f"{outcome.file}: {outcome.message}")
-    embeddings = np.stack(vectors) if vectors else np.zeros((0, embedder.dim), np.float32)
+    embeddings = np.stack(vectors) if vectors else np.zeros((0, opened.dim), np.float32)
     with progress("episodes", n_episode) as step:
         report = evaluate_episodes(embeddings, np.array(classes, np.int64), plan, on_episode=step)
     if as_json:
-        json_line({"backbone": embedder.fingerprint, **report.as_dict()})
+        json_line({"backbone": opened.fingerprint, **report.as_dict()})
         return
     accuracy, covered = report.accuracy, report.covered
     rows = [
@@ -80,7 +78,7 @@ def evaluate(
     ]
     click.echo(
         f"{n_episode} episodes of {n_way} classes, {n_shot} photos enrolled and {n_query} asked of each, from "
-        f"{report.n_classes} classes; {embedder.fingerprint}"
+        f"{report.n_classes} classes; {opened.fingerprint}"
     )
     for line in table(["measure", "value", "95 % interval"], rows, right=(1,)):
         click.echo(line)

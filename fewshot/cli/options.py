@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEFAULT_INDEX = "indexes/default"
+
+
+class EmbedderOptions(NamedTuple):
+    """`--backbone`, `--precision` and `--engine` as given."""
+
+    backbone: str | None = None
+    precision: str | None = None
+    engine: str = "auto"
+
+
+AS_PINNED = EmbedderOptions()
 
 
 def common(function: Function) -> Function:
@@ -37,7 +48,13 @@ def common(function: Function) -> Function:
 
 
 def embedding(function: Function) -> Function:
-    """`--backbone`, `--precision` and `--engine`, which commands that embed photos take."""
+    """`--backbone`, `--precision` and `--engine`, which commands that embed photos take as `embedder`."""
+
+    @wraps(function)
+    def wrapped(*args: Any, backbone: str | None, precision: str | None, engine: str, **kwargs: Any) -> Any:
+        return function(*args, embedder=EmbedderOptions(backbone, precision, engine), **kwargs)
+
+    decorated: Any = wrapped
     for option in (
         click.option(
             "--engine",
@@ -53,8 +70,8 @@ def embedding(function: Function) -> Function:
             "[ARCHITECTURE:]FILE.safetensors; by default the index's own, in a new index plants-lite0.",
         ),
     ):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
 
 
 def index_folder(name_or_path: str) -> Path:
@@ -67,20 +84,12 @@ def index_folder(name_or_path: str) -> Path:
     return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
 
 
-def open_gallery(
-    index: str,
-    *,
-    create: bool = False,
-    backbone: str | None = None,
-    precision: str | None = None,
-    engine: str = "auto",
-) -> "Gallery":
+def open_gallery(index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False) -> "Gallery":
     """The index that a command works on."""
     from fewshot.embedder import EmbedderChoice
     from fewshot.gallery import Gallery
 
-    choice = EmbedderChoice(backbone, precision, engine)
-    return Gallery(index_folder(index), create=create, choice=choice, on_notice=notice)
+    return Gallery(index_folder(index), create=create, choice=EmbedderChoice(*embedder), on_notice=notice)
 
 
 def notice(text: str) -> None:

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import common, embedding, index_folder, notice, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def project(
     port: int,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """See the space: draw how photos lie to each other, and list which look mislabelled.
 
@@ -109,7 +107,7 @@ def project(
     )
     if serve:
         projector.check_port(port)
-    with _sources(index, images, compare, EmbedderOptions(backbone, precision, engine)) as sources:
+    with _sources(index, images, compare, embedder) as sources:
         folder = OutputFolder(out)
         with progress("drawing", n_steps(sources, plan)) as on_step:
             result = run(folder, sources, plan, on_step=on_step)
@@ -119,14 +117,6 @@ def project(
         _say(result)
     if serve:
         _serve(out, port)
-
-
-class EmbedderOptions(NamedTuple):
-    """`--backbone`, `--precision` and `--engine` as given."""
-
-    backbone: str | None
-    precision: str | None
-    engine: str
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
 
 
@@ -32,9 +32,7 @@ def query(
     together: bool,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Recognise photos: for each its class, how probable that is, and the enrolled photos it is nearest to.
 
@@ -50,7 +48,7 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     question = Question(top, nearest, within or None, coverage, together)
     n_answered = 0
-    with open_gallery(index, backbone=backbone, precision=precision, engine=engine) as gallery:
+    with open_gallery(index, embedder) as gallery:
         if not as_json:  # what only the table needs is not looked up for programs
             names = short_names(files)
             if together:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
 
 
@@ -18,9 +18,7 @@ def reindex(
     folders: tuple[str, ...],
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Embed all photos of an index anew, with another backbone (default: the program's own).
 
@@ -31,7 +29,7 @@ def reindex(
     from fewshot.datasets import query_photos
 
     originals = query_photos([Path(folder) for folder in folders]) if folders else []
-    with open_gallery(index, backbone=backbone, precision=precision, engine=engine) as gallery:
+    with open_gallery(index, embedder) as gallery:
         before = gallery.about().fingerprint
         n = sum(each.supports for each in gallery.classes())
         try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import common, embedding, index_folder, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, open_gallery, warn
 from fewshot.cli.output import json_line, table
 
 
@@ -56,9 +56,7 @@ def serve(
     rate: int,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Serve an index: a web page, and an HTTP API for apps (docs/service.md).
 
@@ -80,7 +78,7 @@ def serve(
         max_waiting=max(max_waiting, max_files),
         rate_per_minute=rate,
     )
-    with open_gallery(index, create=create, backbone=backbone, precision=precision, engine=engine) as gallery:
+    with open_gallery(index, embedder, create=create) as gallery:
         gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
         from fewshot.service.app import create_app
         from fewshot.service.server import address_of, listening_socket

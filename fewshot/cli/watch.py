@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import common, embedding, index_folder, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, open_gallery, warn
 from fewshot.cli.output import json_line, progress, shortened
 from fewshot.errors import EmptyIndexError, UsageError
 
@@ -89,9 +89,7 @@ def watch(
     token: str | None,
     index: str,
     as_json: bool,
-    backbone: str | None,
-    precision: str | None,
-    engine: str,
+    embedder: EmbedderOptions,
 ) -> None:
     """Answer each photo that comes into FOLDER once: what it shows, where it was taken, who is to go.
 
@@ -111,7 +109,7 @@ def watch(
     known = read_routes(routes)
     files, posts = _targets(targets, token)
     with ExitStack() as stack:
-        gallery = stack.enter_context(open_gallery(index, backbone=backbone, precision=precision, engine=engine))
+        gallery = stack.enter_context(open_gallery(index, embedder))
         labels = [each.label for each in gallery.classes()]
         if not labels:
             raise EmptyIndexError(f"index {gallery.name!r} holds no class yet.")
