@@ -37,6 +37,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_cache: Pa
     monkeypatch.chdir(tmp_path)
 
 
+# For a program that a test interrupts: a shell that runs tests in the background makes all they start ignore Ctrl-C.
+HEED_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 class ColourEngine:
     """The mean colours of a grid of fields: deterministic, needs no weights, tells coloured leaves apart."""
 

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import LEAF_COLOURS, write_leaf
+from conftest import HEED_CTRL_C, LEAF_COLOURS, write_leaf
 from test_cli import INDEX, colours, fails, lines, ok, run  # noqa: F401 (a fixture is used by its name)
 
 from fewshot.gallery import Gallery
@@ -140,10 +140,22 @@ def test_a_port_in_use_is_refused_before_any_work(enrolled):
 
 
 def test_serve_shows_tensorboard_until_ctrl_c(enrolled):
-    words = [sys.executable, "-c", "from fewshot.cli import main; main()", "project", "--out", "out", *PCA]
+    words = [
+        sys.executable,
+        "-c",
+        f"{HEED_CTRL_C}from fewshot.cli import main; main()",
+        "project",
+        "--out",
+        "out",
+        *PCA,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     served = subprocess.Popen(
-        [*words, "--serve", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*words, "--serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         line = next(line for line in served.stderr if "projector: http://127.0.0.1:" in line)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import HEED_CTRL_C, LEAF_COLOURS, colour_embedder, write_leaf
 
 from fewshot.datasets import class_folders
 from fewshot.errors import (
@@ -242,7 +242,7 @@ def test_interrupting_ends_every_process_and_leaves_whole_files_only(enrolled, t
         "    print('begun', flush=True)\n"
         "    project(OutputFolder(Path(sys.argv[2])), [Source(gallery, 'leaves')], Plan())\n"
     )
-    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(HEED_CTRL_C + script)
     words = [sys.executable, str(tmp_path / "script.py"), str(enrolled.folder), str(tmp_path / "out")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"begun\n"

@@ -91,6 +91,7 @@ def choose(page, *paths):
 
 def ask(page, *paths):
     """The answers' cards, once all are there."""
+    page.get_by_role("heading", name="What is on this photo?").wait_for()  # not the file chooser of the page before
     n = page.locator(".answer").count()
     choose(page, *paths)
     page.locator(".answer").nth(n + len(paths) - 1).wait_for()

@@ -130,7 +130,7 @@ def _sources(
     with ExitStack() as stack:
         if compare is None:
             if images is None:
-                gallery = stack.enter_context(open_gallery(index, **given._asdict()))
+                gallery = stack.enter_context(open_gallery(index, given))
             else:
                 gallery = stack.enter_context(_folder(images, EmbedderChoice(*given)))
             yield [Source(gallery, gallery.name)]
