@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Install, enroll classes from photos, recognise others, and
 	@BIN=$(BIN) sh benchmarks/demo.sh
 
 test: $(INSTALLED) ## Install and run every test
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
