@@ -68,7 +68,7 @@ def main() -> None:
             if number >= WARM_UP:
                 seconds[loss].append((time.perf_counter() - started) / len(rows))
     n_photos = len(split.train)
-    base = [np.array(seconds["cross-entropy"])][0]
+    base = np.array(seconds["cross-entropy"])
     cells = []
     print(f"{n_photos} photos, {n_batches(n_photos, SIZE['batch_size'])} batches an epoch")
     for loss in LOSSES:

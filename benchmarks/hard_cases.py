@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, data_folder, keep
+from page.parts import peer_rows, table
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
@@ -207,20 +208,6 @@ def measure(
     return {"table": table, "by_shots": by_shots, **({"seconds_beyond_embedding": beyond_s} if later else {})}
 
 
-def markdown(table: dict[str, Any]) -> str:
-    """Top-1 with its interval, then top-3 and within the crop, a row a method."""
-    names = list(next(iter(table.values())))
-    lines = ["| method | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for method, row in table.items():
-        cells = [
-            f"{row[n]['top1']['share']:.1f} ({row[n]['top1']['low']:.0f}-{row[n]['top1']['high']:.0f}), "
-            f"{row[n]['top3']['share']:.0f}, {row[n]['within']['share']:.0f}"
-            for n in names
-        ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def picture(by_shots: dict[str, Any], backbone: str, file: Path) -> None:
     """Accuracy against the number of enrolled photos, a panel a query set."""
     import matplotlib
@@ -288,7 +275,8 @@ def main() -> None:
             enrolled = class_folders(base) + class_folders(data / "novel" / "support")
             result = measure(enrolled, class_folders(data / "field-support"), asked, backbones, checkpoints)
         name = "hard-cases"
-    print(markdown(result["table"]))
+    names = next(iter(result["table"].values()))
+    print(table(["method", *names], peer_rows(result["table"])))
     keep(name, result)
     if "by_shots" in result:
         picture(result["by_shots"], backbones[0], RESULTS / f"{name}.png")

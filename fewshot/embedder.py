@@ -157,9 +157,7 @@ class Embedder:
         try:
             return self.prepare(photo, is_known=is_known, keep=keep, most_pixels=most_pixels)
         except ImageError as error:
-            hint = f" {error.hint}" if error.hint else ""
-            file = photo.file if isinstance(photo, NamedBytes) else str(photo)
-            return Refused(file, error.code, error.message + hint)
+            return refused(error, photo.file if isinstance(photo, NamedBytes) else str(photo))
 
     def embed_prepared(self, photos: Sequence[LoadedPhoto]) -> list[EmbeddedPhoto]:
         """Embed photos that `prepare` gave, with all the engine's streams; for one caller at a time.
@@ -282,6 +280,11 @@ class Embedder:
             if bulk not in self._engines:
                 self._engines[bulk] = self._open_engine(bulk)
             return self._engines[bulk]
+
+
+def refused(error: ImageError, file: str) -> Refused:
+    """What is told of a photo that cannot be used."""
+    return Refused(file, error.code, error.said)
 
 
 def open_embedder(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewshot import classifier
-from fewshot.embedder import Embedder, Outcome
+from fewshot.embedder import Embedder, Outcome, refused
 from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
 from fewshot.store import Writer
@@ -90,19 +90,14 @@ def learn_class(writer: Writer, class_id: int) -> None:
     writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups))
 
 
-def no_usable_photo(refused: Sequence[Refused]) -> NoUsablePhotoError:
+def no_usable_photo(photos: Sequence[Refused]) -> NoUsablePhotoError:
     """The error that says why not one of some photos could be used."""
-    first = refused[0]
-    count = "the photo" if len(refused) == 1 else f"none of the {len(refused)} photos"
-    verb = "cannot be used" if len(refused) == 1 else "can be used"
-    return NoUsablePhotoError(
-        f"{count} {verb}: {first.message}" if len(refused) == 1 else f"{count} {verb}, first: {first.message}",
-        hint="Nothing was changed.",
-    )
+    why = "the photo cannot be used:" if len(photos) == 1 else f"none of the {len(photos)} photos can be used, first:"
+    return NoUsablePhotoError(f"{why} {photos[0].message}", hint="Nothing was changed.")
 
 
 def _sorted(writer: Writer, label: str, batch: Sequence[Outcome]) -> _Sorted:
-    refused = [outcome for outcome in batch if isinstance(outcome, Refused)]
+    unusable = [outcome for outcome in batch if isinstance(outcome, Refused)]
     readable = [outcome for outcome in batch if not isinstance(outcome, Refused)]
     known = writer.labels_of_photos([outcome.sha256 for outcome in readable])
     new: dict[str, EmbeddedPhoto] = {}
@@ -113,23 +108,23 @@ def _sorted(writer: Writer, label: str, batch: Sequence[Outcome]) -> _Sorted:
             already.append(outcome.sha256)
         elif there is not None:
             other = OtherLabelError(f"{Path(outcome.file).name} is already enrolled as {there!r}.")
-            refused.append(_refused(other, outcome.file))
+            unusable.append(refused(other, outcome.file))
         elif isinstance(outcome, SkippedPhoto):
             gone = ImageError(
                 f"{Path(outcome.file).name} was just removed from the index by another process.",
                 hint="Enroll again to put it back.",
             )
-            refused.append(_refused(gone, outcome.file))
+            unusable.append(refused(gone, outcome.file))
         else:
             new[outcome.sha256] = outcome
-    return _Sorted(new, already, refused)
+    return _Sorted(new, already, unusable)
 
 
-def _check_strict(label: str, refused: Sequence[Refused], n_photos: int) -> None:
-    if refused:
+def _check_strict(label: str, photos: Sequence[Refused], n_photos: int) -> None:
+    if photos:
         raise StrictError(
-            f"nothing was enrolled: {len(refused)} of {n_photos} photos of {label!r} were refused, first "
-            f"{Path(refused[0].file).name}: {refused[0].message}",
+            f"nothing was enrolled: {len(photos)} of {n_photos} photos of {label!r} were refused, first "
+            f"{Path(photos[0].file).name}: {photos[0].message}",
             hint="Mend or take out the photos named above, or leave --strict out.",
         )
 
@@ -138,7 +133,3 @@ def _add(writer: Writer, embedder: Embedder, label: str, photos: dict[str, Embed
     if writer.about().fingerprint is None:
         writer.pin_embedder(embedder.facts())
     return writer.add_supports(writer.add_class(label), list(photos.values()))
-
-
-def _refused(error: ImageError, file: str) -> Refused:
-    return Refused(file, error.code, f"{error.message} {error.hint}".strip())

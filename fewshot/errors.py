@@ -23,6 +23,11 @@ class FewshotError(Exception):
         if hint is not None:
             self.hint = hint
 
+    @property
+    def said(self) -> str:
+        """Message and hint in one line, for where an error is told among other things."""
+        return f"{self.message} {self.hint}".strip()
+
     def as_dict(self) -> dict[str, str]:
         """The one shape in which every interface shows an error: code, message, hint."""
         return {"code": self.code, "message": self.message, "hint": self.hint}

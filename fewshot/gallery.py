@@ -262,8 +262,9 @@ class Gallery:
             else:
                 (found,) = self.answer([chunk], question, embedder)
                 yield from found
-            for _ in chunk if on_photo is not None else ():
-                on_photo()  # type: ignore[misc]  # it is not None here
+            if on_photo is not None:
+                for _ in chunk:
+                    on_photo()
         if together:
             (found,) = self.answer([together], question, embedder)
             yield from found

@@ -6,6 +6,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fewshot.records import Float32s, Int64s
+from fewshot.transforms import unit_rows
 
 # Directions in which photos spread so little, against what the prior expects, are left as they are.
 LEAST_SPREAD = 1e-3
@@ -36,7 +37,7 @@ class Metric:
 
     def __call__(self, embeddings: Float32s) -> Float32s:
         """(n, dim) float32 -> (n, dim) float32, rows of unit length: a dot product is a cosine in this metric."""
-        return _unit(self.moved(embeddings))
+        return unit_rows(self.moved(embeddings))
 
 
 def plain_metric(dim: int) -> Metric:
@@ -144,9 +145,3 @@ def without_each(
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
         found[np.arange(len(support))[rows], group] = np.where(n_group > 1, own, -np.inf)
     return found
-
-
-def _unit(rows: Float32s) -> Float32s:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: Float32s = (rows / np.maximum(lengths, _LEAST_LENGTH)).astype(np.float32, copy=False)
-    return unit

@@ -81,9 +81,14 @@ def level(embeddings: Float32s, power: float) -> Float32s:
     [[0.6000000238418579, -0.800000011920929]]
     """
     raised = embeddings if power == 1 else np.sign(embeddings) * np.abs(embeddings) ** np.float32(power)
-    length = np.linalg.norm(raised, axis=1, keepdims=True)
-    levelled: Float32s = (raised / np.maximum(length, 1e-12)).astype(np.float32)
-    return levelled
+    return unit_rows(raised)
+
+
+def unit_rows(rows: Float32s) -> Float32s:
+    """(n, dim) float32 scaled to rows of unit length; a row of zeros stays one."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Float32s = (rows / np.maximum(length, 1e-12)).astype(np.float32)
+    return unit
 
 
 def measure_statistics(embeddings: Float32s, class_index: Int64s, power: float = POWER) -> ClassStatistics:

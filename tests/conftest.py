@@ -65,8 +65,10 @@ def colour_embedder(name: str = "colours", image_size_px: int = 64) -> Embedder:
 
 
 @pytest.fixture
-def embedder() -> Embedder:
-    return colour_embedder()
+def embedder() -> Iterator[Embedder]:
+    made = colour_embedder()
+    yield made
+    made.close()
 
 
 @pytest.fixture

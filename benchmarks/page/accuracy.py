@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from page.parts import result, stamp, table
+from page.parts import peer_rows, result, stamp, table
 
 
 def accuracy() -> str:
@@ -48,17 +48,6 @@ def peers() -> str:
     """The section on peers."""
     facts = result("hard-cases")
     names = list(next(iter(facts["table"].values())))
-    rows = [
-        [
-            method,
-            *(
-                f"{row[n]['top1']['share']:.1f} ({row[n]['top1']['low']:.0f}-{row[n]['top1']['high']:.0f}), "
-                f"{row[n]['top3']['share']:.0f}, {row[n]['within']['share']:.0f}"
-                for n in names
-            ),
-        ]
-        for method, row in facts["table"].items()
-    ]
     return f"""## Against peers, on the same embeddings
 
 `python benchmarks/hard_cases.py`: the same gallery and queries. `fewshot` rows go through an index; the others get the
@@ -68,7 +57,7 @@ and the plant-disease study's way, two linear layers trained by cross-entropy on
 with its 95 % interval, top-3, top-1 within the crop. The head is trained anew, in 50 epochs, for every photo that is
 added or taken out; everything else answers at once.
 
-{table(["method, backbone", *names], rows)}
+{table(["method, backbone", *names], peer_rows(facts["table"]))}
 
 ![Accuracy against the number of photos enrolled](../benchmarks/results/hard-cases.png)
 

@@ -19,6 +19,19 @@ def stamp(facts: dict[str, Any]) -> str:
     return f"{machine['cores']} cores of {machine['cpu']} ({features}); commit {facts['commit']}, {facts['date']}."
 
 
+def peer_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Of each method its name, and of each query set top-1 with its interval, top-3, and top-1 within the crop."""
+    return [
+        [method]
+        + [
+            f"{at['top1']['share']:.1f} ({at['top1']['low']:.0f}-{at['top1']['high']:.0f}), "
+            f"{at['top3']['share']:.0f}, {at['within']['share']:.0f}"
+            for at in row.values()
+        ]
+        for method, row in found.items()
+    ]
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, numbers right-aligned."""
     lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]

@@ -122,7 +122,7 @@ def _index_facts(index: str) -> dict[str, Any]:
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()
     except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
-        facts["problems"] = [f"{error.message} {error.hint}".strip()]
+        facts["problems"] = [error.said]
     return facts
 
 

@@ -103,7 +103,7 @@ class Post:
                     wait_s = self._pause_s(error)
                     if error.message != told:  # once, not at each attempt
                         told = error.message
-                        on_warning(f"{error.message} {error.hint}".strip())
+                        on_warning(error.said)
                     self._stop.wait(wait_s)
                     continue
                 if n and told:
@@ -128,7 +128,7 @@ class Post:
                     self.post(answer)
                 except ReceiverRefusedError as error:
                     memory.hold(self.name, answer_id, error.message)
-                    on_warning(f"{error.message} {error.hint}")
+                    on_warning(error.said)
                     continue
                 memory.handed_over(self.name, [answer_id])
                 self._n_failures = 0

@@ -170,7 +170,7 @@ class Watcher:
         try:
             predictions = list(self._gallery.query(photos, QUESTION)) if photos else []
         except (EmptyIndexError, IndexLockedError) as error:  # others are at work on the index: wait for them
-            self._tell_once(f"{error.message} {error.hint} Photos wait.")
+            self._tell_once(f"{error.said} Photos wait.")
             for arrival in batch:
                 self._arrivals.look_again(arrival, arrival.quiet_s + RETRY_S)
             return
@@ -182,7 +182,7 @@ class Watcher:
             seen = images.content_hash(os.fsencode(arrival.path) + repr(arrival.signature).encode())
             key = self._key(f"unread-{seen}", Located(None))
             if self._is_ripe(arrival) and self._memory.file_answered(key) is None:
-                said = Prediction("", UNKNOWN, BAD_IMAGE, f"{problem.message} {problem.hint}".strip())
+                said = Prediction("", UNKNOWN, BAD_IMAGE, problem.said)
                 finished.append(self._finished(arrival, key, said, Located(None)))
         self._memory.finish(finished)
         for photo in finished:
@@ -257,7 +257,7 @@ class Watcher:
                 sink.deliver(self._memory)
             except DeliveryError as error:
                 if error.message != retry.told:
-                    self._on_warning(f"{error.message} {error.hint}".strip())
+                    self._on_warning(error.said)
                 retry.told, retry.not_before = error.message, time.monotonic() + RETRY_S
             else:
                 retry.told = ""
