@@ -31,6 +31,7 @@ FLOW = [
     "losses",
     "engines",
     "embedder",
+    "cluster",
     "store",
     "search",
     "metric",

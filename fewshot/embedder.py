@@ -207,7 +207,7 @@ class Embedder:
         def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
             return self.prepare_or_refuse(photo, is_known=is_known, keep=keep)
 
-        n_decoders = os.cpu_count() or 1
+        n_decoders = engines.n_threads()
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
             # The engine compiles while the first photos are read.
             opening = compiler.submit(self._engine, n_photos)

@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class MissingExtraError(FewshotError):
+    """What was asked for needs a library that the plain installation does not bring."""
+
+    code = "missing_extra"
+    status = 501
+
+
 # ---- photos and folders
 
 
@@ -285,6 +292,21 @@ class WeightsDamagedError(BackboneError):
 
 class EngineError(FewshotError):
     code = "engine"
+
+
+# ---- a cluster
+
+
+class ClusterError(FewshotError):
+    """A cluster could not do its work. What is enrolled is kept."""
+
+    code = "cluster"
+    status = 503
+    hint = "Run the same command again: photos already enrolled are skipped."
+
+
+class ClusterUnreachableError(ClusterError):
+    code = "cluster_unreachable"
 
 
 # ---- training

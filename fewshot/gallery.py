@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewshot import answering, calibration, images, inspection
-from fewshot.backbones import WeightsSource, resolve
+from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
@@ -41,6 +41,9 @@ from fewshot.records import (
 )
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, About, Reader, Store, Writer
+
+if TYPE_CHECKING:
+    from fewshot.cluster.spreading import Cluster
 
 QUERY_CHUNK = 32
 STAGE_CHUNK = 256
@@ -169,6 +172,7 @@ class Gallery:
         *,
         strict: bool = False,
         on_photo: Callable[[], None] | None = None,
+        cluster: "Cluster | None" = None,
     ) -> Iterator[EnrollReport]:
         """Enroll classes, or add photos to them; each class goes in as a whole when its last photo is embedded.
 
@@ -176,6 +180,7 @@ class Gallery:
             folders: one a class.
             strict: if any photo of any class is refused, enroll nothing at all.
             on_photo: called after each photo, for progress.
+            cluster: what decodes and embeds; None: this process. This process writes either way.
 
         Yields:
             A report a class, once that class is safely stored.
@@ -183,10 +188,14 @@ class Gallery:
         Raises:
             StrictError: `strict`, and a photo was refused.
             MixedEmbeddingsError: the index is pinned to another embedder.
+            ClusterError: the cluster failed; classes that were reported are stored.
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self.is_enrolled, keep=True)
+        if cluster is None:
+            outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self.is_enrolled, keep=True)
+        else:
+            outcomes = cluster.embed_photos(embedder, photos, is_known=self.is_enrolled, keep=True)
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
@@ -237,6 +246,7 @@ class Gallery:
         question: Question | None = None,
         *,
         on_photo: Callable[[], None] | None = None,
+        cluster: "Cluster | None" = None,
     ) -> Iterator[Prediction]:
         """Answer photos, in order; with `question.together`, give one answer to all of them.
 
@@ -245,16 +255,21 @@ class Gallery:
                 asked together, it is left out of the answer.
             question: how to answer.
             on_photo: called after each photo, for progress.
+            cluster: what decodes and embeds; None: this process.
 
         Raises:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
             MixedEmbeddingsError: the index is pinned to another embedder than chosen.
+            ClusterError: the cluster failed.
         """
         question = question or Question()
         with self._store.read() as reader:
             answering.asked_classes(reader, question)
         embedder = self.embedder()
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos))
+        if cluster is None:
+            outcomes = embedder.embed_photos(photos, n_photos=len(photos))
+        else:
+            outcomes = cluster.embed_photos(embedder, photos)
         together: list[Outcome] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
             if question.together:
@@ -513,9 +528,7 @@ class Gallery:
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
                 if about.source is not None and self._choice.backbone is None:
-                    source = WeightsSource(**about.source)
-                    if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
-                        source = resolve(source.name)
+                    source = on_this_machine(WeightsSource(**about.source))
                 choice = replace(self._choice, precision=self._choice.precision or about.precision)
                 self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
             embedder = self._embedder

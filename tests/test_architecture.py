@@ -22,7 +22,7 @@ LAYERS = [
     {"recipes"},
     {"sealed", "images", "datasets", "samples"},
     {"transforms", "backbones", "losses"},
-    {"engines", "embedder"},
+    {"engines", "embedder", "cluster"},
     {"store", "search"},
     {"metric", "neighbours", "classifier"},
     {
@@ -59,7 +59,8 @@ DOORS = {
     "starlette": {"service", "watching"},
     "umap": {"projection"},
     "plotly": {"projection"},
-    "pyarrow": {"projection"},
+    "pyarrow": {"projection", "cluster"},
+    "ray": {"cluster", "service"},
     "tensorboard": {"projection"},
     "matplotlib": {"projection", "training"},
     "httpx": {"watching"},
@@ -68,7 +69,7 @@ DOORS = {
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
-HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard"}
+HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard", "ray"}
 
 
 def room(module):
@@ -220,12 +221,12 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("losses", {"timm", "faiss"}),
         ("backbones", {"faiss"}),
         ("engines", {"faiss"}),
-        ("embedder", {"faiss", "timm"}),
+        ("embedder", {"faiss", "timm", "ray"}),
         ("store", {"faiss", "torch"}),
         ("search", {"torch"}),
         ("classifier", {"torch", "faiss"}),
         ("inspection", {"torch", "faiss", "click", "fastapi"}),
-        ("gallery", {"click", "fastapi"}),
+        ("gallery", {"click", "fastapi", "ray"}),
         ("watching", {"click", "fastapi", "torch", "faiss", "PIL", "yaml"}),
         ("evaluation", {"click", "fastapi"}),
         ("answering", {"torch", "faiss", "click", "fastapi"}),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_cluster, open_gallery, spreading, warn
 from fewshot.cli.output import json_line, progress
 
 
@@ -12,6 +12,7 @@ from fewshot.cli.output import json_line, progress
 @click.argument("label_and_folder", nargs=-1, metavar="LABEL FOLDER | --each FOLDER")
 @click.option("--each", is_flag=True, help="Every sub-folder of FOLDER is a class, named after it.")
 @click.option("--strict", is_flag=True, help="All or nothing: one refused photo, and nothing is enrolled.")
+@spreading
 @embedding
 @common
 def enroll(
@@ -21,6 +22,7 @@ def enroll(
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
+    ray: str | None,
 ) -> None:
     """Enroll a class from a folder of photos, or add photos to it.
 
@@ -46,10 +48,10 @@ def enroll(
 
     n_usable, n_enrolled = 0, 0
     new_ids: list[int] = []
-    with open_gallery(index, embedder, create=True) as gallery:
+    with open_cluster(ray, embedder) as cluster, open_gallery(index, embedder, create=True) as gallery:
         try:
             with progress("enrolling", sum(len(folder.photos) for folder in folders)) as on_photo:
-                for report in gallery.enroll(folders, strict=strict, on_photo=on_photo):
+                for report in gallery.enroll(folders, strict=strict, on_photo=on_photo, cluster=cluster):
                     n_usable += report.enrolled + report.already_there
                     n_enrolled += report.enrolled
                     new_ids += report.support_ids

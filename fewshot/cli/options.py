@@ -1,6 +1,7 @@
 """The options that commands share, and how they become an opened index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from fewshot.cluster.spreading import Cluster
     from fewshot.gallery import Gallery
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -72,6 +74,35 @@ def embedding(function: Function) -> Function:
     ):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]
+
+
+def spreading(function: Function) -> Function:
+    """`--ray`, which commands that can spread their embedding over a cluster take as `ray`."""
+    decorated: Any = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="FEWSHOT_RAY",
+        show_envvar=True,
+        help="Decode and embed on a Ray cluster: HOST:PORT of its head, `auto` for the one this machine is part of, or "
+        "`local` to start one here (docs/cluster.md).",
+    )(function)
+    return decorated  # type: ignore[no-any-return]
+
+
+@contextmanager
+def open_cluster(address: str | None, embedder: EmbedderOptions) -> Iterator["Cluster | None"]:
+    """The cluster that `--ray` names; None: this process does the work."""
+    if address is None:
+        yield None
+        return
+    from fewshot.cluster.connection import require
+
+    require()
+    from fewshot.cluster.spreading import Cluster
+
+    with Cluster(address, engine=embedder.engine) as cluster:
+        notice(f"embedding on {cluster.n_cores()} cores of the cluster at {address}")
+        yield cluster
 
 
 def index_folder(name_or_path: str) -> Path:

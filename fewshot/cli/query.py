@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_cluster, open_gallery, spreading, warn
 from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
 
 
@@ -21,6 +21,7 @@ from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, predic
     help="Also list the labels that cover the truth in so many of all cases, as 0.9.",
 )
 @click.option("--together", is_flag=True, help="All photos show one plant: give one answer.")
+@spreading
 @embedding
 @common
 def query(
@@ -33,6 +34,7 @@ def query(
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
+    ray: str | None,
 ) -> None:
     """Recognise photos: for each its class, how probable that is, and the enrolled photos it is nearest to.
 
@@ -48,7 +50,7 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     question = Question(top, nearest, within or None, coverage, together)
     n_answered = 0
-    with open_gallery(index, embedder) as gallery:
+    with open_cluster(ray, embedder) as cluster, open_gallery(index, embedder) as gallery:
         if not as_json:  # what only the table needs is not looked up for programs
             names = short_names(files)
             if together:
@@ -58,7 +60,7 @@ def query(
         with progress("asking", len(files)) as on_photo:
             if not as_json:
                 click.echo(prediction_heading(file_width=file_width, label_width=label_width))
-            for prediction in gallery.query(files, question, on_photo=on_photo):
+            for prediction in gallery.query(files, question, on_photo=on_photo, cluster=cluster):
                 n_answered += prediction.reason != "bad_image"
                 if as_json:
                     json_line(prediction.as_dict())
