@@ -9,6 +9,7 @@ from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
 from page.running import constants, safety, speed
+from page.scaling import scaling
 from page.serving import service, watching
 from page.spaces import spaces
 from page.training import epoch_times, losses, studies
@@ -29,6 +30,7 @@ COMMANDS = (
     ["studies.py"],
     ["spaces.py"],
     ["service.py"],
+    ["ray_scale.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
 )
@@ -41,7 +43,20 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
+    sections = (
+        accuracy,
+        peers,
+        honesty,
+        losses,
+        epoch_times,
+        studies,
+        speed,
+        spaces,
+        safety,
+        service,
+        scaling,
+        watching,
+    )
     PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
     print(f"written: {PAGE.name}")
 
