@@ -540,3 +540,12 @@ class AddressError(ServiceError):
     code = "address"
     exit_code = 2
     status = 400
+
+
+class TlsError(ServiceError):
+    """The service cannot speak TLS with what it was given."""
+
+    code = "tls"
+    exit_code = 2
+    status = 400
+    hint = "Wanted two PEM files that belong together: the certificate with its chain, and its private key."

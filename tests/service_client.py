@@ -64,17 +64,17 @@ def error_of(response, status: int, code: str) -> dict[str, str]:
 
 
 @contextmanager
-def listening(gallery: Gallery, settings: Settings | None = None):
-    """The URL of a service that really listens, in a thread of this process."""
+def listening(gallery: Gallery, settings: Settings | None = None, **options):
+    """The URL of a service that really listens, in a thread of this process; options as of `made_server`."""
     app = create_app(gallery, settings or Settings(), shared_guard())
     with listening_socket("127.0.0.1", 0) as bound:
         started = threading.Event()
-        server = made_server(app, started.set)
+        server = made_server(app, started.set, **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         assert started.wait(20)
         try:
-            yield address_of(bound, "127.0.0.1")
+            yield address_of(bound, "127.0.0.1", options.get("tls"))
         finally:
             server.should_exit = True
             thread.join(20)

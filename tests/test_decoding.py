@@ -4,10 +4,13 @@ import io
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,22 +193,20 @@ def test_a_guarded_process_knows_nothing_of_its_surroundings(monkeypatch, leaf):
     try:
         guard.cut_photo(leaf, "leaf.png", CUT)
         process = guard._free.queue[0]._process
-        with open(f"/proc/{process.pid}/environ", "rb") as told:
-            assert b"secret-word" not in told.read()
-        kept = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")]
+        status = Path(f"/proc/{process.pid}")
+        assert b"secret-word" not in (status / "environ").read_bytes()
+        kept = [str(each.readlink()) for each in (status / "fd").iterdir()]
         assert all(name.startswith(("/dev/null", "socket:", "/memfd:")) for name in kept), kept
     finally:
         guard.close()
 
 
 def test_processes_end_with_the_program_that_started_them(tmp_path):
-    import subprocess
-    import sys
-
     script = (
         "import os, signal\nfrom fewshot.decoding.guard import Guard, GuardLimits\n"
         "guard = Guard(2, GuardLimits.for_pixels(10**6)); guard.start()\n"
-        "print(*[worker._process.pid for worker in guard._free.queue], flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "print(*[worker._process.pid for worker in guard._free.queue], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     pids = [int(pid) for pid in done.stdout.split()]
@@ -213,8 +214,8 @@ def test_processes_end_with_the_program_that_started_them(tmp_path):
 
     def is_over(pid):
         try:
-            with open(f"/proc/{pid}/stat") as status:
-                return status.read().rpartition(")")[2].split()[0] == "Z"  # nobody is left to reap it
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return state == "Z"  # nobody is left to reap it
         except FileNotFoundError:
             return True
 
@@ -239,13 +240,15 @@ def test_memory_stays_where_it_was_after_large_photos(guard, tmp_path):
     guard.cut_photo(small, "s.png", CUT)
     worker = guard._free.queue[0]
     assert os.fstat(worker._area).st_size < len(large) / 2
-    with open(f"/proc/{worker._process.pid}/statm") as status:
-        resident = int(status.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    assert resident < 120_000_000
+    status = Path(f"/proc/{worker._process.pid}/statm").read_text()
+    assert int(status.split()[1]) * os.sysconf("SC_PAGESIZE") < 120_000_000
 
 
 def test_a_picture_that_unpacks_to_gigabytes_is_refused_by_its_header(guard):
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10_000_000))) + chunk(b"IEND", b"")
     began = time.process_time()

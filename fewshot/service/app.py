@@ -38,6 +38,7 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
         yield
         work.close()
         app.state.maps.close()
+        app.state.access.close()
 
     app = FastAPI(
         title="fewshot",
