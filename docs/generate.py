@@ -24,6 +24,7 @@ FLOW = [
     "sealed",
     "recipes",
     "images",
+    "decoding",
     "datasets",
     "samples",
     "transforms",
