@@ -32,6 +32,7 @@ FLOW = [
     "engines",
     "embedder",
     "store",
+    "backup",
     "search",
     "metric",
     "neighbours",
