@@ -211,7 +211,7 @@ class Writer(Client):
             wanted[label].discard(name)
             support_id = next(i for i, file in self.acknowledged.items() if file == name)
             return "remove photo", "DELETE", f"/v1/supports/{support_id}", {}
-        if len(wanted) < N_CLASSES and self.rng.random() < 0.5 or not wanted:
+        if (len(wanted) < N_CLASSES and self.rng.random() < 0.5) or not wanted:
             self._n_labels += 1
             label = f"{self._owner}-{self._n_labels}"
         wanted.setdefault(label, set()).update(names)

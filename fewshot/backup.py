@@ -219,7 +219,8 @@ def _restored_over(backup: Backup, work: Path, store: Store) -> Restored:
         # Inside the change, so that nothing is acknowledged between what is kept and what is replaced; by a view of
         # its own, which holds what was committed last.
         kept = back_up(store, store.folder / KEPT_FOLDER).path
-        undone = [each for each in writer.history(writer.about().generation) if each["event_id"] > backup.event_id]
+        n_undone = writer.about().generation - backup.generation  # each change has one line
+        undone = writer.history(n_undone) if n_undone else []
         writer.take_beside()
         writer.note("restore", None, **_detail(backup))
     return Restored(backup, store.folder, kept, tuple(undone))
