@@ -3,11 +3,11 @@
     python benchmarks/soak.py [--operations 100000] [--seed 0] [--work DIR] [--anew]
 
 The operations are those of tests/oracle.py: enroll, replace, rename, remove a class or a photo (also such as must be
-refused), by this process, by a second one, by both at once; SIGKILL of the second in a change; closing and opening; lost
-caches; reindex; backup; restore over the open index or into a new folder; questions about photos, answered against brute
-force; and now and then a check of every checksum and of the answers of an index made anew. What runs is kept in DIR (by
-default runs/soak-SEED) every few thousand operations: interrupted or killed, the same command goes on from there. Put
-DIR on a RAM disk, and it is not the disk that is measured.
+refused), by this process, by a second one, by both at once; SIGKILL of the second in a change; closing and opening;
+lost caches; reindex; backup; restore over the open index or into a new folder; questions about photos, answered against
+brute force; and now and then a check of every checksum and of the answers of an index made anew. What runs is kept in
+DIR (by default runs/soak-SEED) every few thousand operations: interrupted or killed, the same command goes on from
+there. Put DIR on a RAM disk, and it is not the disk that is measured.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python benchmarks/soak_service.py [--minutes 60] [--kill-every 60] [--seed 0]
 
 Two services hold the same index of rendered leaves. One is killed with SIGKILL at a random moment of every minute and
-started again; the other runs all the time, and its memory is what is watched. Two writers, one a service, enroll, replace,
-rename and remove photos of classes of their own and know what each class must hold; a change whose answer a kill cut off
-may be there or not, anything else is a loss. Both also ask about photos that they have just enrolled: the nearest photo
-must be that photo. Two more clients only ask. Every five minutes a backup is taken meanwhile and checked.
+started again; the other runs all the time, and its memory is what is watched. Two writers, one a service, enroll,
+replace, rename and remove photos of classes of their own and know what each class must hold; a change whose answer a
+kill cut off may be there or not, anything else is a loss. Both also ask about photos that they have just enrolled: the
+nearest photo must be that photo. Two more clients only ask. Every five minutes a backup is taken meanwhile and checked.
 """
 
 import argparse
@@ -396,8 +396,8 @@ def _driven(
             load.append(round(os.getloadavg()[0], 1))
             n_changes = sum(seen.changes.values())
             print(
-                f"{now / 60:5.1f} of {given.minutes:g} min: {n_kills} kills, {n_changes} changes, {len(seen.lost)} lost, "
-                f"{len(seen.wrong)} wrong, {len(seen.unforeseen)} unforeseen, {memory[-1][1]:.0f} MB",
+                f"{now / 60:5.1f} of {given.minutes:g} min: {n_kills} kills, {n_changes} changes, "
+                f"{len(seen.lost)} lost, {len(seen.wrong)} wrong, {len(seen.unforeseen)} unforeseen, {memory[-1][1]:.0f} MB",
                 flush=True,
             )
             told_at += 60

@@ -200,6 +200,10 @@ class World:
         """The photos as the present embedder makes them."""
         return self.pools[self.which]
 
+    def number(self, sha256: str) -> int:
+        """Which of the photos has this content."""
+        return self._by_hash[sha256]
+
     def stored(self, sha256: str) -> EmbeddedPhoto:
         """A photo with the embedding that the index must hold of it."""
         number = self._by_hash[sha256]
@@ -519,7 +523,7 @@ def random_op(world: World, rng: np.random.Generator, labels: Sequence[str] = LA
     if draw < 0.5:
         return Op("enroll", label, photos)
     if draw < 0.75 and there:
-        return Op("remove_photo", label, (world._by_hash[str(rng.choice(there))],))
+        return Op("remove_photo", label, (world.number(str(rng.choice(there))),))
     if draw < 0.85:
         return Op("replace", label, photos)
     if draw < 0.92:
@@ -528,11 +532,14 @@ def random_op(world: World, rng: np.random.Generator, labels: Sequence[str] = LA
 
 
 def _beside(world: World, op: Op, rng: np.random.Generator) -> Op | None:
-    """A change that touches neither the labels nor the photos of another."""
-    labels = [label for label in LABELS if label not in (op.label, op.other)]
-    other = random_op(world, rng, labels)
-    touched = set(op.photos) | {world._by_hash[sha256] for sha256 in world.content.get(op.label, ())}
-    return None if touched & set(other.photos) else other
+    """A change that touches neither the labels nor the photos of another, so that their order does not matter."""
+    other = random_op(world, rng, [label for label in LABELS if label not in (op.label, op.other)])
+
+    def touched(each: Op) -> set[int]:
+        labels = (each.label, each.other)
+        return set(each.photos) | {world.number(h) for label in labels for h in world.content.get(label, ())}
+
+    return None if touched(op) & touched(other) else other
 
 
 def at_home(folder: Path) -> None:
