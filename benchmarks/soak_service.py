@@ -397,7 +397,8 @@ def _driven(
             n_changes = sum(seen.changes.values())
             print(
                 f"{now / 60:5.1f} of {given.minutes:g} min: {n_kills} kills, {n_changes} changes, "
-                f"{len(seen.lost)} lost, {len(seen.wrong)} wrong, {len(seen.unforeseen)} unforeseen, {memory[-1][1]:.0f} MB",
+                f"{len(seen.lost)} lost, {len(seen.wrong)} wrong, {len(seen.unforeseen)} unforeseen, "
+                f"{memory[-1][1]:.0f} MB",
                 flush=True,
             )
             told_at += 60

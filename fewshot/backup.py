@@ -24,7 +24,7 @@ from fewshot.errors import (
     OtherIndexError,
     UsageError,
 )
-from fewshot.sealed import read_facts, sync_folder, verify, write_sealed
+from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
 from fewshot.store import FILE_NAME, Store
 from fewshot.store.reading import Reader
 
@@ -91,7 +91,7 @@ def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = Non
     try:
         is_file = target.suffix == SUFFIX and not target.is_dir()
         folder = target.parent if is_file else target
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if is_file and target.exists():
             _read(target)  # nothing but a backup is ever written over
         with _work_folder(folder, store.name) as work:
@@ -229,7 +229,7 @@ def _restored_over(backup: Backup, work: Path, store: Store) -> Restored:
 def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) -> Restored:
     with closing(Store(work)) as store, store.write() as writer:
         writer.note("restore", None, **_detail(backup))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     entries = {path.name for path in folder.iterdir()}
     if entries and kept is None:
         raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")

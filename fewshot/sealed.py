@@ -82,6 +82,18 @@ def clear_leftovers(path: Path) -> list[Path]:
     return gone
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they outlast a power cut; one that is there stays.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder outlast a power cut.
 

@@ -1,8 +1,8 @@
 """The program under faults: killed, refused or failing at any of the system calls with which it writes.
 
 Commands run in forked children of a process that has imported everything, with the colour embedder in place of a
-backbone. strace (a maintained tool, not ours) holds such a child, counts its writing system calls and, at the chosen one,
-kills it or lets the call fail. Used by test_faults.py for a few points and by benchmarks/faults.py for all of them.
+backbone. strace holds such a child, counts its writing system calls and, at the chosen one, kills it or lets the call
+fail. Used by test_faults.py for a few points and by benchmarks/faults.py for all of them.
 """
 
 import json
@@ -351,8 +351,11 @@ def judged(ready: Ready, folder: Path, outcomes: list[Outcome], again: bool = Tr
             least = n_said if scenario.by_class else len(ready.states) - 1
             if n_said and place < min(least, len(ready.states) - 1):
                 wrong.append(f"lost: {n_said} said, state {place}")
-    if scenario.makes is not None and (problem := backup_problem(folder / scenario.makes)) is not None:
-        wrong.append(f"backup: {problem}")
+    if scenario.makes is not None:
+        if (problem := backup_problem(folder / scenario.makes)) is not None:
+            wrong.append(f"backup: {problem}")
+        if any("verified" in line for outcome in outcomes for line in outcome.lines):
+            wrong += [] if (folder / scenario.makes).exists() else ["lost: a backup that was verified"]
     if not again:
         return wrong
     last = run(folder, scenario.words)

@@ -19,6 +19,7 @@ from fewshot.errors import (
     NewerFormatError,
     NotAnIndexError,
 )
+from fewshot.sealed import make_folder
 from fewshot.store.reading import Place, Reader
 from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
 from fewshot.store.writing import Writer
@@ -144,7 +145,7 @@ class Store:
                     f"{self.folder} is a folder with other things in it, not an index.",
                     hint="Name a new or an empty folder, so that nothing of yours is mixed with an index.",
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise IndexUnwritableError(
                 f"the index folder {self.folder} cannot be made: {error.strerror}.",
