@@ -33,6 +33,7 @@ FLOW = [
     "engines",
     "embedder",
     "store",
+    "backup",
     "search",
     "metric",
     "neighbours",

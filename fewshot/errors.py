@@ -250,6 +250,39 @@ class MixedEmbeddingsError(IndexProblem):
     status = 409
 
 
+class IndexExistsError(IndexProblem):
+    """An index stands where a backup shall be restored to."""
+
+    code = "index_exists"
+    exit_code = 2
+    status = 409
+
+
+class BackupError(FewshotError):
+    """A backup cannot be found, read or written."""
+
+    code = "backup"
+
+
+class BackupMissingError(BackupError):
+    code = "backup_missing"
+    exit_code = 2
+    status = 404
+
+
+class BackupDamagedError(BackupError):
+    code = "backup_damaged"
+    hint = "Take another backup: a damaged one is never restored from, not even in part."
+
+
+class OtherIndexError(BackupError):
+    """A backup holds another index than the one that it shall replace."""
+
+    code = "other_index"
+    exit_code = 2
+    status = 409
+
+
 class PrototypeError(FewshotError):
     """A class has no usable prototype: no support, or supports that cancel out."""
 

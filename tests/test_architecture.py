@@ -24,7 +24,7 @@ LAYERS = [
     {"transforms", "backbones", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
-    {"metric", "neighbours", "classifier"},
+    {"metric", "neighbours", "classifier", "backup"},
     {
         "inspection",
         "calibration",
