@@ -20,11 +20,11 @@ ROOT = Path(fewshot.__file__).parent
 LAYERS = [
     {"errors", "records"},
     {"recipes"},
-    {"sealed", "images", "datasets", "samples"},
+    {"sealed", "images", "decoding", "datasets", "samples"},
     {"transforms", "backbones", "losses"},
     {"engines", "embedder", "cluster"},
     {"store", "search"},
-    {"metric", "neighbours", "classifier"},
+    {"metric", "neighbours", "classifier", "backup"},
     {
         "inspection",
         "calibration",
@@ -52,7 +52,7 @@ DOORS = {
     "sqlite3": {"store", "watching"},
     "imagehash": {"images"},
     "openvino": {"engines"},
-    "PIL": {"images", "samples", "training"},
+    "PIL": {"images", "decoding", "samples", "training"},
     "torch": {"backbones", "losses", "engines", "training"},
     "torchvision": {"training"},
     "fastapi": {"service", "watching"},

@@ -44,10 +44,16 @@ def machines(tmp_path_factory, backbone_cache, notes):
     }
     from ray.cluster_utils import Cluster as Machines
 
-    made = Machines(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-    )
+    made = Machines()
+    for attempt in (1, 2, 3):
+        try:
+            made.add_node(num_cpus=1, include_dashboard=False, object_store_memory=STORE_BYTES)
+            break
+        except Exception as error:  # ray's own, without a type: a busy machine takes longer than it waits
+            if "timed out during startup" not in str(error) or attempt == 3:
+                raise
+            made.shutdown()
+            made = Machines()
     try:
         yield made
     finally:
