@@ -29,9 +29,9 @@ def scaling() -> str:
     ]
     return f"""## Spreading over a cluster
 
-`python benchmarks/ray_scale.py`. Stand-in work: {stand_in["n_photos"]} photos, each of which a worker decodes and then
-sleeps {1000 * facts["sleep_s"]:.0f} ms for, as an embedding would take a core of its own; 0.85 of linear was wanted. The
-whole call includes the start of the workers.
+`python benchmarks/ray_scale.py`. Stand-in work: {stand_in["n_photos"]} photos, each of which a worker decodes and
+then sleeps {1000 * facts["sleep_s"]:.0f} ms for, as an embedding would take a core of its own; 0.85 of linear was
+wanted. The whole call includes the start of the workers.
 
 {table(headings, rows)}
 

@@ -20,6 +20,7 @@ from fewshot.records import NamedBytes, Refused, SkippedPhoto
 BLOCK = 16  # photos that go to a worker at once
 MOST_BLOCKS = 20_000  # beyond, blocks grow: each costs the command's own process a little
 START_TIMEOUT_S = 120  # how long a cluster may have no core for a first worker
+PROGRESS_TIMEOUT_S = 600  # how long no block may be done before the cluster is given up
 
 Photo = Path | NamedBytes
 
@@ -121,8 +122,14 @@ class Cluster:
                             hint=outcome.hint,
                         )
                     yield position, outcome
-        except self._ray.exceptions.RayError as error:
+        except self._failures() as error:
             raise ClusterError(f"the cluster gave up: {_last_line(error)}") from error
+
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What ray raises when it cannot go on."""
+        from ray.data import exceptions
+
+        return (self._ray.exceptions.RayError, exceptions.ExecutionTimeoutError, exceptions.SystemException)
 
     def _dataset(self, todo: Sequence[tuple[int, Photo]], order: Order) -> Any:
         """Read here, embed anywhere: a stream that runs as it is consumed."""
@@ -136,11 +143,15 @@ class Cluster:
         context.print_on_execution_start = False
         context.execution_options.preserve_order = True
         context.wait_for_min_actors_s = START_TIMEOUT_S
+        # A photo at which the decoder itself crashes would be tried for ever: workers are started again without end.
+        context.execution_no_progress_timeout_s = PROGRESS_TIMEOUT_S
         size = max(BLOCK, -(-len(todo) // MOST_BLOCKS))
         blocks = [photo_table(list(todo[start : start + size])) for start in range(0, len(todo), size)]
         n_workers = min(self._n_workers or self.n_cores(), len(blocks))
         if n_workers < 1:
             raise ClusterError("the cluster has no core to work on.", hint="Let a machine join it: `ray start`.")
+        # A machine may be lost while its workers start, too.
+        context.max_consecutive_actor_init_deaths = n_workers
         return (
             data.from_arrow(blocks)
             # Reading takes next to no computing: it is no reason to keep a core from a worker.
