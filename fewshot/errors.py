@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class MissingExtraError(FewshotError):
+    """The work needs libraries of an extra that is not installed."""
+
+    code = "missing_extra"
+    status = 501
+
+
 # ---- photos and folders
 
 
