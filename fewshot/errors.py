@@ -63,7 +63,7 @@ class UsageError(FewshotError):
 
 
 class MissingExtraError(FewshotError):
-    """What was asked for needs a library that the plain installation does not bring."""
+    """The work needs libraries of an extra that is not installed."""
 
     code = "missing_extra"
     status = 501

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 
 import cluster_openers
@@ -12,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 
+from fewshot import extras
 from fewshot.cli import main
 from fewshot.cluster import connection
 from fewshot.cluster.spreading import Cluster
@@ -255,10 +255,10 @@ def test_what_listens_and_is_no_cluster_is_given_up_in_time(monkeypatch):
         Cluster(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_without_the_extra_the_error_names_it(tmp_path, leaves, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray.data", None)  # what an import finds where ray is not installed
-    with pytest.raises(MissingExtraError, match="ray"):
-        connection.require()
+def test_without_the_extra_the_error_names_it(leaves, monkeypatch):
+    monkeypatch.setattr(extras, "_is_installed", lambda library: library != "ray")
+    with pytest.raises(MissingExtraError, match="a Ray cluster needs the extra 'ray': ray is not installed"):
+        Cluster("auto")
     folder = leaves(n=1)
     result = CliRunner().invoke(main, ["enroll", "--each", str(folder), "--ray", "auto", "--index", "./new"])
     assert result.exit_code == 1

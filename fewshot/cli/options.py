@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from fewshot.cli.terminal import echo, visible
+from fewshot.extras import need
 
 if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
@@ -97,9 +98,7 @@ def open_cluster(address: str | None, embedder: EmbedderOptions) -> Iterator["Cl
     if address is None:
         yield None
         return
-    from fewshot.cluster.connection import require
-
-    require()
+    need("ray", "a Ray cluster")
     from fewshot.cluster.spreading import Cluster
 
     with Cluster(address, engine=embedder.engine) as cluster:

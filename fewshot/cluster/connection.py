@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fewshot.errors import ClusterError, ClusterUnreachableError, MissingExtraError, UsageError
+from fewshot.errors import ClusterError, ClusterUnreachableError, UsageError
+from fewshot.extras import need
 
 LOCAL = "local"  # starts Ray on this machine for the time of one command
 AUTO = "auto"  # the cluster that this machine is part of
@@ -22,15 +23,6 @@ _HINT = (
     "Give HOST:PORT of the cluster's head, from a machine that is part of the cluster (`ray start "
     f"--address=HOST:PORT`), `{AUTO}`, or `{LOCAL}`."
 )
-
-
-def require() -> None:
-    """Check that the libraries of a cluster are installed, before anything is imported that needs them.
-
-    Raises:
-        MissingExtraError: one is not.
-    """
-    _ray()
 
 
 def connect(address: str) -> ModuleType:
@@ -44,7 +36,8 @@ def connect(address: str) -> ModuleType:
     # Before ray is imported, which is when it reads them. Nothing is reported to anyone unless a user asked for it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray = _ray()
+    need("ray", "a Ray cluster")
+    ray = importlib.import_module("ray")
     # Ray prints the last words of a lost machine on stdout, which is for answers. This switch is its own debugger's.
     printing: Any = importlib.import_module("ray._private.worker")
     printing._worker_logs_enabled = False
@@ -68,17 +61,6 @@ def connect(address: str) -> ModuleType:
             f"there is no usable cluster at {address!r}: {_first(error)}", hint=_HINT
         ) from error
     return ray
-
-
-def _ray() -> ModuleType:
-    try:
-        importlib.import_module("ray.data")
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a Ray cluster needs libraries that are not installed ({error.name or error}).",
-            hint="`pip install 'fewshot[ray]'` brings them, here and on each machine of the cluster.",
-        ) from error
 
 
 def _check_answers(address: str) -> None:
