@@ -50,7 +50,7 @@ class SlowEngine(ColourEngine):
         self.n_workers = n_workers
 
     def run(self, pixels):
-        eventually(lambda: len(list(Path(os.environ[NOTES]).glob("opened-*"))) >= self.n_workers, 120)
+        eventually(lambda: len(list(Path(os.environ[NOTES]).glob("opened-*"))) >= self.n_workers, 240)
         note(f"embedded-{os.getpid()}-{time.monotonic_ns()}", repr(np.sum(pixels, dtype=np.int64)))
         time.sleep(SLEEP_S * len(pixels))
         return super().run(pixels)

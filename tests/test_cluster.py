@@ -160,7 +160,7 @@ def test_a_machine_killed_in_the_middle_costs_no_photo(tmp_path, leaves, cluster
     folders = class_folders(leaves(n=30))
     second = machines.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     spread = cluster(cluster_openers.slow_pair)
-    eventually(lambda: spread.n_cores() == 2, 30)
+    eventually(lambda: spread.n_cores() == 2, 60)
     n_before = 0
 
     def at_work():
@@ -169,7 +169,7 @@ def test_a_machine_killed_in_the_middle_costs_no_photo(tmp_path, leaves, cluster
     def kill():
         nonlocal second, n_before
         if second is not None:
-            eventually(lambda: at_work() == 2, 60)
+            eventually(lambda: at_work() == 2, 240)
             n_before = embedded(notes)
             machines.remove_node(second, allow_graceful=False)
             second = None

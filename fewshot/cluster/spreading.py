@@ -3,7 +3,8 @@
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -46,10 +47,13 @@ class Cluster:
         self, address: str, *, engine: str = "auto", opener: Opener = open_as, n_workers: int | None = None
     ) -> None:
         self._engine, self._opener, self._n_workers = engine, opener, n_workers
+        self._running: weakref.WeakSet[Generator[Outcome, None, None]] = weakref.WeakSet()
         self._ray = connect(address)
 
     def close(self) -> None:
-        """Leave the cluster; one that was started for this process ends."""
+        """Leave the cluster, with what is still under way; one that was started for this process ends."""
+        for outcomes in list(self._running):
+            outcomes.close()
         self._ray.shutdown()
 
     def __enter__(self) -> "Cluster":
@@ -82,7 +86,13 @@ class Cluster:
         Raises:
             ClusterError: the cluster cannot embed; what it gave before is whole.
         """
-        every = list(photos)
+        outcomes = self._outcomes(embedder, list(photos), is_known, keep)
+        self._running.add(outcomes)
+        return outcomes
+
+    def _outcomes(
+        self, embedder: Embedder, every: list[Photo], is_known: Callable[[str], bool] | None, keep: bool
+    ) -> Generator[Outcome, None, None]:
         settled: dict[int, Outcome] = {}
         first_of: dict[int, int] = {}
         if is_known is not None:
