@@ -36,6 +36,14 @@ def quantised(dim: int, sample: Float32s) -> Any:
     return faiss.IndexIDMap(inner)
 
 
+def ask(base: Any, queries: Float32s, k: int, told: Any = None) -> tuple[Float32s, Int64s]:
+    """The k nearest of each query, as faiss finds them: similarities and ids, both (n_query, k)."""
+    similarities, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    pointer = faiss.swig_ptr
+    base.search_c(len(queries), pointer(queries), k, pointer(similarities), pointer(ids), told)
+    return similarities, ids
+
+
 # ---- a base in cells
 
 
