@@ -48,6 +48,7 @@ def test_memory_is_given_back_once_a_burst_is_over_and_again_after_the_next(gall
         monkeypatch.setattr(batching, "give_back_memory", lambda: given.append(waiting.n_waiting))
         assert client.post("/v1/query", files=files(rust)).status_code == 200
         eventually(lambda: given)
+        time.sleep(0.3)
         for _ in range(3):
             given.clear()
             assert client.post("/v1/query", files=files(rust)).status_code == 200
