@@ -24,6 +24,7 @@ from fewshot.backbones import (
     shipped,
     source_key,
 )
+from fewshot.decoding.cutting import Cut, Cutter, cut_photo
 from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
 from fewshot.errors import (
     CacheDamagedError,
@@ -121,7 +122,9 @@ class Embedder:
         *,
         is_known: Callable[[str], bool] | None = None,
         keep: bool = False,
+        keep_metadata: bool = False,
         most_pixels: int | None = None,
+        cutter: Cutter = cut_photo,
     ) -> LoadedPhoto | SkippedPhoto:
         """Read, check and cut one photo to the backbone's input.
 
@@ -129,7 +132,9 @@ class Embedder:
             photo: a file, or bytes with a name.
             is_known: asked with the content hash before the photo is decoded; True skips it.
             keep: make the thumbnail and the difference hash that an index keeps.
+            keep_metadata: leave the photo's EXIF block (place, time, camera) in that thumbnail.
             most_pixels: a limit below that of `images.max_pixels`.
+            cutter: decodes the photo: here, or `Guard.cut_photo` in a process of its own.
 
         Raises:
             ImageError: the photo cannot be used; the subclass says why.
@@ -142,30 +147,22 @@ class Embedder:
         if is_known is not None and is_known(sha256):
             return SkippedPhoto(file, sha256)
         prepared = self.backbone.preprocessing
-        wanted = max(prepared.short_side_px, images.THUMBNAIL_SIDE_PX if keep else 0)
-        image, (width, height) = images.decode(data, Path(file).name, wanted, most_pixels)
-        pixels = images.fit_to_input(
-            image,
-            image_size_px=prepared.image_size_px,
-            crop_pct=prepared.crop_pct,
-            interpolation=prepared.interpolation,
-            squash=prepared.squash,
+        cut = Cut(
+            prepared.image_size_px,
+            prepared.crop_pct,
+            prepared.interpolation,
+            prepared.squash,
+            keep=keep,
+            keep_metadata=keep_metadata,
+            most_pixels=most_pixels,
         )
-        if not keep:
-            return LoadedPhoto(file, sha256, width, height, pixels, None)
-        return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image), images.difference_hash(image))
+        found = cutter(data, Path(file).name, cut)
+        return LoadedPhoto(file, sha256, found.width, found.height, found.pixels, found.thumbnail, found.dhash)
 
-    def prepare_or_refuse(
-        self,
-        photo: Path | NamedBytes,
-        *,
-        is_known: Callable[[str], bool] | None = None,
-        keep: bool = False,
-        most_pixels: int | None = None,
-    ) -> LoadedPhoto | SkippedPhoto | Refused:
-        """As `prepare`, but a photo that cannot be used is no exception."""
+    def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Any) -> LoadedPhoto | SkippedPhoto | Refused:
+        """As `prepare`, with its options, but a photo that cannot be used is no exception."""
         try:
-            return self.prepare(photo, is_known=is_known, keep=keep, most_pixels=most_pixels)
+            return self.prepare(photo, **options)
         except ImageError as error:
             return refused(error, photo.file if isinstance(photo, NamedBytes) else str(photo))
 
@@ -201,6 +198,8 @@ class Embedder:
         n_photos: int,
         is_known: Callable[[str], bool] | None = None,
         keep: bool = False,
+        keep_metadata: bool = False,
+        cutter: Cutter = cut_photo,
     ) -> Iterator[Outcome]:
         """Embed photos in order, decoding in threads while the engine runs.
 
@@ -209,13 +208,17 @@ class Embedder:
             n_photos: about how many there are; decides how the engine is compiled.
             is_known: see `prepare`.
             keep: see `prepare`.
+            keep_metadata: see `prepare`.
+            cutter: see `prepare`.
 
         Yields:
             For each photo, in order: the embedded photo, the skipped one, or why it was refused.
         """
 
         def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
-            return self.prepare_or_refuse(photo, is_known=is_known, keep=keep)
+            return self.prepare_or_refuse(
+                photo, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter
+            )
 
         n_decoders = os.cpu_count() or 1
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:

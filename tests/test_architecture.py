@@ -20,11 +20,11 @@ ROOT = Path(fewshot.__file__).parent
 LAYERS = [
     {"errors", "records"},
     {"recipes", "extras"},
-    {"sealed", "images", "datasets", "samples"},
+    {"sealed", "images", "decoding", "datasets", "samples"},
     {"transforms", "backbones", "portable", "networks", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
-    {"metric", "neighbours", "classifier"},
+    {"metric", "neighbours", "classifier", "backup"},
     {
         "inspection",
         "calibration",
@@ -52,7 +52,7 @@ DOORS = {
     "sqlalchemy": {"store"},
     "sqlite3": {"store", "watching"},
     "openvino": {"engines"},
-    "PIL": {"images", "samples", "training"},
+    "PIL": {"images", "decoding", "samples", "training"},
     "torch": {"networks", "portable", "losses", "engines", "training"},
     "torchvision": {"training"},
     "fastapi": {"service", "watching"},

@@ -9,6 +9,7 @@ import click
 
 from fewshot.cli.options import common, index_folder, open_gallery
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
 from fewshot.extras import EXTRAS, missing, need
 
 
@@ -39,7 +40,7 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
         for row in rows
     ]
     for line in table(["backbone", "architecture", "weights"], cells):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -80,8 +81,8 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
     if as_json:
         json_line({"folder": str(folder), "classes": list(CLASSES), "photos": len(files)})
         return
-    click.echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
-    click.echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
+    echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
+    echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
 
 
 _WHITENED = "whitened by the statistics of the classes the backbone was trained on"
@@ -164,6 +165,6 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
         rows.append(["index health", "sound" if n == 0 else f"{n} problem{'s' if n > 1 else ''}"])
     width = max(len(row[0]) for row in rows)
     for name, value in rows:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+        echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
     for problem in (index or {}).get("problems", []):
-        click.echo(f"{click.style('problem:', fg='red')} {problem}")
+        echo(f"{click.style('problem:', fg='red')} {problem}")

@@ -9,6 +9,7 @@ import click
 
 from fewshot.cli.options import common
 from fewshot.cli.output import json_line
+from fewshot.cli.terminal import echo
 from fewshot.extras import need
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def json_report(report: "Report") -> None:
 
 def say_report(report: "Report") -> None:
     """A finished training in a few lines."""
-    click.echo(click.style(report.name + (f" ({report.cell})" if report.cell else ""), bold=True))
+    echo(click.style(report.name + (f" ({report.cell})" if report.cell else ""), bold=True))
     rows = [("backbone", f"{report.origin.name}, {report.origin.weights} weights")]
     if report.test is not None:
         accuracy = report.test.accuracy
@@ -84,7 +85,7 @@ def say_report(report: "Report") -> None:
         rows.append(("an epoch", f"{report.mean_epoch_seconds:.1f} s"))
     rows.append(("report", str(report.folder / "report.md")))
     for name, value in rows:
-        click.echo(f"  {name:<18} {value}")
+        echo(f"  {name:<18} {value}")
 
 
 @contextmanager
