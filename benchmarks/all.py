@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
+from page.installing import cold_start, installing
 from page.running import constants, safety, speed
 from page.serving import service, watching
 from page.spaces import spaces
@@ -22,6 +23,8 @@ COMMANDS = (
     ["hard_cases.py"],
     ["honesty.py"],
     ["speed.py"],
+    ["cold_start.py"],
+    ["install.py"],
     ["kills.py"],
     ["constants.py"],
     ["losses.py"],
@@ -41,7 +44,8 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
+    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, cold_start, installing)
+    sections = (*sections, spaces, safety, service, watching)
     PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
     print(f"written: {PAGE.name}")
 
