@@ -35,7 +35,7 @@ lint: $(INSTALLED) ## Check style (ruff) and types (mypy)
 docs: $(INSTALLED) ## Write anew what is generated: the README's module table and docs/cli.md
 	@$(BIN)/python docs/generate.py
 
-bench: $(INSTALLED) ## Measure accuracy, speed and safety, and write docs/benchmarks.md (about 20 minutes)
+bench: $(INSTALLED) ## Measure accuracy, speed and safety, and write docs/benchmarks.md (some hours)
 	@$(BIN)/python benchmarks/all.py
 
 clean: ## Remove .venv and everything that was built
