@@ -41,6 +41,7 @@ FLOW = [
     "calibration",
     "answering",
     "enrolling",
+    "repair",
     "gallery",
     "training",
     "evaluation",

@@ -2,7 +2,7 @@
 
 Commands run in forked children of a process that has imported everything, with the colour embedder in place of a
 backbone. strace holds such a child, counts its writing system calls and, at the chosen one, kills it or lets the call
-fail. Used by test_faults.py for a few points and by benchmarks/faults.py for all of them.
+fail. Used by test_faults.py for a few points and by benchmarks/campaign_faults.py for all of them.
 """
 
 import json

@@ -30,6 +30,7 @@ LAYERS = [
         "calibration",
         "answering",
         "enrolling",
+        "repair",
         "gallery",
         "training",
         "evaluation",
