@@ -82,6 +82,8 @@ def judged(sound: Sound, work: Path, file: str, kind: str, seed: str) -> tuple[s
     shutil.copytree(sound.folder, folder)
     (folder / file).write_bytes(damaged((folder / file).read_bytes(), kind, Random(seed)))
     problems = index_facts(str(folder))["problems"]
+    if any("-wal" in each for each in problems):  # not opened: SQLite would drop what stands behind the damage
+        return _repaired(sound, folder, kind, problems)
     try:
         with Gallery(folder, embedder=colour_embedder()) as gallery:
             there, said = content(gallery), answers(gallery)
@@ -95,10 +97,10 @@ def judged(sound: Sound, work: Path, file: str, kind: str, seed: str) -> tuple[s
         return "", ["not noticed: content or answers differ"]
     if file.startswith("cache/"):
         return "", [f"a derived file was not made anew: {problems}"]
-    return _repaired(sound, folder, kind, problems, sound.folder / file)
+    return _repaired(sound, folder, kind, problems)
 
 
-def _repaired(sound: Sound, folder: Path, kind: str, problems: list[str], original: Path) -> tuple[str, list[str]]:
+def _repaired(sound: Sound, folder: Path, kind: str, problems: list[str]) -> tuple[str, list[str]]:
     try:
         done = repaired(folder)
     except IndexDamagedError as error:
@@ -114,9 +116,8 @@ def _repaired(sound: Sound, folder: Path, kind: str, problems: list[str], origin
         if known is None or known[0]["label"] != photo.label:
             wrong.append(f"support {support_id} became {photo}")
     named = {number for number, _, _ in done.lost}
-    log_lost = any("-wal" in each for each in problems) or original.name.endswith("-wal")
     untold = set(sound.photos) - set(ids) - named
-    if untold and kind == "one bit" and not log_lost:
+    if untold and kind == "one bit":
         wrong.append(f"lost without a word: {sorted(untold)}")
     if not done.damaged.exists():
         wrong.append("the damaged file is gone")

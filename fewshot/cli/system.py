@@ -152,6 +152,9 @@ def index_facts(index: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"folder": str(index_folder(index)), "problems": []}
     # Before it is opened: SQLite cuts a damaged log off where the damage begins, and nothing would show it later.
     log_problem = damaged_log(index_folder(index) / FILE_NAME)
+    if log_problem is not None:
+        facts["problems"] = [f"{log_problem}. Nothing opened it yet; `fewshot doctor --repair` saves what it can."]
+        return facts
     try:
         with open_gallery(index) as gallery:
             about = gallery.about()
@@ -164,8 +167,6 @@ def index_facts(index: str) -> dict[str, Any]:
             facts["problems"] = gallery.problems()
     except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
         facts["problems"] = [error.said]
-    if log_problem is not None:
-        facts["problems"].insert(0, log_problem)
     return facts
 
 
