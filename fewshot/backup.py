@@ -20,6 +20,7 @@ from fewshot.errors import (
     IndexDamagedError,
     IndexExistsError,
     IndexProblem,
+    IndexUnwritableError,
     NotAnIndexError,
     OtherIndexError,
     UsageError,
@@ -100,7 +101,7 @@ def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = Non
             facts |= _checked_facts(work, store.name)
             name = f"{store.name}-{made_at:%Y%m%dT%H%M%SZ}-g{facts['generation']:08d}{SUFFIX}"
             path = target if is_file else folder / name
-            write_sealed(path, lambda temporary: (work / FILE_NAME).replace(temporary), facts, durable=True)
+            write_sealed(path, lambda temporary: whole_file(work).replace(temporary), facts, durable=True)
         return read_backup(path)
     except OSError as error:
         raise _unwritable(error, target) from error
@@ -234,10 +235,25 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     if entries and kept is None:
         raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
     shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
-    (work / FILE_NAME).replace(folder / FILE_NAME)  # the last connection has folded the log in
+    whole_file(work).replace(folder / FILE_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
     return Restored(backup, folder, kept, ())
+
+
+def whole_file(folder: Path) -> Path:
+    """The file of a copy that has been closed, which holds all of it.
+
+    Raises:
+        IndexUnwritableError: its log could not be folded in, which SQLite does at the last closing, without a word.
+    """
+    log = folder / f"{FILE_NAME}-wal"
+    if log.exists() and log.stat().st_size:
+        raise IndexUnwritableError(
+            f"a copy in {folder.parent} could not be finished: writing its last changes failed.",
+            hint="Check the disk. Nothing was changed.",
+        )
+    return folder / FILE_NAME
 
 
 def moved_aside(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewshot.backup import moved_aside, work_folder
+from fewshot.backup import moved_aside, whole_file, work_folder
 from fewshot.embedder import Outcome
 from fewshot.enrolling import learn_class
 from fewshot.errors import IndexDamagedError
@@ -84,9 +84,10 @@ def repair(folder: Path, embed: Embed) -> Repaired:
                 learn_class(writer, writer.wanted_class_id(label))
             writer.note("repair", None, n_supports=len(photos), lost=[number for number, _, _ in found.lost])
         _check(made, folder)
+        whole = whole_file(made)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         damaged = moved_aside(folder)
-        (made / FILE_NAME).replace(folder / FILE_NAME)
+        whole.replace(folder / FILE_NAME)
         sync_folder(folder)
     return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
 
