@@ -29,6 +29,8 @@ for _index, (_table, _columns) in GUARDS.items():
 _COLUMNS = {table: max(copies.values(), key=len) for table, copies in _COPIES.items()}
 _KEYS = {"classes": "class_id", "supports": "support_id", "about": "one", "history": "event_id"}
 _BLOBS = {"embeddings": "vector", "thumbnails": "webp"}
+# sqlite3 decodes its own messages: one that quotes damaged bytes is no sqlite3.Error.
+_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 MOST_IDS = 50_000_000  # a sequence beyond this is damage, not a count
 
 Rows = dict[int, dict[str, Any]]
@@ -82,13 +84,13 @@ def salvage(file: Path, model: Path) -> Salvaged:
         connection.text_factory = bytes
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
+        except _UNREADABLE as error:
             raise IndexDamagedError(f"its list of tables cannot be read ({error})") from error
         return _Salvage(connection).all()
 
 
 def _opens(file: Path) -> bool:
-    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(sqlite3.Error):
+    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(*_UNREADABLE):
         connection.execute("SELECT count(*) FROM sqlite_master, about").fetchone()
         return True
     return False
@@ -113,7 +115,7 @@ def _made_readable(file: Path, model: Path) -> None:
                 opened.truncate(n_bytes)
     with contextlib.closing(sqlite3.connect(model)) as connection:
         wanted = connection.execute("SELECT rowid, type, name, tbl_name, rootpage, sql FROM sqlite_master").fetchall()
-    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(sqlite3.Error):
+    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(*_UNREADABLE):
         connection.execute("PRAGMA writable_schema = ON")
         for row_id, *facts in wanted:
             changed = (
@@ -219,7 +221,7 @@ class _Salvage:
         found: dict[int, tuple[Any, ...]] = {}
         for order in ("", " DESC"):
             ordered = ", ".join(f"{name}{order}" for name in columns)
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*_UNREADABLE):
                 for row in self._connection.execute(f"{query} ORDER BY {ordered}"):
                     found.setdefault(row[0], row)
                 break
@@ -237,7 +239,7 @@ class _Salvage:
         seen: set[int] = set()
         whole = False
         for order in ("", " DESC"):
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*_UNREADABLE):
                 for row in self._connection.execute(f"{query} ORDER BY {key}{order}"):
                     if row[0] not in seen:
                         seen.add(row[0])
@@ -246,7 +248,7 @@ class _Salvage:
             if whole:
                 return
         for row_id in sorted(set(ids) - seen):
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*_UNREADABLE):
                 row = self._connection.execute(f"{query} WHERE {key} = ?", (row_id,)).fetchone()
                 if row is not None:
                     yield row
