@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class MissingExtraError(FewshotError):
+    """The work needs libraries of an extra that is not installed."""
+
+    code = "missing_extra"
+    status = 501
+
+
 # ---- photos and folders
 
 
@@ -101,6 +108,13 @@ class ImageTooLargeError(ImageError):
     code = "too_large"
     status = 413
     hint = "Scale the photo down, or raise the limit with FEWSHOT_MAX_MEGAPIXELS."
+
+
+class ImageStoppedError(ImageError):
+    """Decoding took more memory or time than one photo is given, or ended the process that did it."""
+
+    code = "stopped"
+    hint = "Such a file may be made to do harm. Leave it out; if you trust it, open and save it in a picture editor."
 
 
 class UnreadableFileError(ImageError):
@@ -292,6 +306,12 @@ class CacheDamagedError(FewshotError):
     """A derived file is damaged or stale. Never fatal: it is rebuilt from the store."""
 
     code = "cache_damaged"
+
+
+class GuardError(FewshotError):
+    """The guarded process that decodes photos cannot be started, or does not do its work."""
+
+    code = "guard"
 
 
 # ---- backbones and engines
@@ -560,3 +580,12 @@ class AddressError(ServiceError):
     code = "address"
     exit_code = 2
     status = 400
+
+
+class TlsError(ServiceError):
+    """The service cannot speak TLS with what it was given."""
+
+    code = "tls"
+    exit_code = 2
+    status = 400
+    hint = "Wanted two PEM files that belong together: the certificate with its chain, and its private key."

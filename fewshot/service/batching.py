@@ -6,17 +6,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fewshot.decoding.cutting import cut_photo
+from fewshot.decoding.guard import Guard, GuardLimits
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
+from fewshot.service.memory import give_back_memory
 from fewshot.service.settings import Settings
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
+# After so long without a photo, what decoding took is given back to the system: malloc would keep it, after a burst of
+# large photos about 1 GB.
+IDLE_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +60,23 @@ class Batcher:
 
     Args:
         gallery: whose embedder and answers.
-        settings: `max_waiting`, `max_batch`, `max_pixels` and `n_decoders`.
+        settings: `max_waiting`, `max_batch`, `max_pixels`, `n_decoders`, `decode_cpu_s` and `guarded`.
         on_batch: told the number of photos of each engine batch.
+        guard: decodes the photos, and stays open; None: one of its own, or none if `settings.guarded` says so.
     """
 
-    def __init__(self, gallery: Gallery, settings: Settings, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self, gallery: Gallery, settings: Settings, on_batch: Callable[[int], None], guard: Guard | None = None
+    ) -> None:
         self._gallery = gallery
         self._settings = settings
         self._on_batch = on_batch
         self._decoders = ThreadPoolExecutor(settings.n_decoders, "decode")
+        self._own_guard: Guard | None = None
+        if guard is None and settings.guarded:
+            limits = GuardLimits.for_pixels(settings.max_pixels)
+            guard = self._own_guard = Guard(settings.n_decoders, replace(limits, cpu_s=settings.decode_cpu_s))
+        self._cutter = guard.cut_photo if guard is not None and settings.guarded else cut_photo
         self._changed = threading.Condition()
         self._ready: deque[tuple[Job, int, LoadedPhoto]] = deque()
         self._done: deque[Job] = deque()  # complete without the engine: every photo refused or known already
@@ -85,11 +99,15 @@ class Batcher:
 
     def start(self) -> None:
         """Open the engine, in the background, and begin to answer."""
+        if self._own_guard is not None:
+            self._own_guard.start()
         self._worker.start()
 
     def close(self) -> None:
         """Answer what was accepted, then stop."""
         self._decoders.shutdown(wait=True)
+        if self._own_guard is not None:
+            self._own_guard.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -143,6 +161,7 @@ class Batcher:
                 is_known=self._gallery.is_enrolled if keep else None,
                 keep=keep,
                 most_pixels=self._settings.max_pixels,
+                cutter=self._cutter,
             )
         except Exception as error:  # whatever it is, the request that waits must hear of it
             job.fail(error)
@@ -173,8 +192,7 @@ class Batcher:
             self.failure = error
         while True:
             with self._changed:
-                while not self._ready and not self._done and not self._closing:
-                    self._changed.wait()
+                self._wait_for_work()
                 if not self._ready and not self._done:
                     return
                 done = list(self._done)
@@ -186,7 +204,26 @@ class Batcher:
                 for job in {*done, *(job for job, _, _ in taken)}:
                     job.fail(error)
                 if isinstance(error, MixedEmbeddingsError):
-                    self._embedder = None  # opened anew for the next photo
+                    self._forget_embedder()
+
+    def _wait_for_work(self) -> None:
+        """Wait until there is something to do; with the lock held."""
+        is_trimmed = False
+        while not self._ready and not self._done and not self._closing:
+            is_heard = self._changed.wait(None if is_trimmed else IDLE_S)
+            if not is_heard and not self._n_waiting:
+                self._changed.release()
+                try:
+                    give_back_memory()
+                finally:
+                    self._changed.acquire()
+                is_trimmed = True
+
+    def _forget_embedder(self) -> None:
+        """The index has got another embedder: it is opened for the next photo, and this one's threads end."""
+        forgotten, self._embedder = self._embedder, None
+        if forgotten is not None:
+            forgotten.close()
 
     def _take(self) -> list[tuple[Job, int, LoadedPhoto]]:
         """The next photos whose clients still wait, in order of their coming, at most a batch."""
@@ -236,7 +273,7 @@ class Batcher:
             try:
                 answers: list[list[Prediction]] = self._gallery.answer(asked, question, embedder)
             except MixedEmbeddingsError as error:
-                self._embedder = None  # opened anew for the next photo
+                self._forget_embedder()
                 for job in asking:
                     job.fail(IndexChangedError(error.message))
                 continue
