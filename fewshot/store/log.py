@@ -1,4 +1,4 @@
-"""SQLite's write-ahead log, looked at before it is opened: does a commit stand behind a damaged place?"""
+"""SQLite's write-ahead log, looked at before it is opened: whether a commit stands behind a damaged place."""
 
 import struct
 from collections import Counter
