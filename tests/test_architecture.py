@@ -31,6 +31,7 @@ LAYERS = [
         "calibration",
         "answering",
         "enrolling",
+        "repair",
         "gallery",
         "training",
         "evaluation",
