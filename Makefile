@@ -32,7 +32,10 @@ docs: $(INSTALLED) ## Write anew what is generated: the README's module table an
 bench: $(INSTALLED) ## Measure accuracy, speed and safety, and write docs/benchmarks.md (about 20 minutes)
 	@$(BIN)/python benchmarks/all.py
 
+audit: $(INSTALLED) ## Ask the advisory database about every installed package (needs its network)
+	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit && $(BIN)/pip-audit --local --skip-editable
+
 clean: ## Remove .venv and everything that was built
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test lint docs bench audit clean

@@ -44,6 +44,7 @@ PAGES = [
     "docs/benchmarks.md",
     "docs/projection.md",
     "docs/service.md",
+    "docs/threat-model.md",
     "docs/watching.md",
 ]
 
