@@ -12,8 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 import platformdirs
 
-from fewshot import engines, images
-from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, load_statistics, resolve, source_key
+from fewshot import engines, extras, images
+from fewshot.backbones import (
+    DEFAULT_BACKBONE,
+    PACKAGES,
+    Backbone,
+    WeightsSource,
+    load_statistics,
+    read_portable,
+    resolve,
+    shipped,
+    source_key,
+)
 from fewshot.decoding.cutting import Cut, Cutter, cut_photo
 from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
 from fewshot.errors import (
@@ -295,7 +305,7 @@ def open_embedder(
 ) -> Embedder:
     """The embedder that a user chose.
 
-    On the OpenVINO path, after a backbone's first use on this machine, neither torch nor timm is imported.
+    On the OpenVINO path, torch and timm are needed once, and only for a backbone that does not come as ONNX.
 
     Args:
         choice: backbone, precision and engine.
@@ -305,6 +315,7 @@ def open_embedder(
     Raises:
         UsageError: an unknown engine or precision.
         BackboneError: the weights cannot be had; the subclass says why.
+        MissingExtraError: the backbone or the engine needs torch, and it is not installed.
         EngineError: the engine cannot run it here.
     """
     for what, name, known in (
@@ -317,7 +328,8 @@ def open_embedder(
             )
     if choice.backbone is not None or source is None:
         source = resolve(choice.backbone or DEFAULT_BACKBONE)
-    if choice.engine == "torch" or (choice.engine == "auto" and engines.cuda_available()):
+    on_gpu = choice.engine == "auto" and engines.cuda_available() and not extras.missing("train", extras.NETWORKS)
+    if choice.engine == "torch" or on_gpu:
         return _open_torch(source, choice)
     return _open_openvino(source, choice, on_notice)
 
@@ -361,11 +373,14 @@ def _transform_file(ir: Path) -> Path:
 
 
 def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] | None) -> Backbone:
+    portable = read_portable(source)
+    if portable is None:
+        _need_networks(source)
     if on_notice is not None:
         on_notice(f"preparing backbone {source.name} for this machine (once)")
-    backbone, network = load(source)
+    backbone, onnx = portable or _as_portable(source)
     try:
-        engines.export_openvino(backbone, network, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
+        engines.export_openvino(backbone, onnx, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
         verify(ir)
         statistics = load_statistics(source)
         if statistics is not None:
@@ -380,10 +395,30 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     return backbone
 
 
+def _need_networks(source: WeightsSource) -> None:
+    known = [*(each.name for each in shipped()), *PACKAGES]
+    guess = "" if source.name in known else did_you_mean(source.name, known)
+    hint = f"{guess} Without it: {', '.join(each.name for each in shipped())}, or a folder that `fewshot train` wrote."
+    what = f"backbone {source.name!r}, which does not come as ONNX,"
+    extras.need("train", what, extras.NETWORKS, hint=hint.strip())
+
+
+def _as_portable(source: WeightsSource) -> tuple[Backbone, bytes]:
+    """A backbone that comes without ONNX, as torch writes it."""
+    from fewshot.networks import load
+    from fewshot.portable import export_onnx
+
+    backbone, network = load(source)
+    return backbone, export_onnx(network, backbone.preprocessing.image_size_px)
+
+
 def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
+    extras.need("train", "the engine 'torch'", extras.NETWORKS, hint="The engine 'openvino' does without.")
+    from fewshot.networks import load
+
+    backbone, network = load(source)
     device = "cuda" if engines.cuda_available() else "cpu"
     precision = choice.precision or ("bf16" if device == "cuda" else "f32")
-    backbone, network = load(source)
     statistics = load_statistics(source)
     return Embedder(
         backbone,

@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class MissingExtraError(FewshotError):
+    """The work needs libraries of an extra that is not installed."""
+
+    code = "missing_extra"
+    status = 501
+
+
 # ---- photos and folders
 
 
@@ -246,6 +253,39 @@ class MixedEmbeddingsError(IndexProblem):
     """Embeddings of two backbones, preprocessings or precisions cannot be compared."""
 
     code = "mixed_embeddings"
+    exit_code = 2
+    status = 409
+
+
+class IndexExistsError(IndexProblem):
+    """An index stands where a backup shall be restored to."""
+
+    code = "index_exists"
+    exit_code = 2
+    status = 409
+
+
+class BackupError(FewshotError):
+    """A backup cannot be found, read or written."""
+
+    code = "backup"
+
+
+class BackupMissingError(BackupError):
+    code = "backup_missing"
+    exit_code = 2
+    status = 404
+
+
+class BackupDamagedError(BackupError):
+    code = "backup_damaged"
+    hint = "Take another backup: a damaged one is never restored from, not even in part."
+
+
+class OtherIndexError(BackupError):
+    """A backup holds another index than the one that it shall replace."""
+
+    code = "other_index"
     exit_code = 2
     status = 409
 

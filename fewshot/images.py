@@ -231,12 +231,12 @@ def difference_hash(image: Image.Image) -> bytes:
     Each bit says whether one of 8 x 8 fields is brighter than its neighbour, to the right and below.
 
     Source:
-        The dHash of Neal Krawetz (Hacker Factor, 2013) in both directions, as the imagehash package computes it.
+        The dHash of Neal Krawetz (Hacker Factor, 2013) in both directions, bit for bit as the package imagehash
+        computes it, which would bring SciPy and wavelets for these lines.
     """
-    import imagehash
-
     grey = image.convert("L")
-    bits = np.concatenate([imagehash.dhash(grey).hash.ravel(), imagehash.dhash_vertical(grey).hash.ravel()])
+    across, down = (np.asarray(grey.resize(size, Image.Resampling.LANCZOS)) for size in ((9, 8), (8, 9)))
+    bits = np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
     return np.packbits(bits).tobytes()
 
 

@@ -95,7 +95,7 @@ def test_the_corpus_is_the_same_every_time():
 
 
 def test_no_module_opens_pickles_or_runs_text():
-    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_backbones.py."""
+    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_networks.py."""
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -120,8 +120,8 @@ def test_no_module_opens_pickles_or_runs_text():
                 if risky:
                     found.append((path.name, ast.unparse(node)[:200]))
     pickle, load = found
-    assert pickle == ("backbones.py", "import pickle")  # for the name of the error that torch raises
-    assert load[0] == "backbones.py"
+    assert pickle == ("networks.py", "import pickle")  # for the name of the error that torch raises
+    assert load[0] == "networks.py"
     assert load[1].startswith("torch.load(")
     assert "weights_only=True" in load[1]
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "train": ("fewshot.cli.train", "Train a backbone from a recipe, with a report."),
     "serve": ("fewshot.cli.serve", "Serve an index: a web page and an HTTP API."),
     "token": ("fewshot.cli.serve", "Create, list or revoke the tokens of a served index."),
+    "backup": ("fewshot.cli.backup", "Write a verified backup of an index, also while it is in use."),
+    "restore": ("fewshot.cli.backup", "Make an index from a backup, or take one back to an earlier state."),
     "backbones": ("fewshot.cli.system", "List the backbones that can be used."),
     "doctor": ("fewshot.cli.system", "Show what runs here, and whether the index is sound."),
     "sample-data": ("fewshot.cli.system", "Render pictures of leaves to try the program with."),

@@ -11,6 +11,7 @@ import click
 from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
+from fewshot.extras import need
 
 if TYPE_CHECKING:
     from fewshot.embedder import EmbedderChoice
@@ -98,6 +99,7 @@ def project(
     and SVG, coordinates as CSV and Parquet, tables, and the files of TensorBoard's projector. docs/projection.md shows
     what one can see in them.
     """
+    need("project", "`fewshot project`")
     from fewshot.projection import projector
     from fewshot.projection.folder import OutputFolder
     from fewshot.projection.project import Plan, n_steps

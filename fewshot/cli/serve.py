@@ -98,6 +98,7 @@ def serve(
         rate_per_minute=rate,
     )
     with open_gallery(index, embedder, create=create) as gallery:
+        gallery.embedder()  # what cannot be had is told now, and not to the first who asks
         gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
         from fewshot.service.app import create_app
         from fewshot.service.server import Tls, address_of, listening_socket

@@ -10,6 +10,7 @@ import click
 from fewshot.cli.options import common, index_folder, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
+from fewshot.extras import EXTRAS, missing, need
 
 
 @click.command()
@@ -23,7 +24,13 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
     """
     from fewshot.backbones import DEFAULT_BACKBONE, available
 
-    rows = available(pattern)
+    hub_models: list[str] = []
+    if pattern is not None:
+        need("train", "a PATTERN, which looks through timm's models,", ("torch", "timm"))
+        from fewshot.networks import matching_models
+
+        hub_models = matching_models(pattern)
+    rows = available(pattern, hub_models)
     if as_json:
         for row in rows:
             json_line({**row, "default": row["name"] == DEFAULT_BACKBONE})
@@ -102,6 +109,7 @@ def _machine() -> dict[str, Any]:
         "gpu": engines.gpu_name() if cuda else None,
         "python": platform.python_version(),
         "versions": versions,
+        "extras": {extra: missing(extra) for extra in EXTRAS},
         "weights": {source.name: source.architecture for source in installed()},
         "default_backbone": DEFAULT_BACKBONE,
         "cache": str(cache_folder()),
@@ -127,6 +135,10 @@ def _index_facts(index: str) -> dict[str, Any]:
     return facts
 
 
+def _extra(name: str, absent: list[str]) -> str:
+    return f"{name}, without {', '.join(absent)} (`pip install 'fewshot[{name}]'`)" if absent else name
+
+
 def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
@@ -135,6 +147,7 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
         ["GPU", facts["gpu"] or "none that torch can use"],
         ["weights", f"{weights}; default {facts['default_backbone']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+        ["extras", "; ".join(_extra(name, absent) for name, absent in facts["extras"].items())],
         ["prepared backbones", facts["cache"]],
     ]
     index = facts["index"]

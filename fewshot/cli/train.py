@@ -10,6 +10,7 @@ import click
 from fewshot.cli.options import common
 from fewshot.cli.output import json_line
 from fewshot.cli.terminal import echo
+from fewshot.extras import need
 
 if TYPE_CHECKING:
     from fewshot.training.progress import Progress
@@ -40,6 +41,7 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
     A stopped or killed training goes on from its last whole epoch when the same command is given again, to the same
     result. docs/training.md says what can stand in a recipe and what comes out.
     """
+    need("train", "training a backbone")
     from fewshot.training.runs import train as run
 
     with _bar() as on_progress:
