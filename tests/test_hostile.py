@@ -95,7 +95,7 @@ def test_the_corpus_is_the_same_every_time():
 
 
 def test_no_module_opens_pickles_or_runs_text():
-    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_networks.py."""
+    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_backbones.py."""
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
