@@ -268,6 +268,17 @@ class Reader:
             query = query.where(owner.c.generation > since)
         return self._read_vectors(query)
 
+    def vector_parts(self, kind: str, every: int = 1) -> Iterator[tuple[Int64s, Float32s]]:
+        """Ids and vectors of all supports or prototypes, a few thousand at a time: they need not fit in memory.
+
+        Args:
+            kind: "support" or "prototype".
+            every: only those whose id this divides.
+        """
+        table, key = VECTOR_TABLES[kind]
+        query = sa.select(key, table.c.vector, table.c.xxh3).order_by(key)
+        yield from self._parts_of_vectors(query if every == 1 else query.where(key % every == 0))
+
     def removed_ids(self, kind: str, since: int) -> Int64s:
         """Ids of the supports or prototypes removed after a generation."""
         query = sa.select(removals.c.removed_id).where(removals.c.kind == kind, removals.c.generation > since)
@@ -370,16 +381,16 @@ class Reader:
                 yield tuple(row)
 
     def _read_vectors(self, query: Any) -> tuple[Int64s, Float32s]:
-        ids: list[int] = []
-        parts: list[Float32s] = []
-        result = self._connection.execute(query.execution_options(yield_per=2000))
-        for partition in result.partitions():
-            part_ids = np.array([row[0] for row in partition], np.int64)
-            parts.append(self._vectors([row[1:] for row in partition], part_ids))
-            ids.extend(part_ids.tolist())
+        parts = list(self._parts_of_vectors(query))
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, self.about().dim or 0), np.float32)
-        return np.array(ids, np.int64), np.concatenate(parts)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _parts_of_vectors(self, query: Any) -> Iterator[tuple[Int64s, Float32s]]:
+        result = self._connection.execute(query.execution_options(yield_per=2000))
+        for partition in result.partitions():
+            ids = np.array([row[0] for row in partition], np.int64)
+            yield ids, self._vectors([row[1:] for row in partition], ids)
 
     def _vectors(self, rows: Sequence[tuple[bytes, int]], ids: Int64s) -> Float32s:
         dim = self.about().dim or 0
