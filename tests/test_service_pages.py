@@ -584,7 +584,7 @@ def test_a_hostile_label_is_shown_safely_in_every_view(page, url, filled, word, 
     tile.wait_for()
     assert tile.locator(".name").evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
     page.goto(f"{url}/map")
-    page.locator(".legend text, .legendtext").first.wait_for()
+    page.locator(".legendtext").first.wait_for(timeout=60_000)
     assert page.locator(".plot a").count() == 0
     legend = page.locator(".legendtext").all_text_contents()
     shown = "".join(letter for letter in label if letter not in "\u202e\u2067\u2069")
