@@ -15,6 +15,8 @@ from fewshot.backbones import WeightsSource, resolve
 from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
+from fewshot.decoding.cutting import cut_photo
+from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
 from fewshot.enrolling import enroll_class, learn_class, remove_support, replace_class
 from fewshot.errors import (
@@ -60,6 +62,8 @@ class Gallery:
         choice: backbone, precision and engine; by default those of the index.
         embedder: used instead of `choice`, for embedders that do not come from a backbone's name.
         on_notice: told, in a sentence, of one-time work that takes seconds.
+        guard: decodes the photos, in processes that a hostile one cannot leave; closed with the index. None: they are
+            decoded here.
 
     Raises:
         IndexProblem: the index cannot be opened; the subclass says why.
@@ -73,8 +77,11 @@ class Gallery:
         choice: EmbedderChoice | None = None,
         embedder: Embedder | None = None,
         on_notice: Callable[[str], None] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.folder = folder
+        self._guard = guard
+        self._cutter = guard.cut_photo if guard is not None else cut_photo
         self._choice = choice or EmbedderChoice()
         self._embedder = embedder
         self._is_given = embedder is not None
@@ -93,8 +100,14 @@ class Gallery:
         return self._store.name
 
     def close(self) -> None:
-        """Close the index's files."""
+        """Close the index's files, and end the guarded processes."""
         self._store.close()
+        if self._guard is not None:
+            self._guard.close()
+
+    def gps_tags(self, data: bytes) -> dict[int, Any]:
+        """A photo's GPS tags, read where this index decodes photos; see `images.gps_tags`."""
+        return images.gps_tags(data) if self._guard is None else self._guard.gps_tags(data)
 
     def __enter__(self) -> "Gallery":
         return self
@@ -171,6 +184,7 @@ class Gallery:
         folders: Sequence[ClassFolder],
         *,
         strict: bool = False,
+        keep_metadata: bool = False,
         on_photo: Callable[[], None] | None = None,
     ) -> Iterator[EnrollReport]:
         """Enroll classes, or add photos to them; each class goes in as a whole when its last photo is embedded.
@@ -178,6 +192,7 @@ class Gallery:
         Args:
             folders: one a class.
             strict: if any photo of any class is refused, enroll nothing at all.
+            keep_metadata: leave place, time and camera (EXIF) in the small pictures that the index keeps.
             on_photo: called after each photo, for progress.
 
         Yields:
@@ -189,7 +204,14 @@ class Gallery:
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self.is_enrolled, keep=True)
+        outcomes = embedder.embed_photos(
+            photos,
+            n_photos=len(photos),
+            is_known=self.is_enrolled,
+            keep=True,
+            keep_metadata=keep_metadata,
+            cutter=self._cutter,
+        )
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
@@ -257,7 +279,7 @@ class Gallery:
         with self._store.read() as reader:
             answering.asked_classes(reader, question)
         embedder = self.embedder()
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos))
+        outcomes = embedder.embed_photos(photos, n_photos=len(photos), cutter=self._cutter)
         together: list[Outcome] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
             if question.together:
@@ -605,7 +627,7 @@ class Gallery:
                 with self._store.read() as reader:
                     yield NamedBytes(file, reader.thumbnail(support_id) or b"")
 
-        outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo)), strict=True)
+        outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo), cutter=self._cutter), strict=True)
         while chunk := list(islice(outcomes, STAGE_CHUNK)):
             vectors = {}
             for (support_id, _, file), outcome in chunk:

@@ -45,6 +45,7 @@ PAGES = [
     "docs/projection.md",
     "docs/reliability.md",
     "docs/service.md",
+    "docs/threat-model.md",
     "docs/watching.md",
 ]
 
