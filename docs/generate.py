@@ -46,6 +46,7 @@ FLOW = [
     "calibration",
     "answering",
     "enrolling",
+    "repair",
     "gallery",
     "training",
     "evaluation",

@@ -44,7 +44,9 @@ PAGES = [
     "docs/benchmarks.md",
     "docs/cluster.md",
     "docs/projection.md",
+    "docs/reliability.md",
     "docs/service.md",
+    "docs/threat-model.md",
     "docs/watching.md",
 ]
 

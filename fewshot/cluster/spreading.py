@@ -73,6 +73,7 @@ class Cluster:
         *,
         is_known: Callable[[str], bool] | None = None,
         keep: bool = False,
+        keep_metadata: bool = False,
     ) -> Iterator[Outcome]:
         """What `Embedder.embed_photos` gives, made by the cluster: outcomes in the order of `photos`.
 
@@ -81,17 +82,19 @@ class Cluster:
             photos: files on this machine, or bytes with names.
             is_known: asked with each content hash before anything is sent; True skips the photo. Photos of the same
                 bytes are then embedded once.
-            keep: see `Embedder.prepare`.
+            keep, keep_metadata: see `Embedder.prepare`.
 
         Raises:
             ClusterError: the cluster cannot embed; what it gave before is whole.
         """
-        outcomes = self._outcomes(embedder, list(photos), is_known, keep)
+        choice = EmbedderChoice(None, embedder.precision, self._engine)
+        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep, keep_metadata)
+        outcomes = self._outcomes(order, list(photos), is_known)
         self._running.add(outcomes)
         return outcomes
 
     def _outcomes(
-        self, embedder: Embedder, every: list[Photo], is_known: Callable[[str], bool] | None, keep: bool
+        self, order: Order, every: list[Photo], is_known: Callable[[str], bool] | None
     ) -> Generator[Outcome, None, None]:
         settled: dict[int, Outcome] = {}
         first_of: dict[int, int] = {}
@@ -100,7 +103,7 @@ class Cluster:
         todo = [(i, photo) for i, photo in enumerate(every) if i not in settled and i not in first_of]
         wanted_again = set(first_of.values())
         made: dict[int, Outcome] = {}
-        arriving = self._made(embedder, todo, keep) if todo else iter(())
+        arriving = self._made(order, todo) if todo else iter(())
         for i, photo in enumerate(every):
             if i in settled:
                 yield settled.pop(i)
@@ -114,10 +117,8 @@ class Cluster:
             outcome = made[source] if source in wanted_again else made.pop(source)
             yield outcome if source == i else replace(outcome, file=_name(photo))
 
-    def _made(self, embedder: Embedder, todo: Sequence[tuple[int, Photo]], keep: bool) -> Iterator[tuple[int, Outcome]]:
+    def _made(self, order: Order, todo: Sequence[tuple[int, Photo]]) -> Iterator[tuple[int, Outcome]]:
         """The outcomes of photos with their positions, in order."""
-        choice = EmbedderChoice(None, embedder.precision, self._engine)
-        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep)
         try:
             for table in self._dataset(todo, order).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0

@@ -29,6 +29,7 @@ class Order:
     source: WeightsSource
     fingerprint: str
     keep: bool
+    keep_metadata: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class Worker:
                 made.append(pickle.loads(row["refused"]))  # noqa: S301  # pickled by `read_photos`
                 continue
             photo = NamedBytes(row["file"], row["data"])
-            made.append(self._embedder.prepare_or_refuse(photo, keep=self._order.keep))
+            kept = {"keep": self._order.keep, "keep_metadata": self._order.keep_metadata}
+            made.append(self._embedder.prepare_or_refuse(photo, **kept))
         loaded = [photo for photo in made if isinstance(photo, LoadedPhoto)]
         try:
             embedded = iter(self._embedder.embed_prepared(loaded) if loaded else ())
