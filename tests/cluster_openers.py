@@ -35,7 +35,7 @@ def slow(choice, source):
 
 
 def slow_pair(choice, source):
-    """As `slow`, but none embeds before two workers are there."""
+    """As `slow`, but no photo is done before two workers are at one."""
     note("opened")
     like = colour_embedder(source.name)
     return Embedder(like.backbone, like.source, "f32", lambda bulk: SlowEngine(n_workers=2))
@@ -50,10 +50,15 @@ class SlowEngine(ColourEngine):
         self.n_workers = n_workers
 
     def run(self, pixels):
-        eventually(lambda: len(list(Path(os.environ[NOTES]).glob("opened-*"))) >= self.n_workers, 240)
         note(f"embedded-{os.getpid()}-{time.monotonic_ns()}", repr(np.sum(pixels, dtype=np.int64)))
+        eventually(lambda: len(at_work(os.environ[NOTES])) >= self.n_workers, 240)
         time.sleep(SLEEP_S * len(pixels))
         return super().run(pixels)
+
+
+def at_work(folder):
+    """The processes that have begun to embed."""
+    return {note.name.split("-")[1] for note in Path(folder).glob("embedded-*")}
 
 
 def note(name, text=""):

@@ -163,13 +163,10 @@ def test_a_machine_killed_in_the_middle_costs_no_photo(tmp_path, leaves, cluster
     eventually(lambda: spread.n_cores() == 2, 60)
     n_before = 0
 
-    def at_work():
-        return len({note.name.split("-")[1] for note in notes.glob("embedded-*")})
-
     def kill():
         nonlocal second, n_before
         if second is not None:
-            eventually(lambda: at_work() == 2, 240)
+            assert len(cluster_openers.at_work(notes)) == 2
             n_before = embedded(notes)
             machines.remove_node(second, allow_graceful=False)
             second = None
