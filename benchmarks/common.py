@@ -76,6 +76,40 @@ def wall(runs: list[Run]) -> float:
     return median(run.wall_s for run in runs)
 
 
+def in_turn(n: int, *calls: Callable[[int], object]) -> list[list[float]]:
+    """Seconds of n calls each (each is given its number), in turn after three uncounted rounds."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for number in range(-3, n):
+        for call, found in zip(calls, seconds, strict=True):
+            started = time.perf_counter()
+            call(number % n)
+            if number >= 0:
+                found.append(time.perf_counter() - started)
+    return seconds
+
+
+def environment(name: str, *packages: str) -> Path:
+    """The Python of an environment of its own with packages that are no part of ours; made at its first use.
+
+    Raises:
+        subprocess.CalledProcessError: a package cannot be installed; its output says why.
+    """
+    folder = Path(os.environ.get("FEWSHOT_CACHE") or tempfile.gettempdir()) / "benchmark-environments" / name
+    python, done = folder / "bin" / "python", folder / "installed.json"
+    if not done.exists() or json.loads(done.read_text()) != list(packages):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        subprocess.run(install, check=True, capture_output=True, text=True)
+        done.write_text(json.dumps(packages))
+    return python
+
+
+def memory_mb(pid: int | str = "self") -> float:
+    """What a process holds in memory now, pages of mapped files included."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = next(
@@ -83,7 +117,10 @@ def machine() -> dict[str, Any]:
     )
     flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
     known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
-    return {"cpu": cpu, "cores": os.cpu_count(), "features": known, "python": platform.python_version()}
+    found = {"cpu": cpu, "cores": os.cpu_count(), "features": known, "python": platform.python_version()}
+    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        found["busy"] = f"other work ran beside it: load {os.getloadavg()[0]:.0f}"
+    return found
 
 
 def keep(name: str, result: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def bulk(data: Path, index: Path, work: Path, n: int) -> dict[str, object]:
     for number, photo in enumerate(sorted((data / "novel" / "query").rglob("*.jpg"))[:N_PHOTOS]):
         (photos / f"{number:04d}-{photo.parent.name}.jpg").symlink_to(photo.resolve())
     weights = work / "lite0.safetensors"
-    _save_weights(weights)
+    save_weights(weights)
     script = Path(__file__).with_name("plain_script.py")
     support = data / "novel" / "support"
     ours, plain = pairs(
@@ -114,7 +114,7 @@ def fill_index(
     store.close()
 
 
-def _save_weights(path: Path) -> None:
+def save_weights(path: Path) -> None:
     """lite0's weights under timm's names, written by another process so that this one stays small: what a process
     holds when it starts a command counts as that command's memory.
     """

@@ -14,6 +14,9 @@ from fewshot.records import Float32s, Int64s, Neighbour
 from fewshot.search import NO_ID, VectorIndex
 from fewshot.store import Reader
 
+# Enrolled photos are kept exact up to so many numbers (128 MB); beyond, a byte each: their similarities are computed
+# from the store's vectors, so that nothing is lost but a place in memory. Prototypes decide answers and stay exact.
+EXACT_NUMBERS = 32_000_000
 # Changes carried along beside a cached file before it is written anew.
 PENDING_FLOOR, PENDING_PART = 512, 0.05
 
@@ -93,8 +96,8 @@ class Neighbours:
         if known is not None and known[0] == content:
             return known[1]
         ids, vectors = reader.changed_vectors("prototype", since=-1)
-        index = VectorIndex(vectors.shape[1])
-        index.build(ids, metric.placed(vectors), unit=False)
+        index = VectorIndex(vectors.shape[1], unit=False)
+        index.build(ids, metric.placed(vectors))
         self._moved = (content, index)
         return index
 
@@ -117,7 +120,7 @@ class Neighbours:
             return [()] * len(vectors)
         only = None if within is None else reader.ids_of("support", within)
         with self._copies["support"].at(reader) as supports:
-            similarities, ids = supports.search(vectors, k, only)
+            similarities, ids = supports.search(vectors, k, only, reader.support_vectors)
         records = reader.supports(ids[ids != NO_ID].tolist())
         return [
             tuple(
@@ -199,16 +202,34 @@ class _VectorCopy:
 
     def _rebuilt(self, reader: Reader) -> VectorIndex:
         about = reader.about()
-        ids, vectors = reader.changed_vectors(self._kind, since=-1)
-        index = VectorIndex(about.dim or vectors.shape[1])
-        index.build(ids, vectors)
+        dim = about.dim or 0
+        if self._kind == "support":
+            index = VectorIndex(dim, exact_limit=EXACT_NUMBERS // max(1, dim))
+        else:
+            index = VectorIndex(dim, cells_limit=None)
+        n = reader.n_supports() if self._kind == "support" else reader.n_prototypes()
+        sample = self._sample(reader, n, index.n_training(n))
+        index.build_from(n, sample, lambda: reader.vector_parts(self._kind))
         token = reader.token(about.generation)
         facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
         try:
             index.save(self.path, facts)
+            index, _ = VectorIndex.open(self.path, facts)  # mapped: memory that the system may take back
+        except CacheDamagedError:
+            pass  # another process has just replaced it by its own; this one's answers come from what it built
         except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError
             log.warning(
                 "the search cache %s cannot be written (%s); answers are right, but start slower.", self.path, error
             )
         self._index, self._generation, self._token = index, about.generation, token
         return index
+
+    def _sample(self, reader: Reader, n: int, n_wanted: int) -> tuple[Int64s, Float32s]:
+        """Ids and vectors of about `n_wanted` of the n there are."""
+        if not n_wanted:
+            return np.zeros(0, np.int64), np.zeros((0, reader.about().dim or 0), np.float32)
+        every = max(1, n // n_wanted)
+        parts = list(reader.vector_parts(self._kind, every))
+        if sum(len(ids) for ids, _ in parts) < n_wanted // 2:  # just those ids were removed
+            parts = [(ids[::every], vectors[::every]) for ids, vectors in reader.vector_parts(self._kind)]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -16,6 +16,7 @@ from fewshot import neighbours as module
 from fewshot.classifier import class_prototypes
 from fewshot.neighbours import Neighbours
 from fewshot.records import EmbeddedPhoto
+from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Store
 
 DIM = 8
@@ -102,6 +103,56 @@ def inodes(files):
 
 
 # ---- the answers
+
+
+@pytest.mark.parametrize("kind", ["quantised", "cells"])
+def test_photos_of_a_large_index_have_the_similarities_of_the_stored_vectors(tmp_path, cache, monkeypatch, kind):
+    monkeypatch.setattr(module, "EXACT_NUMBERS", 100 * DIM)
+    monkeypatch.setattr(VectorIndex, "__init__", limited(kind))
+    with closing(Store(tmp_path / "large", create=True)) as large:
+        for number in range(6):
+            add(large, f"class {number}", n=40, seed=number)
+        lookup = Neighbours(cache)
+        for change in (None, lambda: add(large, "late", n=3, seed=9), lambda: remove(large, "class 2")):
+            if change is not None:
+                change()
+            with large.read() as reader:
+                ids, vectors = reader.changed_vectors("support", -1)
+                found = lookup.supports(reader, QUERIES, 4)
+                near = lookup.supports(reader, vectors, 1)
+            assert VectorIndex.open(cache / "supports.faiss", {})[0].facts["kind"] == kind
+            exact = QUERIES @ vectors.T
+            for row, scores in zip(found, exact, strict=True):
+                cosine_of = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+                assert [each.similarity for each in row] == pytest.approx(
+                    [cosine_of[each.support_id] for each in row], abs=1e-6
+                )
+                if kind == "quantised":  # cells may miss what lies between all of them, as a query of no class does
+                    assert [each.support_id for each in row] == ids[np.argsort(-scores)[:4]].tolist()
+            assert [row[0].support_id for row in near] == ids.tolist()
+
+
+def limited(kind):
+    """`VectorIndex` with cells from few vectors on, or without."""
+    plain = VectorIndex.__init__
+
+    def init(self, dim, *, exact_limit=200, cells_limit=None):
+        plain(self, dim, exact_limit=exact_limit, cells_limit=200 if kind == "cells" else None)
+
+    return init
+
+
+def test_a_sample_is_had_even_where_just_its_ids_were_removed(store, cache, monkeypatch):
+    monkeypatch.setattr(module, "EXACT_NUMBERS", 2 * DIM)
+    with store.write() as writer:
+        writer.remove_supports([i for i in range(1, 10) if i % 2 == 0])
+        writer.note("remove", None)
+    monkeypatch.setattr(VectorIndex, "n_training", lambda self, n: n // 2)
+    with store.read() as reader:
+        ids, vectors = reader.changed_vectors("support", -1)
+        near = Neighbours(cache).supports(reader, vectors, 1)
+    assert [row[0].support_id for row in near] == ids.tolist()
+    assert VectorIndex.open(cache / "supports.faiss", {})[0].facts["kind"] == "quantised"
 
 
 def test_a_stored_vector_finds_itself_and_its_class(store, cache):
@@ -361,7 +412,7 @@ def test_full_disk_while_the_cache_is_written_only_warns_and_leaves_no_scrap(sto
         Path(path).write_bytes(b"half")
         raise RuntimeError("Error: 'ret == (size)' failed: write error: No space left on device")
 
-    monkeypatch.setattr("fewshot.search.faiss.write_index", full)
+    monkeypatch.setattr("fewshot.search.index.faiss.write_index", full)
     with caplog.at_level(logging.WARNING, "fewshot.neighbours"):
         assert answers(store, Neighbours(cache)) == fresh(store)
     assert any("No space left" in record.message for record in caplog.records)

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot import search
 from fewshot.errors import CacheDamagedError, VectorError
 from fewshot.sealed import write_sealed
-from fewshot.search import NO_ID, VectorIndex
+from fewshot.search import NO_ID, VectorIndex, bases
 
 DIM = 8
 ORDINARY = settings(max_examples=40, deadline=None)
@@ -268,6 +267,117 @@ def test_at_the_limit_a_base_is_exact_and_one_above_it_is_not():
     assert not built(range(11), unit(11), exact_limit=10).is_exact
 
 
+# ---- in cells
+
+
+@pytest.fixture(scope="module")
+def in_cells():
+    """An index whose vectors lie in cells, and those vectors."""
+    vectors = clustered(60, 50, 32)
+    index = built(range(len(vectors)), vectors, exact_limit=100, cells_limit=1000)
+    assert index.facts["kind"] == "cells"
+    return index, vectors
+
+
+def near(vectors, n=300, seed=1):
+    rng = np.random.default_rng(seed)
+    rows = vectors[rng.permutation(len(vectors))[:n]] + 0.04 * rng.normal(size=(n, vectors.shape[1]))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_cells_reach_the_recall_that_their_facts_state(in_cells):
+    index, vectors = in_cells
+    assert index.facts["recall"] >= bases.WANTED_RECALL
+    assert 1 <= index.facts["n_read"] <= bases.MOST_READ * index.facts["n_cells"]
+    queries = near(vectors)
+    similarities, found = index.search(queries, 1, vectors_of=lambda ids: vectors[ids])
+    scores = queries @ vectors.T
+    assert (found[:, 0] == scores.argmax(axis=1)).mean() >= 0.99
+    np.testing.assert_allclose(similarities[:, 0], scores[np.arange(300), found[:, 0]], atol=1e-6)
+
+
+def test_the_stated_recall_is_what_brute_force_says_of_the_held_out_vectors(in_cells):
+    index, vectors = in_cells
+    held_out = bases.HeldOut(np.arange(len(vectors)), vectors)
+    for start in range(0, len(vectors), 700):  # in parts, as when a base is filled
+        ids = np.arange(start, min(start + 700, len(vectors)))
+        held_out.compare(ids, vectors[ids])
+    scores = held_out.vectors @ vectors.T
+    scores[np.arange(len(scores)), held_out.ids] = -np.inf
+    np.testing.assert_array_equal(held_out.nearest, scores.argmax(axis=1))
+    assert index.facts["recall"] == held_out.recall(index._base, index.facts["n_read"])
+    assert held_out.recall(index._base, 1) < 1.0  # one cell does not find everything, so there is something to choose
+
+
+def test_vectors_without_any_structure_are_kept_without_cells():
+    vectors = unit(4000, 64)
+    index = built(range(4000), vectors, exact_limit=100, cells_limit=1000)
+    assert index.facts["kind"] == "quantised"
+    assert index.facts["recall_in_cells"] < bases.WANTED_RECALL
+    _, found = index.search(vectors[:200], 1, vectors_of=lambda ids: vectors[ids])
+    assert found[:, 0].tolist() == list(range(200))
+
+
+def test_cells_saved_and_opened_answer_the_same(in_cells, tmp_path):
+    index, vectors = in_cells
+    index.save(tmp_path / "c.faiss", {"generation": 3})
+    opened, facts = VectorIndex.open(tmp_path / "c.faiss", {"generation": 3})
+    assert facts["base"] == opened.facts == index.facts
+    assert_same(opened.search(near(vectors), 4), index.search(near(vectors), 4))
+    opened.remove(int64s(5, 9, 77_777))
+    assert (5 in opened, 6 in opened, 77_777 in opened, len(opened)) == (False, True, False, len(vectors) - 2)
+    (tmp_path / "c.faiss").unlink()
+    assert 5 not in opened.search(vectors[5:6], 10)[1]
+
+
+def test_cells_forget_and_learn_as_an_exact_base_does(in_cells):
+    _, vectors = in_cells
+    index = built(range(2900), vectors[:2900], exact_limit=100, cells_limit=1000)
+    index.add(np.arange(2900, 3000), vectors[2900:])
+    index.remove(np.arange(0, 3000, 2))
+    _, found = index.search(vectors, 1)
+    assert (found[1::2, 0] == np.arange(1, 3000, 2)).all()
+    assert (found % 2 == 1).all()
+    with pytest.raises(VectorError, match="id 1 is in the index"):
+        index.add(int64s(1), vectors[1:2])
+
+
+def test_cells_are_all_read_where_few_vectors_are_asked_for_or_many_are_wanted(in_cells):
+    index, vectors = in_cells
+    only = int64s(7, 1500, 2999)
+    _, found = index.search(vectors[:3], 3, only)
+    assert sorted(found[0].tolist()) == only.tolist()
+    _, found = index.search(vectors[:3], len(vectors))
+    assert sorted(found[1].tolist()) == list(range(len(vectors)))
+
+
+def test_what_comes_in_parts_is_the_same_as_what_comes_at_once(in_cells):
+    index, vectors = in_cells
+    ids = np.arange(len(vectors))
+    parts = VectorIndex(32, exact_limit=100, cells_limit=1000)
+    every = max(1, len(ids) // parts.n_training(len(ids)))
+    sample = (ids[::every], vectors[::every])
+    parts.build_from(len(ids), sample, lambda: ((ids[i : i + 700], vectors[i : i + 700]) for i in range(0, 3000, 700)))
+    assert parts.facts == index.facts
+    assert_same(parts.search(near(vectors), 4), index.search(near(vectors), 4))
+
+
+def test_an_id_in_two_parts_is_refused():
+    index = VectorIndex(DIM)
+    with pytest.raises(VectorError, match="twice"):
+        index.build_from(2, (int64s(), unit(0)), lambda: [(int64s(3), unit(1)), (int64s(3), unit(1))])
+
+
+def test_a_quantised_base_with_the_vectors_at_hand_answers_as_an_exact_one():
+    vectors = clustered(50, 20, 64)
+    vectors_of = vectors.__getitem__
+    index = built(range(900), vectors[:900], exact_limit=100)
+    index.add(np.arange(900, 1000), vectors[900:])
+    index.remove(np.arange(0, 1000, 3))
+    left = {i: vectors[i] for i in range(1000) if i % 3}
+    assert_same(index.search(near(vectors), 3, vectors_of=vectors_of), brute_force(left, near(vectors), 3))
+
+
 # ---- what cannot be held
 
 
@@ -381,7 +491,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, error):
             file.write(b"half")
         raise error
 
-    monkeypatch.setattr(search.faiss, "write_index", fail)
+    monkeypatch.setattr(bases.faiss, "write_index", fail)
     with pytest.raises(type(error)):
         built([2], unit(1)).save(tmp_path / "a.faiss", {"generation": 2})
     assert VectorIndex.open(tmp_path / "a.faiss", {})[1]["generation"] == 1

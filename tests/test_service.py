@@ -485,8 +485,11 @@ def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path,
             assert client.post("/v1/query", files=files(rust)).status_code == 200
             with Gallery(tmp_path / "index", choice=EmbedderChoice("others")) as other:
                 other.reindex()
+            before = client.app.state.work.batcher._embedder
+            assert before._runners is not None
             error = error_of(client.post("/v1/query", files=files(rust)), 503, "index_changed")
             assert error["hint"] == "Ask again."
+            assert before._runners is None  # its threads have ended
             (found,) = client.post("/v1/query", files=files(rust)).json()["predictions"]
             assert found["answer"] == "rust"
 

@@ -15,10 +15,14 @@ from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
+from fewshot.service.memory import give_back_memory
 from fewshot.service.settings import Settings
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
+# After so long without a photo, what decoding took is given back to the system: malloc would keep it, after a burst of
+# large photos about 1 GB.
+IDLE_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +192,7 @@ class Batcher:
             self.failure = error
         while True:
             with self._changed:
-                while not self._ready and not self._done and not self._closing:
-                    self._changed.wait()
+                self._wait_for_work()
                 if not self._ready and not self._done:
                     return
                 done = list(self._done)
@@ -201,7 +204,26 @@ class Batcher:
                 for job in {*done, *(job for job, _, _ in taken)}:
                     job.fail(error)
                 if isinstance(error, MixedEmbeddingsError):
-                    self._embedder = None  # opened anew for the next photo
+                    self._forget_embedder()
+
+    def _wait_for_work(self) -> None:
+        """Wait until there is something to do; with the lock held."""
+        is_trimmed = False
+        while not self._ready and not self._done and not self._closing:
+            is_heard = self._changed.wait(None if is_trimmed else IDLE_S)
+            if not is_heard and not self._n_waiting:
+                self._changed.release()
+                try:
+                    give_back_memory()
+                finally:
+                    self._changed.acquire()
+                is_trimmed = True
+
+    def _forget_embedder(self) -> None:
+        """The index has got another embedder: it is opened for the next photo, and this one's threads end."""
+        forgotten, self._embedder = self._embedder, None
+        if forgotten is not None:
+            forgotten.close()
 
     def _take(self) -> list[tuple[Job, int, LoadedPhoto]]:
         """The next photos whose clients still wait, in order of their coming, at most a batch."""
@@ -251,7 +273,7 @@ class Batcher:
             try:
                 answers: list[list[Prediction]] = self._gallery.answer(asked, question, embedder)
             except MixedEmbeddingsError as error:
-                self._embedder = None  # opened anew for the next photo
+                self._forget_embedder()
                 for job in asking:
                     job.fail(IndexChangedError(error.message))
                 continue

@@ -69,7 +69,8 @@ class Reader:
 
     def about(self) -> About:
         """The index's own facts."""
-        row = self._connection.execute(sa.select(about)).one_or_none()
+        with self._decoding("its own facts"):
+            row = self._connection.execute(sa.select(about)).one_or_none()
         if row is None:
             raise IndexDamagedError(f"index {self._place.name!r} is damaged: its own facts are missing.")
         facts = dict(row._mapping)
@@ -268,6 +269,17 @@ class Reader:
             query = query.where(owner.c.generation > since)
         return self._read_vectors(query)
 
+    def vector_parts(self, kind: str, every: int = 1) -> Iterator[tuple[Int64s, Float32s]]:
+        """Ids and vectors of all supports or prototypes, a few thousand at a time: they need not fit in memory.
+
+        Args:
+            kind: "support" or "prototype".
+            every: only those whose id this divides.
+        """
+        table, key = VECTOR_TABLES[kind]
+        query = sa.select(key, table.c.vector, table.c.xxh3).order_by(key)
+        yield from self._parts_of_vectors(query if every == 1 else query.where(key % every == 0))
+
     def removed_ids(self, kind: str, since: int) -> Int64s:
         """Ids of the supports or prototypes removed after a generation."""
         query = sa.select(removals.c.removed_id).where(removals.c.kind == kind, removals.c.generation > since)
@@ -337,7 +349,19 @@ class Reader:
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
         query = sa.select(history).order_by(history.c.event_id.desc()).limit(limit)
-        return [dict(row._mapping) for row in self._connection.execute(query)]
+        with self._decoding("its history"):
+            return [dict(row._mapping) for row in self._connection.execute(query)]
+
+    @contextlib.contextmanager
+    def _decoding(self, what: str) -> Iterator[None]:
+        """JSON is decoded here: where it cannot be, the file is damaged."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise IndexDamagedError(
+                f"index {self._place.name!r} is damaged: {what} cannot be read ({error}).",
+                hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+            ) from error
 
     def problems(self) -> list[str]:
         """What is wrong with the file: SQLite's own check, foreign keys, checksums. Reads all of it."""
@@ -349,6 +373,7 @@ class Reader:
             (embeddings.c.support_id, embeddings.c.vector),
             (thumbnails.c.support_id, thumbnails.c.webp),
             (prototypes.c.prototype_id, prototypes.c.vector),
+            (staged.c.support_id, staged.c.vector),
         ):
             query = sa.select(key, column, key.table.c.xxh3).execution_options(yield_per=500)
             for row_id, blob, noted in self._connection.execute(query):
@@ -370,16 +395,16 @@ class Reader:
                 yield tuple(row)
 
     def _read_vectors(self, query: Any) -> tuple[Int64s, Float32s]:
-        ids: list[int] = []
-        parts: list[Float32s] = []
-        result = self._connection.execute(query.execution_options(yield_per=2000))
-        for partition in result.partitions():
-            part_ids = np.array([row[0] for row in partition], np.int64)
-            parts.append(self._vectors([row[1:] for row in partition], part_ids))
-            ids.extend(part_ids.tolist())
+        parts = list(self._parts_of_vectors(query))
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, self.about().dim or 0), np.float32)
-        return np.array(ids, np.int64), np.concatenate(parts)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _parts_of_vectors(self, query: Any) -> Iterator[tuple[Int64s, Float32s]]:
+        result = self._connection.execute(query.execution_options(yield_per=2000))
+        for partition in result.partitions():
+            ids = np.array([row[0] for row in partition], np.int64)
+            yield ids, self._vectors([row[1:] for row in partition], ids)
 
     def _vectors(self, rows: Sequence[tuple[bytes, int]], ids: Int64s) -> Float32s:
         dim = self.about().dim or 0
@@ -392,7 +417,9 @@ class Reader:
         return np.frombuffer(b"".join(row[0] for row in rows), "<f4").reshape(len(rows), dim).astype(np.float32)
 
 
-def checksum(blob: bytes) -> int:
-    """xxh3-64 as a signed integer, which is what SQL has."""
+def checksum(blob: bytes | Any) -> int | None:
+    """xxh3-64 as a signed integer, which is what SQL has; None of what a damaged row holds instead of bytes."""
+    if not isinstance(blob, bytes):
+        return None
     value = int(xxhash.xxh3_64_intdigest(blob))
     return value - (1 << 64) if value >= 1 << 63 else value

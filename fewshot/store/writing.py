@@ -16,6 +16,7 @@ from fewshot.store.reading import PART, VECTOR_TABLES, Place, Reader, checksum
 from fewshot.store.schema import (
     APPLICATION_ID,
     FORMAT_VERSION,
+    GUARDS,
     about,
     classes,
     embeddings,
@@ -41,6 +42,8 @@ class Writer(Reader):
         if self._connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
             return
         metadata.create_all(self._connection, checkfirst=False)
+        for name, (table, columns) in GUARDS.items():
+            self._connection.exec_driver_sql(f"CREATE INDEX {name} ON {table} ({', '.join(columns)})")
         self._connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
         self._connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
         self._connection.execute(about.insert().values(one=1, created_at=_now(), generation=0))
@@ -66,29 +69,32 @@ class Writer(Reader):
 
     def add_supports(self, class_id: int, photos: Sequence[EmbeddedPhoto]) -> list[int]:
         """Add photos to a class; their ids, in order."""
-        ids = []
-        for photo in photos:
-            result = self._connection.execute(
-                supports.insert().values(
-                    class_id=class_id,
-                    sha256=photo.sha256,
-                    file=Path(photo.file).name,
-                    width=photo.width,
-                    height=photo.height,
-                    dhash=photo.dhash,
-                    added_at=_now(),
-                    generation=self.generation(),
-                )
-            )
-            support_id = _new_id(result)
-            self._connection.execute(embeddings.insert().values(support_id=support_id, **_packed(photo.embedding)))
-            if photo.thumbnail is not None:
-                self._connection.execute(
-                    thumbnails.insert().values(
-                        support_id=support_id, webp=photo.thumbnail, xxh3=checksum(photo.thumbnail)
-                    )
-                )
-            ids.append(support_id)
+        if not photos:
+            return []
+        rows = [
+            {
+                "class_id": class_id,
+                "sha256": photo.sha256,
+                "file": Path(photo.file).name,
+                "width": photo.width,
+                "height": photo.height,
+                "dhash": photo.dhash,
+                "added_at": _now(),
+                "generation": self.generation(),
+            }
+            for photo in photos
+        ]
+        in_order = supports.insert().returning(supports.c.support_id, sort_by_parameter_order=True)
+        ids = [int(i) for i in self._connection.execute(in_order, rows).scalars()]
+        vectors = [{"support_id": i, **_packed(photo.embedding)} for i, photo in zip(ids, photos, strict=True)]
+        self._connection.execute(embeddings.insert(), vectors)
+        kept = [
+            {"support_id": i, "webp": photo.thumbnail, "xxh3": checksum(photo.thumbnail)}
+            for i, photo in zip(ids, photos, strict=True)
+            if photo.thumbnail is not None
+        ]
+        if kept:
+            self._connection.execute(thumbnails.insert(), kept)
         return ids
 
     def set_prototypes(self, class_id: int, vectors: Float32s) -> None:

@@ -1,7 +1,7 @@
 // The map: every enrolled photo where its embedding lies. The photo under the pointer is shown.
 
 import { call, showThumbnail } from "./api.js";
-import { classPath, h, plural, told } from "./dom.js";
+import { classPath, h, plural, told, untagged } from "./dom.js";
 
 const METHODS = [["pca", "PCA: quick, true distances"], ["tsne", "t-SNE: shows groups"], ["umap", "UMAP: shows groups"]];
 // Okabe and Ito's colours, which stay apart for colour-blind eyes; shapes tell classes beyond eight apart.
@@ -91,7 +91,7 @@ function traces(map, labels) {
     const trace = {
       type: flat ? "scatter" : "scatter3d",
       mode: "markers",
-      name: label,
+      name: untagged(label),
       x: points.map((point) => point.x),
       y: points.map((point) => point.y),
       customdata: points,
