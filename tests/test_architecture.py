@@ -266,8 +266,9 @@ def test_training_never_imports_faiss_nor_the_index():
 # ---- the base install
 
 
-# These rooms need an extra; everything else is the base.
+# These rooms and modules need an extra; everything else is the base.
 NEED_AN_EXTRA = {"training", "losses", "networks", "portable", "evaluation", "projection"}
+NEED_RAY = {"fewshot.cluster.spreading", "fewshot.cluster.workers", "fewshot.service.replicas"}
 # module: the libraries of an extra that it imports inside a function, behind `extras.need` or what stands for it.
 LATE = {
     "fewshot.engines": {"torch"},  # the engine on a GPU
@@ -291,7 +292,7 @@ def imports_at_once(module):
     return found
 
 
-BASE = [name for name in modules() if room(name) and room(name) not in NEED_AN_EXTRA]
+BASE = [name for name in modules() if room(name) and room(name) not in NEED_AN_EXTRA and name not in NEED_RAY]
 OF_EXTRAS = {name for names in EXTRAS.values() for name in names} | {"torchvision", "mpl_toolkits", "google", "scipy"}
 
 
@@ -310,7 +311,9 @@ def test_the_base_imports_no_library_of_an_extra(module):
 
 @pytest.mark.parametrize("module", BASE)
 def test_the_base_imports_what_needs_an_extra_only_when_it_is_asked_for(module):
-    assert not {room(name) for name in imports_at_once(module) if name.startswith("fewshot.")} & NEED_AN_EXTRA
+    own = {name for name in imports_at_once(module) if name.startswith("fewshot.")}
+    assert not {room(name) for name in own} & NEED_AN_EXTRA
+    assert not own & NEED_RAY
 
 
 # ---- the modules' first lines
