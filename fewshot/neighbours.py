@@ -96,8 +96,8 @@ class Neighbours:
         if known is not None and known[0] == content:
             return known[1]
         ids, vectors = reader.changed_vectors("prototype", since=-1)
-        index = VectorIndex(vectors.shape[1])
-        index.build(ids, metric.placed(vectors), unit=False)
+        index = VectorIndex(vectors.shape[1], unit=False)
+        index.build(ids, metric.placed(vectors))
         self._moved = (content, index)
         return index
 

@@ -46,6 +46,7 @@ class VectorIndex:
             error of about 0.001, unless `search` is given the vectors).
         cells_limit: above so many, and above `exact_limit`, the vectors of a base lie in cells, of which a search
             reads some; None: never.
+        unit: whether vectors of another length than 1 are refused. Without, similarities are dot products.
 
     Attributes:
         facts: what `build` found of its base: `kind` (exact, quantised or cells), and of cells how many there are
@@ -53,10 +54,13 @@ class VectorIndex:
             finds its nearest other one so (`recall`).
     """
 
-    def __init__(self, dim: int, *, exact_limit: int = EXACT_LIMIT, cells_limit: int | None = CELLS_LIMIT) -> None:
+    def __init__(
+        self, dim: int, *, exact_limit: int = EXACT_LIMIT, cells_limit: int | None = CELLS_LIMIT, unit: bool = True
+    ) -> None:
         self.dim = dim
         self.exact_limit = exact_limit
         self.cells_limit = cells_limit
+        self.unit = unit
         self.facts: dict[str, Any] = {"kind": "exact"}
         self._base = exact(dim)
         self._fresh = exact(dim)
@@ -85,16 +89,16 @@ class VectorIndex:
         """How many changes stand beside the base: what a rebuild would fold in."""
         return len(self._fresh_ids) + len(self._gone)
 
-    def build(self, ids: Int64s, vectors: Float32s, *, unit: bool = True) -> None:
-        """Replace the whole content; with `unit` false by vectors of any length, and similarities are dot products.
+    def build(self, ids: Int64s, vectors: Float32s) -> None:
+        """Replace the whole content.
 
         Raises:
             VectorError: see `add`.
         """
-        ids, vectors = self._checked(ids, vectors, unit)
+        ids, vectors = self._checked(ids, vectors)
         n = self.n_training(len(ids))
         sample = slice(0, 0) if n == 0 else slice(None, None, max(1, len(ids) // n))
-        self.build_from(len(ids), (ids[sample], vectors[sample]), lambda: [(ids, vectors)], unit=unit)
+        self.build_from(len(ids), (ids[sample], vectors[sample]), lambda: [(ids, vectors)])
 
     def n_training(self, n_vectors: int) -> int:
         """About how many of so many vectors `build_from` wants as its sample."""
@@ -103,12 +107,7 @@ class VectorIndex:
         return max(TRAINING_SAMPLE, SAMPLES_A_CELL * n_cells(n_vectors) if self._wants_cells(n_vectors) else 0)
 
     def build_from(
-        self,
-        n_vectors: int,
-        sample: tuple[Int64s, Float32s],
-        parts: Callable[[], Iterable[tuple[Int64s, Float32s]]],
-        *,
-        unit: bool = True,
+        self, n_vectors: int, sample: tuple[Int64s, Float32s], parts: Callable[[], Iterable[tuple[Int64s, Float32s]]]
     ) -> None:
         """Replace the whole content by what comes in parts, so that it need not be in memory as a whole.
 
@@ -117,32 +116,29 @@ class VectorIndex:
             sample: ids and vectors of about `n_training(n_vectors)` of them, evenly chosen.
             parts: gives ids and vectors, each time it is called from the start. It is called a second time where
                 cells prove to be of no use.
-            unit: whether the vectors must be of unit length.
 
         Raises:
             VectorError: see `add`.
         """
-        sample = self._checked(*sample, unit)
+        sample = self._checked(*sample)
         facts: dict[str, Any] = {"kind": "exact"}
         if n_vectors <= self.exact_limit:
-            base, ids = self._filled(exact(self.dim), parts(), unit)
+            base, ids = self._filled(exact(self.dim), parts(), None)
         elif self._wants_cells(n_vectors):
             asked = HeldOut(*sample)
-            base, ids = self._filled(cells(self.dim, sample[1], n_cells(n_vectors)), parts(), unit, asked)
+            base, ids = self._filled(cells(self.dim, sample[1], n_cells(n_vectors)), parts(), asked)
             facts = {"kind": "cells", **least_read(base, asked)}
         if n_vectors > self.exact_limit and facts.get("recall", 0.0) < WANTED_RECALL:
             facts = {"kind": "quantised"} | ({"recall_in_cells": facts["recall"]} if "recall" in facts else {})
-            base, ids = self._filled(quantised(self.dim, sample[1]), parts(), unit)
+            base, ids = self._filled(quantised(self.dim, sample[1]), parts(), None)
         self._base, self._base_ids, self.facts = base, ids, facts
         self._fresh, self._fresh_ids, self._gone = exact(self.dim), set(), set()
 
-    def _filled(
-        self, base: Any, parts: Iterable[tuple[Int64s, Float32s]], unit: bool, asked: HeldOut | None = None
-    ) -> tuple[Any, Int64s]:
+    def _filled(self, base: Any, parts: Iterable[tuple[Int64s, Float32s]], asked: HeldOut | None) -> tuple[Any, Int64s]:
         """A base with everything in it, and the ids in ascending order."""
         seen: list[Int64s] = [np.zeros(0, np.int64)]
         for part_ids, part in parts:
-            part_ids, part = self._checked(part_ids, part, unit)
+            part_ids, part = self._checked(part_ids, part)
             base.add_with_ids(part, part_ids)
             seen.append(part_ids)
             if asked is not None:
@@ -308,7 +304,10 @@ class VectorIndex:
         if n_asked == 0:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), NO_ID, np.int64)
         while True:
-            similarities, ids = ask(index, queries, n_asked, parameters(selector, in_cells, n_read))
+            # Without parameters faiss reads what `nprobe` says; making them takes as long as reading a few cells.
+            usual = selector is None and (not in_cells or n_read == index.nprobe)
+            told = None if usual else parameters(selector, in_cells, n_read)
+            similarities, ids = ask(index, queries, n_asked, told)
             if in_cells and n_read < index.nlist and (ids[:, min(k, n - len(gone), n_asked) - 1] == NO_ID).any():
                 n_read = index.nlist  # the cells read hold fewer than are wanted
                 continue
@@ -326,7 +325,7 @@ class VectorIndex:
         similarities[ids == NO_ID] = -np.inf
         return similarities, ids
 
-    def _checked(self, ids: Int64s, vectors: Float32s, unit: bool = True) -> tuple[Int64s, Float32s]:
+    def _checked(self, ids: Int64s, vectors: Float32s) -> tuple[Int64s, Float32s]:
         ids = np.ascontiguousarray(ids, np.int64)
         vectors = self._checked_rows(vectors)
         if ids.shape != (len(vectors),):
@@ -337,7 +336,7 @@ class VectorIndex:
         if (ordered[1:] == ordered[:-1]).any():
             raise VectorError("an id is given twice.")
         norms = np.linalg.norm(vectors, axis=1)
-        if unit and len(norms) and not np.allclose(norms, 1.0, atol=1e-3):
+        if self.unit and len(norms) and not np.allclose(norms, 1.0, atol=1e-3):
             raise VectorError(f"a vector has length {norms[np.argmax(np.abs(norms - 1))]:.3f}; wanted 1.")
         return ids, vectors
 
