@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
+from page.installing import cold_start, installing
 from page.limits import embedding, growth, int8, large_index, memory, profile, rivals, search
 from page.running import constants, safety, speed
 from page.serving import service, watching
@@ -23,6 +24,8 @@ COMMANDS = (
     ["hard_cases.py"],
     ["honesty.py"],
     ["speed.py"],
+    ["cold_start.py"],
+    ["install.py"],
     ["embedding.py"],
     ["int8.py"],
     ["search.py"],
@@ -59,6 +62,8 @@ def main() -> None:
         epoch_times,
         studies,
         speed,
+        cold_start,
+        installing,
         *limits,
         spaces,
         safety,

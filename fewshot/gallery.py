@@ -15,6 +15,8 @@ from fewshot.backbones import WeightsSource, resolve
 from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
+from fewshot.decoding.cutting import cut_photo
+from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
 from fewshot.enrolling import enroll_class, learn_class, remove_support, replace_class
 from fewshot.errors import (
@@ -40,6 +42,8 @@ from fewshot.records import (
     Refused,
     Support,
 )
+from fewshot.repair import Repaired, repair
+from fewshot.sealed import verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, About, Reader, Store, Writer
 
@@ -58,6 +62,8 @@ class Gallery:
         choice: backbone, precision and engine; by default those of the index.
         embedder: used instead of `choice`, for embedders that do not come from a backbone's name.
         on_notice: told, in a sentence, of one-time work that takes seconds.
+        guard: decodes the photos, in processes that a hostile one cannot leave; closed with the index. None: they are
+            decoded here.
 
     Raises:
         IndexProblem: the index cannot be opened; the subclass says why.
@@ -71,8 +77,11 @@ class Gallery:
         choice: EmbedderChoice | None = None,
         embedder: Embedder | None = None,
         on_notice: Callable[[str], None] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.folder = folder
+        self._guard = guard
+        self._cutter = guard.cut_photo if guard is not None else cut_photo
         self._choice = choice or EmbedderChoice()
         self._embedder = embedder
         self._is_given = embedder is not None
@@ -91,8 +100,14 @@ class Gallery:
         return self._store.name
 
     def close(self) -> None:
-        """Close the index's files."""
+        """Close the index's files, and end the guarded processes."""
         self._store.close()
+        if self._guard is not None:
+            self._guard.close()
+
+    def gps_tags(self, data: bytes) -> dict[int, Any]:
+        """A photo's GPS tags, read where this index decodes photos; see `images.gps_tags`."""
+        return images.gps_tags(data) if self._guard is None else self._guard.gps_tags(data)
 
     def __enter__(self) -> "Gallery":
         return self
@@ -169,6 +184,7 @@ class Gallery:
         folders: Sequence[ClassFolder],
         *,
         strict: bool = False,
+        keep_metadata: bool = False,
         on_photo: Callable[[], None] | None = None,
     ) -> Iterator[EnrollReport]:
         """Enroll classes, or add photos to them; each class goes in as a whole when its last photo is embedded.
@@ -176,6 +192,7 @@ class Gallery:
         Args:
             folders: one a class.
             strict: if any photo of any class is refused, enroll nothing at all.
+            keep_metadata: leave place, time and camera (EXIF) in the small pictures that the index keeps.
             on_photo: called after each photo, for progress.
 
         Yields:
@@ -187,7 +204,14 @@ class Gallery:
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos), is_known=self.is_enrolled, keep=True)
+        outcomes = embedder.embed_photos(
+            photos,
+            n_photos=len(photos),
+            is_known=self.is_enrolled,
+            keep=True,
+            keep_metadata=keep_metadata,
+            cutter=self._cutter,
+        )
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
@@ -255,7 +279,7 @@ class Gallery:
         with self._store.read() as reader:
             answering.asked_classes(reader, question)
         embedder = self.embedder()
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos))
+        outcomes = embedder.embed_photos(photos, n_photos=len(photos), cutter=self._cutter)
         together: list[Outcome] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
             if question.together:
@@ -494,14 +518,26 @@ class Gallery:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""
         with self._store.read() as reader:
             found = reader.problems()
-            about = reader.about()
             for path in filter(Path.exists, self._neighbours.cache_files):
                 try:
-                    VectorIndex.open(path, {})
+                    _, facts = VectorIndex.open(path, {})
+                    if reader.token(int(facts["generation"])) != facts["token"]:
+                        found.append(
+                            f"cache: {path.name} was made at change {facts['generation']}, which the index does not "
+                            "hold: an older file was put in its place, or its log was cut off."
+                        )
                 except CacheDamagedError as error:
                     found.append(f"cache: {error.message} It will be rebuilt at the next use.")
-            if about.fingerprint is None and reader.n_supports():
-                found.append("photos are enrolled, but the index does not say by which backbone")
+            try:
+                verify(self.folder / "cache" / "calibration")
+            except CacheDamagedError as error:
+                if (self.folder / "cache" / "calibration").exists():
+                    found.append(f"cache: {error.message} It will be made anew at the next use.")
+            try:
+                if reader.about().fingerprint is None and reader.n_supports():
+                    found.append("photos are enrolled, but the index does not say by which backbone")
+            except IndexDamagedError as error:
+                found.append(error.message)
         return found
 
     # ---- the embedder
@@ -518,9 +554,7 @@ class Gallery:
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
                 if about.source is not None and self._choice.backbone is None:
-                    source = WeightsSource(**about.source)
-                    if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
-                        source = resolve(source.name)
+                    source = _weights_source(about.source)
                 choice = replace(self._choice, precision=self._choice.precision or about.precision)
                 self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
             embedder = self._embedder
@@ -593,7 +627,7 @@ class Gallery:
                 with self._store.read() as reader:
                     yield NamedBytes(file, reader.thumbnail(support_id) or b"")
 
-        outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo)), strict=True)
+        outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo), cutter=self._cutter), strict=True)
         while chunk := list(islice(outcomes, STAGE_CHUNK)):
             vectors = {}
             for (support_id, _, file), outcome in chunk:
@@ -617,6 +651,29 @@ class Gallery:
         for label in writer.labels():
             learn_class(writer, writer.wanted_class_id(label))
         writer.note("reindex", None, before=before, after=embedder.fingerprint)
+
+
+def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
+    """Save what is sound of a damaged index, in its place; see `repair.repair`."""
+
+    def embed(photos: Sequence[NamedBytes], facts: Mapping[str, Any]) -> list[Outcome]:
+        try:
+            choice = EmbedderChoice(precision=facts["precision"])
+            embedder = open_embedder(choice, source=_weights_source(facts["source"]), on_notice=on_notice)
+        except FewshotError as error:
+            return [Refused(photo.file, error.code, error.message) for photo in photos]
+        if _digits(embedder.fingerprint) != _digits(facts["fingerprint"]):
+            why = f"the backbone here is {embedder.fingerprint}; the index has embeddings of {facts['fingerprint']}"
+            return [Refused(photo.file, MixedEmbeddingsError.code, why) for photo in photos]
+        return list(embedder.embed_photos(photos, n_photos=len(photos)))
+
+    return repair(folder, embed)
+
+
+def _weights_source(kept: Mapping[str, str]) -> WeightsSource:
+    """Where an index says that its backbone is; what was shipped or installed is looked for on this machine."""
+    source = WeightsSource(**kept)
+    return resolve(source.name) if source.kind in ("shipped", "package") else source
 
 
 def _request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """The options that commands share, and how they become an opened index."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -76,6 +77,13 @@ def embedding(function: Function) -> Function:
     return decorated  # type: ignore[no-any-return]
 
 
+guarding = click.option(
+    "--guarded",
+    is_flag=True,
+    help="Decode photos in processes of their own, under limits of memory and time: for photos from strangers.",
+)
+
+
 def index_folder(name_or_path: str) -> Path:
     """The folder that `--index` names: a bare name stands for one under indexes/.
 
@@ -86,12 +94,20 @@ def index_folder(name_or_path: str) -> Path:
     return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
 
 
-def open_gallery(index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False) -> "Gallery":
-    """The index that a command works on."""
+def open_gallery(
+    index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False, guarded: bool = False
+) -> "Gallery":
+    """The index that a command works on; `guarded`: it decodes photos as a service does (docs/threat-model.md)."""
     from fewshot.embedder import EmbedderChoice
     from fewshot.gallery import Gallery
 
-    return Gallery(index_folder(index), create=create, choice=EmbedderChoice(*embedder), on_notice=notice)
+    guard = None
+    if guarded:
+        from fewshot.decoding.guard import default_guard
+
+        guard = default_guard(os.cpu_count() or 1)
+    choice = EmbedderChoice(*embedder)
+    return Gallery(index_folder(index), create=create, choice=choice, on_notice=notice, guard=guard)
 
 
 def notice(text: str) -> None:

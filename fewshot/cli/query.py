@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, guarding, open_gallery, warn
 from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
 from fewshot.cli.terminal import echo
 
@@ -22,6 +22,7 @@ from fewshot.cli.terminal import echo
     help="Also list the labels that cover the truth in so many of all cases, as 0.9.",
 )
 @click.option("--together", is_flag=True, help="All photos show one plant: give one answer.")
+@guarding
 @embedding
 @common
 def query(
@@ -31,6 +32,7 @@ def query(
     within: tuple[str, ...],
     coverage: float | None,
     together: bool,
+    guarded: bool,
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
@@ -49,7 +51,7 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     question = Question(top, nearest, within or None, coverage, together)
     n_answered = 0
-    with open_gallery(index, embedder) as gallery:
+    with open_gallery(index, embedder, guarded=guarded) as gallery:
         if not as_json:  # what only the table needs is not looked up for programs
             names = short_names(files)
             if together:
