@@ -72,9 +72,10 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 def main() -> None:
     """Draw, print, keep."""
     found = panels()
-    n_across = 3
+    n_across = min(3, max(1, len(found)))
     n_down = -(-len(found) // n_across)
-    figure, axes = plt.subplots(n_down, n_across, figsize=(13, 3.8 * n_down), squeeze=False, layout="constrained")
+    size = (4.4 * n_across, 3.8 * n_down)
+    figure, axes = plt.subplots(n_down, n_across, figsize=size, squeeze=False, layout="constrained")
     rows = []
     for place in axes.ravel()[len(found) :]:
         place.axis("off")

@@ -306,7 +306,10 @@ class VectorIndex:
         if n_asked == 0:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), NO_ID, np.int64)
         while True:
-            similarities, ids = ask(index, queries, n_asked, parameters(selector, in_cells, n_read))
+            # Without parameters faiss reads what `nprobe` says; making them takes as long as reading a few cells.
+            usual = selector is None and (not in_cells or n_read == index.nprobe)
+            told = None if usual else parameters(selector, in_cells, n_read)
+            similarities, ids = ask(index, queries, n_asked, told)
             if in_cells and n_read < index.nlist and (ids[:, min(k, n - len(gone), n_asked) - 1] == NO_ID).any():
                 n_read = index.nlist  # the cells read hold fewer than are wanted
                 continue
