@@ -47,8 +47,8 @@ def strace():
         pytest.skip("strace is not installed, or may not hold processes here: `apt-get install strace`")
 
 
-# Of the ways to write: several transactions and caches, one transaction, a file that takes its place as a whole.
-NAMES = ["enroll into a new index", "rename", "restore"]
+# Of the ways to write: several transactions and caches, and a file that takes its place as a whole.
+NAMES = ["enroll into a new index", "restore"]
 
 
 def test_killed_full_failing_or_without_power_nothing_acknowledged_is_lost(strace, tmp_path):
