@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
+from page.installing import cold_start, installing
+from page.limits import embedding, growth, int8, large_index, memory, profile, rivals, search
 from page.running import constants, safety, speed
+from page.scaling import scaling
 from page.serving import service, watching
 from page.spaces import spaces
 from page.training import epoch_times, losses, studies
@@ -22,6 +25,16 @@ COMMANDS = (
     ["hard_cases.py"],
     ["honesty.py"],
     ["speed.py"],
+    ["cold_start.py"],
+    ["install.py"],
+    ["embedding.py"],
+    ["int8.py"],
+    ["search.py"],
+    ["large_index.py"],
+    ["memory.py"],
+    ["rivals.py"],
+    ["profile_hot_path.py"],
+    ["growth.py"],
     ["kills.py"],
     ["constants.py"],
     ["losses.py"],
@@ -29,6 +42,7 @@ COMMANDS = (
     ["studies.py"],
     ["spaces.py"],
     ["service.py"],
+    ["ray_scale.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
 )
@@ -41,8 +55,26 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
-    PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
+    limits = (embedding, int8, search, large_index, memory, rivals, growth, profile)
+    sections = (
+        accuracy,
+        peers,
+        honesty,
+        losses,
+        epoch_times,
+        studies,
+        speed,
+        cold_start,
+        installing,
+        *limits,
+        spaces,
+        safety,
+        service,
+        scaling,
+        watching,
+    )
+    written = [section() for section in (*sections, constants)]
+    PAGE.write_text("\n".join([head, *(text for text in written if text)]))  # what was never measured is left out
     print(f"written: {PAGE.name}")
 
 

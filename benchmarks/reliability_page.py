@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from page.hostile import hostile
 from page.reliability import damage, faults, oracle, soak
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -59,7 +60,7 @@ it. A log that was cut off at the end of a change looks whole; what tells is a c
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text("\n".join([HEAD, *(section() for section in (oracle, faults, damage, soak))]))
+    PAGE.write_text("\n".join([HEAD, *(section() for section in (oracle, faults, damage, soak, hostile))]))
     print(f"written: {PAGE.name}")
 
 

@@ -1,7 +1,7 @@
 """Embedded photos -> the supports of a class and what follows from them, inside one change of an index."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewshot import classifier
@@ -132,4 +132,10 @@ def _check_strict(label: str, photos: Sequence[Refused], n_photos: int) -> None:
 def _add(writer: Writer, embedder: Embedder, label: str, photos: dict[str, EmbeddedPhoto]) -> list[int]:
     if writer.about().fingerprint is None:
         writer.pin_embedder(embedder.facts())
-    return writer.add_supports(writer.add_class(label), list(photos.values()))
+    named = [replace(photo, file=_storable(photo.file)) for photo in photos.values()]
+    return writer.add_supports(writer.add_class(label), named)
+
+
+def _storable(file: str) -> str:
+    r"""A file's name as text that can be kept: bytes that are no UTF-8, which Linux allows, as `\xff`."""
+    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -36,6 +36,8 @@ BACKBONE_NAMES = (
     *BASELINES,
 )
 
+MAX_YAML_BYTES = 1_000_000
+
 
 def _key(default: Any, help: str, **checks: Any) -> Any:
     """A recipe key: its default, what it means, and what its value may be (`choices`, `low`, `high`)."""
@@ -250,34 +252,61 @@ def read_yaml(path: Path, what: str = "recipe", error_type: type[FewshotError] =
         error_type: what is raised.
 
     Raises:
-        RecipeError, or `error_type`: the file cannot be read (suggests the nearest beside it), is not YAML, or holds
-            no mapping.
+        RecipeError, or `error_type`: the file cannot be read (suggests the nearest beside it), is not YAML, holds no
+            mapping, or what no such file needs: more than `MAX_YAML_BYTES`, references, depth without end.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
+        if path.exists() and not path.is_file():  # a pipe or a device would be waited for
+            raise error_type(f"the {what} {path} is no regular file.")
+        with path.open("rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1)
+        if len(text) > MAX_YAML_BYTES:
+            raise error_type(f"{path.name} has more than {MAX_YAML_BYTES / 1e6:g} MB; wanted a {what}.")
+        content = yaml.load(text.decode(), _UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         folder = path.parent if path.parent.is_dir() else Path("configs")
         names = [str(file) for file in sorted(folder.glob("*.yaml"))]
         near = nearest_name(str(path), names)
         hint = f"Did you mean {near!r}?" if near else f"YAML files here: {', '.join(names) or 'none'}."
         raise error_type(f"the {what} {path} cannot be read: {error.strerror}.", hint=hint) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be, or no UTF-8
         raise error_type(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise error_type(f"{path.name} is nested too deeply; wanted one `key: value` a line.") from error
     if not isinstance(content, dict):
         raise error_type(f"{path.name} holds {type(content).__name__}; wanted one `key: value` a line.")
     return content
 
 
 class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]  # yaml may have no types
-    """YAML lets a later key replace an earlier one silently; in a recipe that is a mistake."""
+    """YAML lets a later key replace an earlier one silently; in a recipe that is a mistake.
+
+    References to other parts of the file are refused: nine lines of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call,unused-ignore]
+            raise yaml.composer.ComposerError(None, None, "references (*name) are not read here", mark)
+        return super().compose_node(parent, index)
 
 
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
+    seen = set()
+    for key in filter(_is_hashable, keys):  # the others are refused below
+        if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        seen.add(key)
     return cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
+
+
+def _is_hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

@@ -42,9 +42,11 @@ PAGES = [
     "CONTRIBUTING.md",
     "indexes/README.md",
     "docs/benchmarks.md",
+    "docs/cluster.md",
     "docs/projection.md",
     "docs/reliability.md",
     "docs/service.md",
+    "docs/threat-model.md",
     "docs/watching.md",
 ]
 

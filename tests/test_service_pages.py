@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
@@ -104,8 +105,9 @@ def give_token(page, word):
 
 
 def alert(page):
+    """What the page tells, without the marks that isolate names in it."""
     page.locator("#notice:not([hidden])").wait_for()
-    return page.locator("#notice").inner_text()
+    return page.locator("#notice").inner_text().replace("\u2068", "").replace("\u2069", "")
 
 
 # ---- asking
@@ -301,6 +303,16 @@ def test_a_class_is_renamed_and_removed(page, url, filled, word):
 
 
 # ---- the map
+
+
+def test_the_map_says_what_is_not_installed_and_how_to_get_it(page, url, base_alone):
+    page.goto(f"{url}/map")
+    page.get_by_role("heading", name="No map on this service yet").wait_for()
+    said = page.locator(".card.empty").inner_text()
+    assert "the extra 'project'" in said
+    assert "pip install 'fewshot[project]'" in said
+    page.get_by_role("link", name="Classes").first.click()
+    page.get_by_text("powdery").or_(page.get_by_text("mildew")).first.wait_for()
 
 
 def test_the_map_shows_points_and_the_photo_under_the_pointer(page, url):
@@ -567,6 +579,31 @@ def test_a_name_that_is_markup_is_shown_as_text(page, url, filled, word, tmp_pat
     page.goto(url)
     card = ask(page, *blue(tmp_path, 1, first=9)).first
     assert card.locator("h2").inner_text().startswith(label)
+
+
+@pytest.mark.parametrize(
+    "label", ["<a href='javascript:alert(1)'>come", "gpj.\u202ereversed", "\u2067right to left", "\u2069\u202eout"]
+)
+def test_a_hostile_label_is_shown_safely_in_every_view(page, url, filled, word, tmp_path, label):
+    """No link, no script, and no mark of it turns what stands beside it."""
+    from fewshot.datasets import ClassFolder
+
+    list(filled.enroll([ClassFolder(label, tuple(blue(tmp_path, 5)))]))
+    page.goto(f"{url}/classes")
+    tile = page.get_by_role("link", name=label).first
+    tile.wait_for()
+    assert tile.locator(".name").evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
+    page.goto(f"{url}/map")
+    page.locator(".legendtext").first.wait_for(timeout=60_000)
+    assert page.locator(".plot a").count() == 0
+    legend = page.locator(".legendtext").all_text_contents()
+    shown = "".join(letter for letter in label if letter not in "\u202e\u2067\u2069")
+    assert shown in legend
+    page.evaluate("token => sessionStorage.setItem('token', token)", word)
+    page.goto(f"{url}/classes/{quote(label)}")
+    assert page.locator("h1").inner_text() == label
+    assert page.locator("h1").evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
+    assert page.evaluate("document.querySelectorAll('main a[href^=http]').length") == 0
 
 
 def test_the_page_s_files_are_all_that_can_be_had(url):

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
+from fewshot.cli.options import (
+    EmbedderOptions,
+    common,
+    embedding,
+    guarding,
+    open_cluster,
+    open_gallery,
+    spreading,
+    warn,
+)
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
 
@@ -13,15 +22,25 @@ from fewshot.cli.terminal import echo
 @click.argument("label_and_folder", nargs=-1, metavar="LABEL FOLDER | --each FOLDER")
 @click.option("--each", is_flag=True, help="Every sub-folder of FOLDER is a class, named after it.")
 @click.option("--strict", is_flag=True, help="All or nothing: one refused photo, and nothing is enrolled.")
+@click.option(
+    "--keep-metadata",
+    is_flag=True,
+    help="Keep each photo's EXIF block (place, time, camera) in the small picture that the index holds.",
+)
+@guarding
+@spreading
 @embedding
 @common
 def enroll(
     label_and_folder: tuple[str, ...],
     each: bool,
     strict: bool,
+    keep_metadata: bool,
+    guarded: bool,
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
+    ray: str | None,
 ) -> None:
     """Enroll a class from a folder of photos, or add photos to it.
 
@@ -47,10 +66,15 @@ def enroll(
 
     n_usable, n_enrolled = 0, 0
     new_ids: list[int] = []
-    with open_gallery(index, embedder, create=True) as gallery:
+    with (
+        open_cluster(ray, embedder, guarded=guarded) as cluster,
+        open_gallery(index, embedder, create=True, guarded=guarded) as gallery,
+    ):
         try:
             with progress("enrolling", sum(len(folder.photos) for folder in folders)) as on_photo:
-                for report in gallery.enroll(folders, strict=strict, on_photo=on_photo):
+                for report in gallery.enroll(
+                    folders, strict=strict, keep_metadata=keep_metadata, on_photo=on_photo, cluster=cluster
+                ):
                     n_usable += report.enrolled + report.already_there
                     n_enrolled += report.enrolled
                     new_ids += report.support_ids

@@ -1,6 +1,8 @@
 """The options that commands share, and how they become an opened index."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -8,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from fewshot.cli.terminal import echo, visible
+from fewshot.extras import need
 
 if TYPE_CHECKING:
+    from fewshot.cluster.spreading import Cluster
     from fewshot.gallery import Gallery
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -76,6 +80,42 @@ def embedding(function: Function) -> Function:
     return decorated  # type: ignore[no-any-return]
 
 
+guarding = click.option(
+    "--guarded",
+    is_flag=True,
+    help="Decode photos in processes of their own, under limits of memory and time: for photos from strangers.",
+)
+
+
+def spreading(function: Function) -> Function:
+    """`--ray`, which commands that can spread their embedding over a cluster take as `ray`."""
+    decorated: Any = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="FEWSHOT_RAY",
+        show_envvar=True,
+        help="Decode and embed on a Ray cluster: HOST:PORT of its head, `auto` for the one this machine is part of, or "
+        "`local` to start one here (docs/cluster.md).",
+    )(function)
+    return decorated  # type: ignore[no-any-return]
+
+
+@contextmanager
+def open_cluster(address: str | None, embedder: EmbedderOptions, *, guarded: bool) -> Iterator["Cluster | None"]:
+    """The cluster that `--ray` names; None: this process does the work."""
+    if address is None:
+        yield None
+        return
+    if guarded:
+        raise click.UsageError("--guarded decodes photos here, and --ray on a cluster; give one of the two.")
+    need("ray", "a Ray cluster")
+    from fewshot.cluster.spreading import Cluster
+
+    with Cluster(address, engine=embedder.engine) as cluster:
+        notice(f"embedding on {cluster.n_cores()} cores of the cluster at {address}")
+        yield cluster
+
+
 def index_folder(name_or_path: str) -> Path:
     """The folder that `--index` names: a bare name stands for one under indexes/.
 
@@ -86,12 +126,20 @@ def index_folder(name_or_path: str) -> Path:
     return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
 
 
-def open_gallery(index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False) -> "Gallery":
-    """The index that a command works on."""
+def open_gallery(
+    index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False, guarded: bool = False
+) -> "Gallery":
+    """The index that a command works on; `guarded`: it decodes photos as a service does (docs/threat-model.md)."""
     from fewshot.embedder import EmbedderChoice
     from fewshot.gallery import Gallery
 
-    return Gallery(index_folder(index), create=create, choice=EmbedderChoice(*embedder), on_notice=notice)
+    guard = None
+    if guarded:
+        from fewshot.decoding.guard import default_guard
+
+        guard = default_guard(os.cpu_count() or 1)
+    choice = EmbedderChoice(*embedder)
+    return Gallery(index_folder(index), create=create, choice=choice, on_notice=notice, guard=guard)
 
 
 def notice(text: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, guarding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
 
@@ -13,10 +13,12 @@ from fewshot.cli.terminal import echo
 @click.option(
     "--photos", "folders", multiple=True, metavar="FOLDER", help="Where the original photos are; may be repeated."
 )
+@guarding
 @embedding
 @common
 def reindex(
     folders: tuple[str, ...],
+    guarded: bool,
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
@@ -30,7 +32,7 @@ def reindex(
     from fewshot.datasets import query_photos
 
     originals = query_photos([Path(folder) for folder in folders]) if folders else []
-    with open_gallery(index, embedder) as gallery:
+    with open_gallery(index, embedder, guarded=guarded) as gallery:
         before = gallery.about().fingerprint
         n = sum(each.supports for each in gallery.classes())
         try:

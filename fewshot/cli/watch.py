@@ -110,7 +110,7 @@ def watch(
     known = read_routes(routes)
     files, posts = _targets(targets, token)
     with ExitStack() as stack:
-        gallery = stack.enter_context(open_gallery(index, embedder))
+        gallery = stack.enter_context(open_gallery(index, embedder, guarded=True))
         labels = [each.label for each in gallery.classes()]
         if not labels:
             raise EmptyIndexError(f"index {gallery.name!r} holds no class yet.")

@@ -28,6 +28,7 @@ BYTES_BESIDE = 256_000_000
 CPU_S = 20.0
 DEADLINE_S = 60.0
 START_S = 60.0
+STARTED_AHEAD = 2
 KEPT_AREA_BYTES = 4_000_000
 MAX_LINE_BYTES = 1_000_000
 MAX_THUMBNAIL_BYTES = 16_000_000
@@ -94,12 +95,14 @@ class Guard:
         self.n_died = 0
 
     def start(self) -> None:
-        """Start all processes now, so that the first photos need not wait for them.
+        """Start the first `STARTED_AHEAD` processes now, so that the first photos need not wait for them.
+
+        The others start when so many photos are decoded at once; who was used last is used first.
 
         Raises:
             GuardError: they cannot be started.
         """
-        taken = [self._free.get() for _ in range(self._n_workers)]
+        taken = [self._free.get() for _ in range(min(STARTED_AHEAD, self._n_workers))]
         try:
             for place, worker in enumerate(taken):
                 taken[place] = worker or _Worker(self.limits)
@@ -150,6 +153,11 @@ class Guard:
                     continue  # somebody ended the process; the photo may be sound
                 log.warning("a guarded process was replaced: %s %s", ascii(name), cause.said)
                 raise ImageStoppedError(f"{name} {cause.said}") from died
+            except GuardError:
+                if worker is not None and not worker.is_ready:
+                    worker.end(at_once=True)
+                    worker = None
+                raise
             finally:
                 self._free.put(worker if worker is not None else self._begun())
         raise AssertionError("the second attempt returns or raises")
@@ -177,7 +185,7 @@ class _Worker:
 
     def __init__(self, limits: GuardLimits) -> None:
         self._limits = limits
-        self._ready = False
+        self.is_ready = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - what it says if it cannot start
         self._area = _memory_file()
         self._n_area = 0
@@ -293,7 +301,7 @@ class _Worker:
         return reply
 
     def _wait_until_ready(self) -> None:
-        if self._ready:
+        if self.is_ready:
             return
         try:
             self._line(START_S)
@@ -304,7 +312,7 @@ class _Worker:
                 f"the process to decode photos in did not start: {said or 'it says nothing'}.",
                 hint="Is there memory left? `fewshot doctor` says what runs here.",
             ) from error
-        self._ready = True
+        self.is_ready = True
 
     def _line(self, timeout_s: float) -> dict[str, Any]:
         """The next line of the process.

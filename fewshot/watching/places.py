@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -51,7 +52,7 @@ class Located:
     note: str = ""
 
 
-def locate(data: bytes, name: str) -> Located:
+def locate(data: bytes, name: str, gps_tags: Callable[[bytes], dict[int, Any]] = images.gps_tags) -> Located:
     """Where a photo was taken: its GPS tags count first, then its file name. Nothing is guessed.
 
     Coordinates that cannot be (a latitude of 95 degrees) are no coordinates; the note says so.
@@ -59,8 +60,9 @@ def locate(data: bytes, name: str) -> Located:
     Args:
         data: the photo's file.
         name: its path or name; only the last part is read.
+        gps_tags: reads the tags: here, or where strangers' photos are decoded.
     """
-    by_tags = place_of_tags(images.gps_tags(data))
+    by_tags = place_of_tags(gps_tags(data))
     if by_tags.place is not None:
         return by_tags
     by_name = place_of_name(name)

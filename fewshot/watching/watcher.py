@@ -157,7 +157,7 @@ class Watcher:
                 if signature_of(arrival.path) is not None:  # else it was deleted: nothing to say
                     unread.append((arrival, error))
                 continue
-            located = locate(data, arrival.path.name)
+            located = locate(data, arrival.path.name, self._gallery.gps_tags)
             key = self._key(images.content_hash(data), located)
             original = self._memory.file_answered(key)
             if original is not None:

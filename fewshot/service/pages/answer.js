@@ -1,7 +1,7 @@
 // One answer: what it is, how sure, what else it could be, and the photos it was judged by.
 
 import { classes, enroll, query, showThumbnail } from "./api.js";
-import { classPath, h, percent, told } from "./dom.js";
+import { classPath, h, percent, told, isolated } from "./dom.js";
 
 const WORDS = {
   match: ["Recognised", "good"],
@@ -122,8 +122,8 @@ function correction(id, found, file, options, draw, onChange) {
       const report = await enroll(input.value, [file], { onProgress: (_, words) => { say.textContent = words; } });
       const again = await query([file], options.parameters().filter(([name]) => name !== "together"));
       const words = report.enrolled
-        ? `Enrolled as ${report.label}, and asked again.`
-        : `It is enrolled as ${report.label} already; asked again.`;
+        ? `Enrolled as ${isolated(report.label)}, and asked again.`
+        : `It is enrolled as ${isolated(report.label)} already; asked again.`;
       draw(again[0], h("p", { class: "fine", role: "status" }, words));
       onChange();
     } catch (error) {

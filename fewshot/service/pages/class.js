@@ -1,7 +1,7 @@
 // One class: its photos, those first that look mislabelled; rename it, add to it, remove from it.
 
 import { call, showThumbnail } from "./api.js";
-import { classPath, confirmed, h, notice, plural, told } from "./dom.js";
+import { classPath, confirmed, h, notice, plural, told, isolated } from "./dom.js";
 
 const go = (path) => document.dispatchEvent(new CustomEvent("fewshot:go", { detail: path }));
 
@@ -21,7 +21,7 @@ export async function classView(label) {
   };
 
   const remove = async (photo, tile) => {
-    if (!(await confirmed(`Remove ${photo.file} from ${found.label}?`, "Remove"))) return;
+    if (!(await confirmed(`Remove ${isolated(photo.file)} from ${isolated(found.label)}?`, "Remove"))) return;
     try {
       await call("DELETE", `/v1/supports/${photo.support_id}`);
       found.photos = found.photos.filter((other) => other !== photo);
@@ -29,19 +29,19 @@ export async function classView(label) {
       tile.remove();
       next?.querySelector("button")?.focus();
       describe();
-      notice(`${photo.file} is removed.`, "", "fine");
+      notice(`${isolated(photo.file)} is removed.`, "", "fine");
     } catch (error) {
       told(error);
     }
   };
 
   const removeClass = async () => {
-    const question = `Remove ${found.label} and its ${plural(found.photos.length, "photo")}? This cannot be undone.`;
+    const question = `Remove ${isolated(found.label)} and its ${plural(found.photos.length, "photo")}? This cannot be undone.`;
     if (!(await confirmed(question, "Remove the class"))) return;
     try {
       await call("DELETE", `/v1/classes/${encodeURIComponent(found.label)}`);
       await go("/classes");
-      notice(`${found.label} is removed.`, "", "fine");
+      notice(`${isolated(found.label)} is removed.`, "", "fine");
     } catch (error) {
       told(error);
     }
@@ -96,7 +96,7 @@ function renaming(found) {
     try {
       const done = await call("PATCH", `/v1/classes/${encodeURIComponent(found.label)}`, { json: { label: input.value } });
       await go(classPath(done.label));
-      notice(`${done.was} is now ${done.label}.`, "", "fine");
+      notice(`${isolated(done.was)} is now ${isolated(done.label)}.`, "", "fine");
     } catch (error) {
       told(error);
     }

@@ -13,6 +13,14 @@ export function h(tag, properties = {}, ...children) {
   return node;
 }
 
+const TURNS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+// A name inside a sentence: its own right-to-left marks turn neither the sentence nor anything behind it.
+export const isolated = (name) => `\u2068${name.replace(TURNS, "")}\u2069`;
+
+// A name for plotly, which reads a few tags in its texts.
+export const untagged = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(TURNS, "");
+
 export const percent = (share) => `${Math.round(share * 100)}\u00a0%`;
 
 export const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

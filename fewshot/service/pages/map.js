@@ -1,7 +1,7 @@
 // The map: every enrolled photo where its embedding lies. The photo under the pointer is shown.
 
 import { call, showThumbnail } from "./api.js";
-import { classPath, h, plural, told } from "./dom.js";
+import { classPath, h, plural, told, untagged } from "./dom.js";
 
 const METHODS = [["pca", "PCA: quick, true distances"], ["tsne", "t-SNE: shows groups"], ["umap", "UMAP: shows groups"]];
 // Okabe and Ito's colours, which stay apart for colour-blind eyes; shapes tell classes beyond eight apart.
@@ -38,10 +38,8 @@ export async function mapView() {
     words.textContent = method.value === "pca" ? "Drawing …" : "Drawing; this may take a minute the first time …";
     plot.setAttribute("aria-busy", "true");
     try {
-      const script = plotly();
-      script.catch(() => {}); // where both fail, the service's own words say more
       const map = await call("GET", `/v1/projection?method=${method.value}&dims=${dims.value}`);
-      const Plotly = await script;
+      const Plotly = await plotly(); // after it: where no map can be made, there may be no script either
       if (mine !== turn) return;
       const labels = [...new Set(map.points.map((point) => point.label))];
       await Plotly.react(plot, traces(map, labels), layout(map, labels), {
@@ -93,7 +91,7 @@ function traces(map, labels) {
     const trace = {
       type: flat ? "scatter" : "scatter3d",
       mode: "markers",
-      name: label,
+      name: untagged(label),
       x: points.map((point) => point.x),
       y: points.map((point) => point.y),
       customdata: points,
