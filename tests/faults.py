@@ -107,12 +107,7 @@ def patch() -> None:
         return colour_embedder(name, 32 if name.endswith("32") else 64)
 
     fewshot.gallery.open_embedder = opened  # type: ignore[assignment]
-    fewshot.gallery.resolve = lambda name: _Source(name)  # type: ignore[assignment,return-value]
-
-
-@dataclass
-class _Source:
-    name: str
+    fewshot.gallery.on_this_machine = lambda source: source  # type: ignore[assignment]
 
 
 def write_photos(folder: Path) -> None:
