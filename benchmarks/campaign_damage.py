@@ -50,6 +50,8 @@ def main() -> None:
             counts[file][f"{kind}: {became}" if became else f"{kind}: wrong"] += 1
             wrong += [f"{file}, {kind}, {seed}: {each}" for each in problems]
             step()
+            if number % 50 == 49 and not sys.stderr.isatty():
+                print(f"{number + 1} of {given.files} files, {len(wrong)} wrong", flush=True)
     result = {"files": given.files, "by_file": {name: dict(sorted(each.items())) for name, each in counts.items()}}
     result |= {"wrong": wrong}
     print(json.dumps(result, indent=1))

@@ -38,10 +38,13 @@ def points(ready: faults.Ready, kinds: list[str]) -> list[tuple[str, list[str]]]
     """The faults of a command: their kind, and what strace is told (or how much room there is, in KB)."""
     rng = random.Random(ready.scenario.name)
     steps = list(range(1, ready.n_steps + 1))
-    found = [("kill", [faults.kill(step)]) for step in steps]
-    found += [("twice", [faults.kill(rng.choice(steps)), faults.kill(rng.choice(steps))]) for _ in range(N_TWICE)]
-    found += [("full", [faults.disk_full(step)]) for step in rng.sample(steps, min(N_FULL, len(steps)))]
-    found += [("errors", [faults.disk_error(step)]) for step in rng.sample(steps, min(N_ERRORS, len(steps)))]
+    found = [("kill", [faults.kill(ready, step)]) for step in steps]
+    found += [
+        ("twice", [faults.kill(ready, rng.choice(steps)), faults.kill(ready, rng.choice(steps))])
+        for _ in range(N_TWICE)
+    ]
+    found += [("full", [faults.disk_full(ready, step)]) for step in rng.sample(steps, min(N_FULL, len(steps)))]
+    found += [("errors", [faults.disk_error(ready, step)]) for step in rng.sample(steps, min(N_ERRORS, len(steps)))]
     found += [("disk", [str(number * ROOM_STEP_KB)]) for number in range(N_DISK)]
     places = [f"{number / N_POWER:.3f}" for number in range(1, N_POWER + 1)]
     found += [("power", [place, part]) for place in places for part in ("0", "0.5")]

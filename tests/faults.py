@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,12 +107,7 @@ def patch() -> None:
         return colour_embedder(name, 32 if name.endswith("32") else 64)
 
     fewshot.gallery.open_embedder = opened  # type: ignore[assignment]
-    fewshot.gallery.resolve = lambda name: _Source(name)  # type: ignore[assignment,return-value]
-
-
-@dataclass
-class _Source:
-    name: str
+    fewshot.gallery.on_this_machine = lambda source: source  # type: ignore[assignment]
 
 
 def write_photos(folder: Path) -> None:
@@ -291,13 +287,20 @@ def backup_problem(path: Path) -> str | None:
 
 @dataclass
 class Ready:
-    """A scenario with its folder before the command, the states that may follow, and how many steps it has."""
+    """A scenario with its folder before the command, the states that may follow, and its writing calls.
+
+    strace counts each system call and each thread apart: a call is known by its name and its number among those.
+    """
 
     scenario: Scenario
     template: Path
     states: list[tuple[Any, ...]]
-    n_steps: int
-    n_lines: int
+    calls: list[tuple[str, int]]
+
+    @property
+    def n_steps(self) -> int:
+        """How many writing calls the command makes."""
+        return len(self.calls)
 
 
 def made_ready(scenario: Scenario, work: Path, steps: str = STEPS) -> Ready:
@@ -314,7 +317,7 @@ def made_ready(scenario: Scenario, work: Path, steps: str = STEPS) -> Ready:
     shutil.copytree(template, trial)
     outcome = run(trial, scenario.words, ["-o", str(log), "-e", f"trace={steps}", "-e", "signal=none"])
     assert (outcome.code, outcome.unhandled) == (0, None), outcome
-    n_steps = sum(f"{name}(" in line for line in log.read_text().splitlines() for name in [_called(line)])
+    calls = _calls(log.read_text().splitlines())
     after = looked_at(trial)
     assert before["problems"] == after["problems"] == [], (before, after)
     states = [state(before)]
@@ -327,12 +330,20 @@ def made_ready(scenario: Scenario, work: Path, steps: str = STEPS) -> Ready:
     else:
         states.append(state(after))
     shutil.rmtree(trial)
-    return Ready(scenario, template, states, n_steps, len(outcome.lines))
+    return Ready(scenario, template, states, calls)
 
 
-def _called(line: str) -> str:
-    """The system call of a line of strace, with its number of the process in front."""
-    return line.split(maxsplit=1)[-1].split("(", 1)[0] if "(" in line else "\0"
+def _calls(lines: list[str]) -> list[tuple[str, int]]:
+    """The calls in lines of strace (`PROCESS NAME(...`), each with its number among its thread's calls of that name."""
+    counts: Counter[tuple[str, str]] = Counter()
+    found = []
+    for line in lines:
+        thread, rest = line.split(maxsplit=1)
+        name = rest.split("(", 1)[0]
+        if name in STEPS.split(","):
+            counts[thread, name] += 1
+            found.append((name, counts[thread, name]))
+    return found
 
 
 def judged(ready: Ready, folder: Path, outcomes: list[Outcome], again: bool = True) -> list[str]:
@@ -374,21 +385,26 @@ def disturbed(ready: Ready, work: Path, *faults: str, again: bool = True) -> tup
     shutil.copytree(ready.template, folder)
     outcomes, n_struck = [], 0
     for fault in faults:
-        outcomes.append(run(folder, ready.scenario.words, ["-o", str(log), "-e", f"trace={STEPS}", "-e", fault]))
+        options = ["-o", str(log), "-e", f"trace={STEPS}"]
+        options += [word for part in fault.split(";") for word in ("-e", part)]
+        outcomes.append(run(folder, ready.scenario.words, options))
         n_struck += outcomes[-1].code == -signal.SIGKILL or "(INJECTED)" in log.read_text()
     return n_struck, [f"{ready.scenario.name}, {faults}: {each}" for each in judged(ready, folder, outcomes, again)]
 
 
-def kill(step: int) -> str:
-    """SIGKILL in front of the writing call of this number."""
-    return f"inject={STEPS}:signal=SIGKILL:when={step}"
+def kill(ready: Ready, step: int) -> str:
+    """SIGKILL in front of the writing call of this number, from 1."""
+    name, number = ready.calls[step - 1]
+    return f"inject={name}:signal=SIGKILL:when={number}"
 
 
-def disk_full(write: int) -> str:
-    """No room from the write of this number on."""
-    return f"inject={WRITES}:error=ENOSPC:when={write}+"
+def disk_full(ready: Ready, step: int) -> str:
+    """No room from the writing call of this number on."""
+    before = [name for name, _ in ready.calls[: step - 1]]
+    return ";".join(f"inject={name}:error=ENOSPC:when={before.count(name) + 1}+" for name in WRITES.split(","))
 
 
-def disk_error(step: int) -> str:
+def disk_error(ready: Ready, step: int) -> str:
     """The writing call of this number fails, whatever it is."""
-    return f"inject={STEPS}:error=EIO:when={step}"
+    name, number = ready.calls[step - 1]
+    return f"inject={name}:error=EIO:when={number}"

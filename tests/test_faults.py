@@ -24,8 +24,8 @@ for scenario in faults.SCENARIOS:
     ready = faults.made_ready(scenario, work / "scenario")
     part = lambda share: max(1, round(share * ready.n_steps))
     struck, wrong = 0, []
-    asked = [(faults.kill(part(0.4)),), (faults.kill(part(0.9)), faults.kill(part(0.2)))]
-    asked += [(faults.disk_full(3),), (faults.disk_error(part(0.6)),)]
+    asked = [(faults.kill(ready, part(0.4)),), (faults.kill(ready, part(0.3)), faults.kill(ready, part(0.5)))]
+    asked += [(faults.disk_full(ready, 3),), (faults.disk_error(ready, part(0.6)),)]
     for each in asked:
         n, found = faults.disturbed(ready, work, *each)
         struck, wrong = struck + n, wrong + found
@@ -47,8 +47,8 @@ def strace():
         pytest.skip("strace is not installed, or may not hold processes here: `apt-get install strace`")
 
 
-# Of the ways to write: several transactions and caches, one transaction, a file that takes its place as a whole.
-NAMES = ["enroll into a new index", "rename", "restore"]
+# Of the ways to write: several transactions and caches, and a file that takes its place as a whole.
+NAMES = ["enroll into a new index", "restore"]
 
 
 def test_killed_full_failing_or_without_power_nothing_acknowledged_is_lost(strace, tmp_path):

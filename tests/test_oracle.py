@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 from oracle import EMBEDDERS, LABELS, N_PHOTOS, Op, World
 
-N_SEQUENCES, N_STEPS = 200, 5
+N_SEQUENCES, N_STEPS = 200, 4
 CHECK_EVERY = 20  # sequences: at the end of these an index is also made anew from the dictionary
 
 labels = st.sampled_from(LABELS)

@@ -30,7 +30,7 @@ def sound(tmp_path_factory):
 def colours_instead_of_a_backbone(monkeypatch):
     import fewshot.gallery
 
-    for name in ("open_embedder", "resolve"):
+    for name in ("open_embedder", "on_this_machine"):
         monkeypatch.setattr(fewshot.gallery, name, getattr(fewshot.gallery, name))
     faults.patch()
 
