@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
+from page.installing import cold_start, installing
+from page.limits import embedding, growth, int8, large_index, memory, profile, rivals, search
 from page.running import constants, safety, speed
 from page.serving import service, watching
 from page.spaces import spaces
@@ -22,6 +24,16 @@ COMMANDS = (
     ["hard_cases.py"],
     ["honesty.py"],
     ["speed.py"],
+    ["cold_start.py"],
+    ["install.py"],
+    ["embedding.py"],
+    ["int8.py"],
+    ["search.py"],
+    ["large_index.py"],
+    ["memory.py"],
+    ["rivals.py"],
+    ["profile_hot_path.py"],
+    ["growth.py"],
     ["kills.py"],
     ["constants.py"],
     ["losses.py"],
@@ -41,8 +53,25 @@ def main() -> None:
             print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
-    sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
-    PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
+    limits = (embedding, int8, search, large_index, memory, rivals, growth, profile)
+    sections = (
+        accuracy,
+        peers,
+        honesty,
+        losses,
+        epoch_times,
+        studies,
+        speed,
+        cold_start,
+        installing,
+        *limits,
+        spaces,
+        safety,
+        service,
+        watching,
+    )
+    written = [section() for section in (*sections, constants)]
+    PAGE.write_text("\n".join([head, *(text for text in written if text)]))  # what was never measured is left out
     print(f"written: {PAGE.name}")
 
 

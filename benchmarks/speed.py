@@ -1,4 +1,4 @@
-"""Cold start, bulk query and enrolment, each against a rival or a limit in the same run.
+"""Bulk query and enrolment, each against a rival or a limit in the same run.
 
     python benchmarks/speed.py [--data DIR] [--runs 5]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import FEWSHOT, Run, data_folder, fewshot, json_lines, keep, pairs, run, wall
+from common import Run, data_folder, fewshot, json_lines, keep, pairs, run, wall
 
 from fewshot import classifier
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
@@ -26,22 +26,6 @@ N_PHOTOS = 500
 SUPPORTS_A_CLASS = 5
 
 
-def cold_start(data: Path, index: Path, n: int) -> dict[str, object]:
-    """`fewshot query` of one photo against `import torch, timm`, and `fewshot --help`."""
-    photo = sorted((data / "novel" / "query").rglob("*.jpg"))[0]
-    ours, imports = pairs(
-        n, lambda: fewshot("query", photo, index=index), lambda: run(sys.executable, "-c", "import torch, timm")
-    )
-    helps = [run(FEWSHOT, "--help") for _ in range(n)]
-    return {
-        "query_one_photo_s": wall(ours),
-        "import_torch_timm_s": wall(imports),
-        "ratio": wall(ours) / wall(imports),
-        "query_one_photo_peak_mb": max(one.peak_mb for one in ours),
-        "help_s": wall(helps),
-    }
-
-
 def bulk(data: Path, index: Path, work: Path, n: int) -> dict[str, object]:
     """500 photos through `fewshot query FOLDER` against the plain script."""
     photos = work / "photos"
@@ -49,7 +33,7 @@ def bulk(data: Path, index: Path, work: Path, n: int) -> dict[str, object]:
     for number, photo in enumerate(sorted((data / "novel" / "query").rglob("*.jpg"))[:N_PHOTOS]):
         (photos / f"{number:04d}-{photo.parent.name}.jpg").symlink_to(photo.resolve())
     weights = work / "lite0.safetensors"
-    _save_weights(weights)
+    save_weights(weights)
     script = Path(__file__).with_name("plain_script.py")
     support = data / "novel" / "support"
     ours, plain = pairs(
@@ -130,7 +114,7 @@ def fill_index(
     store.close()
 
 
-def _save_weights(path: Path) -> None:
+def save_weights(path: Path) -> None:
     """lite0's weights under timm's names, written by another process so that this one stays small: what a process
     holds when it starts a command counts as that command's memory.
     """
@@ -159,7 +143,6 @@ def main() -> None:
         index = work / "index"
         fewshot("enroll", "--each", data / "novel" / "support", index=index)
         result = {
-            "cold_start": cold_start(data, index, given.runs),
             "bulk": bulk(data, index, work, given.runs),
             "enrolment": enrolment(data, work, given.runs),
         }

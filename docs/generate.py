@@ -45,6 +45,7 @@ FLOW = [
     "calibration",
     "answering",
     "enrolling",
+    "repair",
     "gallery",
     "training",
     "evaluation",

@@ -20,6 +20,7 @@ from fewshot.errors import (
     IndexDamagedError,
     IndexExistsError,
     IndexProblem,
+    IndexUnwritableError,
     NotAnIndexError,
     OtherIndexError,
     UsageError,
@@ -94,13 +95,13 @@ def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = Non
         make_folder(folder)
         if is_file and target.exists():
             _read(target)  # nothing but a backup is ever written over
-        with _work_folder(folder, store.name) as work:
+        with work_folder(folder, store.name) as work:
             store.copy_to(work, on_part)
             facts = {"kind": "backup", "index": store.name, "made_at": made_at.isoformat(timespec="seconds")}
             facts |= _checked_facts(work, store.name)
             name = f"{store.name}-{made_at:%Y%m%dT%H%M%SZ}-g{facts['generation']:08d}{SUFFIX}"
             path = target if is_file else folder / name
-            write_sealed(path, lambda temporary: (work / FILE_NAME).replace(temporary), facts, durable=True)
+            write_sealed(path, lambda temporary: whole_file(work).replace(temporary), facts, durable=True)
         return read_backup(path)
     except OSError as error:
         raise _unwritable(error, target) from error
@@ -189,7 +190,7 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
     backup = read_backup(backup.path)
     folder = folder.absolute()
     try:
-        with _work_folder(folder.parent, folder.name) as work:
+        with work_folder(folder.parent, folder.name) as work:
             _unpack(backup, work)
             if not (folder / FILE_NAME).exists():
                 return _restored_anew(backup, work, folder, None)
@@ -202,7 +203,7 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
                 with closing(Store(folder)) as store:
                     return _restored_over(backup, work, store)
             except (IndexDamagedError, NotAnIndexError):
-                return _restored_anew(backup, work, folder, _moved_aside(folder))
+                return _restored_anew(backup, work, folder, moved_aside(folder))
     except OSError as error:
         raise _unwritable(error, folder) from error
 
@@ -233,20 +234,40 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     entries = {path.name for path in folder.iterdir()}
     if entries and kept is None:
         raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
-    (work / FILE_NAME).replace(folder / FILE_NAME)  # the last connection has folded the log in
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
+    whole_file(work).replace(folder / FILE_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
     return Restored(backup, folder, kept, ())
 
 
-def _moved_aside(folder: Path) -> Path:
-    """A file that cannot be opened, with its log, out of the way; its new name."""
-    mark = f"damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    for suffix in ("-wal", "-shm", ""):
+def whole_file(folder: Path) -> Path:
+    """The file of a copy that has been closed, which holds all of it.
+
+    Raises:
+        IndexUnwritableError: its log could not be folded in, which SQLite does at the last closing, without a word.
+    """
+    log = folder / f"{FILE_NAME}-wal"
+    if log.exists() and log.stat().st_size:
+        raise IndexUnwritableError(
+            f"a copy in {folder.parent} could not be finished: writing its last changes failed.",
+            hint="Check the disk. Nothing was changed.",
+        )
+    return folder / FILE_NAME
+
+
+def moved_aside(folder: Path) -> Path:
+    """A damaged file, with its log, kept under another name; the caller puts another in its place.
+
+    The file itself goes on standing under its own name too until then, so that a kill in between leaves an index.
+    """
+    kept = folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    os.link(folder / FILE_NAME, kept)
+    for suffix in ("-wal", "-shm"):
         path = folder / f"{FILE_NAME}{suffix}"
         if path.exists():
-            path.replace(folder / f"{FILE_NAME}.{mark}{suffix}")
-    return folder / f"{FILE_NAME}.{mark}"
+            path.replace(f"{kept}{suffix}")
+    return kept
 
 
 def _was_at(reader: Reader, backup: Backup) -> bool:
@@ -325,7 +346,7 @@ def _is_at_or_before(backup: Backup, at: str) -> bool:
 
 
 @contextmanager
-def _work_folder(parent: Path, name: str) -> Iterator[Path]:
+def work_folder(parent: Path, name: str) -> Iterator[Path]:
     """A folder for one copy, on the disk where it shall stay; those of killed runs are taken away after a day."""
     for left in parent.glob(f".{name}.copying.*"):
         if left.is_dir() and datetime.now(UTC).timestamp() - left.stat().st_mtime > 86_400:

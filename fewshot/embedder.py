@@ -220,12 +220,19 @@ class Embedder:
                 photo, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter
             )
 
+        if n_photos == 1 and False in self._engines:  # threads would cost a photo more than they save
+            yield from self._embed_one_by_one(map(prepare, photos))
+            return
         n_decoders = os.cpu_count() or 1
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
             # The engine compiles while the first photos are read.
             opening = compiler.submit(self._engine, n_photos)
             prepared = _ahead(decoders, prepare, photos, n_ahead=4 * n_decoders)
             yield from self._embed_prepared(prepared, opening)
+
+    def _embed_one_by_one(self, prepared: Iterable[LoadedPhoto | SkippedPhoto | Refused]) -> Iterator[Outcome]:
+        for item in prepared:
+            yield (_embedded(item, self.embed_pixels(item.pixels[None])[0]) if isinstance(item, LoadedPhoto) else item)
 
     def _embed_prepared(
         self, prepared: Iterable[LoadedPhoto | SkippedPhoto | Refused], opening: "Future[Engine]"

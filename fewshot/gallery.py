@@ -42,6 +42,8 @@ from fewshot.records import (
     Refused,
     Support,
 )
+from fewshot.repair import Repaired, repair
+from fewshot.sealed import verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, About, Reader, Store, Writer
 
@@ -516,14 +518,26 @@ class Gallery:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""
         with self._store.read() as reader:
             found = reader.problems()
-            about = reader.about()
             for path in filter(Path.exists, self._neighbours.cache_files):
                 try:
-                    VectorIndex.open(path, {})
+                    _, facts = VectorIndex.open(path, {})
+                    if reader.token(int(facts["generation"])) != facts["token"]:
+                        found.append(
+                            f"cache: {path.name} was made at change {facts['generation']}, which the index does not "
+                            "hold: an older file was put in its place, or its log was cut off."
+                        )
                 except CacheDamagedError as error:
                     found.append(f"cache: {error.message} It will be rebuilt at the next use.")
-            if about.fingerprint is None and reader.n_supports():
-                found.append("photos are enrolled, but the index does not say by which backbone")
+            try:
+                verify(self.folder / "cache" / "calibration")
+            except CacheDamagedError as error:
+                if (self.folder / "cache" / "calibration").exists():
+                    found.append(f"cache: {error.message} It will be made anew at the next use.")
+            try:
+                if reader.about().fingerprint is None and reader.n_supports():
+                    found.append("photos are enrolled, but the index does not say by which backbone")
+            except IndexDamagedError as error:
+                found.append(error.message)
         return found
 
     # ---- the embedder
@@ -540,9 +554,7 @@ class Gallery:
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
                 if about.source is not None and self._choice.backbone is None:
-                    source = WeightsSource(**about.source)
-                    if source.kind in ("shipped", "package"):  # installed elsewhere on another machine
-                        source = resolve(source.name)
+                    source = _weights_source(about.source)
                 choice = replace(self._choice, precision=self._choice.precision or about.precision)
                 self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
             embedder = self._embedder
@@ -639,6 +651,29 @@ class Gallery:
         for label in writer.labels():
             learn_class(writer, writer.wanted_class_id(label))
         writer.note("reindex", None, before=before, after=embedder.fingerprint)
+
+
+def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
+    """Save what is sound of a damaged index, in its place; see `repair.repair`."""
+
+    def embed(photos: Sequence[NamedBytes], facts: Mapping[str, Any]) -> list[Outcome]:
+        try:
+            choice = EmbedderChoice(precision=facts["precision"])
+            embedder = open_embedder(choice, source=_weights_source(facts["source"]), on_notice=on_notice)
+        except FewshotError as error:
+            return [Refused(photo.file, error.code, error.message) for photo in photos]
+        if _digits(embedder.fingerprint) != _digits(facts["fingerprint"]):
+            why = f"the backbone here is {embedder.fingerprint}; the index has embeddings of {facts['fingerprint']}"
+            return [Refused(photo.file, MixedEmbeddingsError.code, why) for photo in photos]
+        return list(embedder.embed_photos(photos, n_photos=len(photos)))
+
+    return repair(folder, embed)
+
+
+def _weights_source(kept: Mapping[str, str]) -> WeightsSource:
+    """Where an index says that its backbone is; what was shipped or installed is looked for on this machine."""
+    source = WeightsSource(**kept)
+    return resolve(source.name) if source.kind in ("shipped", "package") else source
 
 
 def _request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:

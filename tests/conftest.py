@@ -102,6 +102,17 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def base_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if no extra were installed, for what asks before it imports."""
+    from fewshot.service.web import _file
+
+    _file.cache_clear()
+    monkeypatch.setattr("fewshot.extras._is_installed", lambda library: False)
+    yield
+    _file.cache_clear()
+
+
 def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Wait until something that another thread or process does has come true; fail if it does not."""
     until = time.monotonic() + timeout_s

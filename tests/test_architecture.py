@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fewshot
+from fewshot.extras import EXTRAS
 
 ROOT = Path(fewshot.__file__).parent
 
@@ -30,6 +31,7 @@ LAYERS = [
         "calibration",
         "answering",
         "enrolling",
+        "repair",
         "gallery",
         "training",
         "evaluation",
@@ -258,6 +260,56 @@ def test_search_knows_no_labels():
 def test_training_never_imports_faiss_nor_the_index():
     for module in (name for name in modules() if room(name) == "training"):
         assert not everything_below(module) & {"fewshot.search", "fewshot.store", "fewshot.gallery"}, module
+
+
+# ---- the base install
+
+
+# These rooms need an extra; everything else is the base.
+NEED_AN_EXTRA = {"training", "losses", "networks", "portable", "evaluation", "projection"}
+# module: the libraries of an extra that it imports inside a function, behind `extras.need` or what stands for it.
+LATE = {
+    "fewshot.engines": {"torch"},  # the engine on a GPU
+    "fewshot.transforms": {"sklearn"},  # measuring statistics, which training does
+}
+
+
+def imports_at_once(module):
+    """What a module imports when it is imported itself: not in functions, not for type checkers alone."""
+    waiting, found = list(tree(module).body), set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.update({str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)})
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+BASE = [name for name in modules() if room(name) and room(name) not in NEED_AN_EXTRA]
+OF_EXTRAS = {name for names in EXTRAS.values() for name in names} | {"torchvision", "mpl_toolkits", "google", "scipy"}
+
+
+def test_imports_at_once_are_told_from_late_ones():
+    assert "fewshot.gallery" in imports_at_once("fewshot.service.maps")
+    assert "fewshot.gallery" not in imports_at_once("fewshot.cli.options")  # for type checkers and in a function
+    assert "torch" in imports_at_once("fewshot.networks")
+    assert len(BASE) > 40
+
+
+@pytest.mark.parametrize("module", BASE)
+def test_the_base_imports_no_library_of_an_extra(module):
+    assert not {name.split(".")[0] for name in imports_at_once(module)} & OF_EXTRAS
+    assert libraries(module) & OF_EXTRAS == LATE.get(module, set())
+
+
+@pytest.mark.parametrize("module", BASE)
+def test_the_base_imports_what_needs_an_extra_only_when_it_is_asked_for(module):
+    assert not {room(name) for name in imports_at_once(module) if name.startswith("fewshot.")} & NEED_AN_EXTRA
 
 
 # ---- the modules' first lines

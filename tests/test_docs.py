@@ -43,6 +43,7 @@ PAGES = [
     "indexes/README.md",
     "docs/benchmarks.md",
     "docs/projection.md",
+    "docs/reliability.md",
     "docs/service.md",
     "docs/threat-model.md",
     "docs/watching.md",

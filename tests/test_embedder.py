@@ -224,6 +224,24 @@ def test_the_engine_is_opened_once_for_few_and_once_for_many(mixed):
     assert opened == [False, True]
 
 
+def test_a_single_photo_after_the_first_is_embedded_without_threads_and_to_the_same_outcome(mixed, monkeypatch):
+    embedder = embedder_around(Engine())
+    first = [next(embedder.embed_photos([photo], n_photos=1)) for photo in mixed[:1]]
+    wanted = list(embedder.embed_photos(mixed, n_photos=len(mixed)))
+    monkeypatch.setattr("fewshot.embedder.ThreadPoolExecutor", None)
+    found = first + [next(embedder.embed_photos([photo], n_photos=1)) for photo in mixed[1:]]
+    for one, other in zip(found, wanted, strict=True):
+        assert (type(one), one.file) == (type(other), other.file)
+        if isinstance(one, Refused):
+            assert one == other
+        else:
+            assert np.allclose(one.embedding, other.embedding, atol=1e-6)
+    known = content_hash(mixed[0].read_bytes())
+    (skipped,) = embedder.embed_photos(mixed[:1], n_photos=1, is_known=known.__eq__)
+    assert skipped.sha256 == known
+    assert not hasattr(skipped, "embedding")
+
+
 # ---- names
 
 

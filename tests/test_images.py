@@ -618,6 +618,18 @@ def test_a_picture_that_already_fits_is_cropped_and_not_resampled(interpolation)
     assert np.abs(ours.astype(int) - array(photo)[16:240, 38:262]).max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(256, 256), (256, 341), (400, 256), (257, 256)])
+def test_what_needs_no_scaling_is_cut_to_the_very_pixels_that_scaling_gives(interpolation, size, monkeypatch):
+    noise = np.random.default_rng(7).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    photo = Image.fromarray(noise)
+    box = images._crop_box(*size, 224, 0.875)
+    wanted = np.asarray(photo.resize((224, 224), images._RESAMPLING[interpolation], box=box))
+    monkeypatch.setattr(Image.Image, "resize", None)  # it is not even asked
+    ours = images.fit_to_input(photo, image_size_px=224, crop_pct=0.875, interpolation=interpolation)
+    np.testing.assert_array_equal(ours, wanted)
+
+
 def test_the_middle_of_the_picture_is_what_stays():
     photo = Image.new("RGB", (600, 200), (255, 0, 0))
     photo.paste((0, 0, 255), (200, 0, 400, 200))

@@ -3,6 +3,9 @@
 import builtins
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot.errors import CacheDamagedError
-from fewshot.sealed import MAGIC, read_facts, read_sealed, verify, write_sealed
+from fewshot.sealed import MAGIC, clear_leftovers, read_facts, read_sealed, verify, write_sealed
 
 PAYLOAD = bytes(range(256)) * 3
 FACTS = {"kind": "support", "generation": 7, "fingerprint": "lite0@0123456789ab", "label": "Kräusel"}
@@ -232,3 +235,80 @@ def test_facts_can_be_read_where_the_payload_is_damaged(sealed):
     sealed.write_bytes(data)
     assert read_facts(sealed)["generation"] == 7
     assert_refused(sealed)
+
+
+# ---- what killed writers leave
+
+
+def left_by(path, process, age_s):
+    left = path.with_name(f".{path.name}.{process}.0a1b2c3d")
+    left.write_bytes(b"half")
+    then = time.time() - age_s
+    os.utime(left, (then, then))
+    return left
+
+
+def dead_process():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    return gone.pid
+
+
+def test_what_a_dead_writer_left_is_taken_away_and_what_a_living_one_writes_stays(tmp_path):
+    path = tmp_path / "cache"
+    dead = dead_process()
+    old = left_by(path, dead, 120)
+    fresh = left_by(path.with_name("other"), dead, 120)
+    living = left_by(path, os.getpid(), 3600)
+    write_sealed(path, lambda target: target.write_bytes(b"whole"), {})
+    assert not old.exists()
+    assert living.exists(), "its process runs"
+    assert fresh.exists(), "another file's"
+    assert read_sealed(path)[0] == b"whole"
+
+
+def test_a_leftover_that_has_just_been_written_stays_for_a_minute(tmp_path):
+    path = tmp_path / "cache"
+    just = left_by(path, dead_process(), 5)  # perhaps of a process on another machine that shares the folder
+    assert clear_leftovers(path) == []
+    assert just.exists()
+
+
+def test_after_a_day_nobody_writes_any_more_whatever_the_process_number_says(tmp_path):
+    path = tmp_path / "cache"
+    left = left_by(path, os.getpid(), 100_000)
+    assert clear_leftovers(path) == [left]
+
+
+def test_names_that_only_look_alike_are_left_alone(tmp_path):
+    path = tmp_path / "cache"
+    names = [
+        ".cache.12.notes",
+        ".cache.twelve.0a1b2c3d",
+        "cache.12.0a1b2c3d",
+        ".cache.12.0a1b2c3d.txt",
+        ".cacheX.12.0a1b2c3d",
+    ]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+        os.utime(tmp_path / name, (0, 0))
+    clear_leftovers(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_durable_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    events = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor):
+        events.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+        real_fsync(descriptor)
+
+    def replace(self, target):
+        events.append("named")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_sealed(tmp_path / "kept", lambda target: target.write_bytes(b"whole"), {}, durable=True)
+    assert [each if each == "named" else each == tmp_path for each in events] == [False, "named", True]

@@ -426,6 +426,12 @@ def test_the_map_is_made_once_a_change(client, write, rust, monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_map_without_what_draws_it_is_refused_with_the_extra_s_name(client, base_alone):
+    for path in ("/v1/projection", "/static/plotly.min.js"):
+        error = error_of(client.get(path), 501, "missing_extra")
+        assert "fewshot[project]" in error["hint"]
+
+
 def test_a_map_of_too_few_photos_says_so(gallery):
     with serving(gallery) as client:
         error_of(client.get("/v1/projection"), 422, "too_few_points")

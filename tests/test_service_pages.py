@@ -305,6 +305,16 @@ def test_a_class_is_renamed_and_removed(page, url, filled, word):
 # ---- the map
 
 
+def test_the_map_says_what_is_not_installed_and_how_to_get_it(page, url, base_alone):
+    page.goto(f"{url}/map")
+    page.get_by_role("heading", name="No map on this service yet").wait_for()
+    said = page.locator(".card.empty").inner_text()
+    assert "the extra 'project'" in said
+    assert "pip install 'fewshot[project]'" in said
+    page.get_by_role("link", name="Classes").first.click()
+    page.get_by_text("powdery").or_(page.get_by_text("mildew")).first.wait_for()
+
+
 def test_the_map_shows_points_and_the_photo_under_the_pointer(page, url):
     page.goto(f"{url}/map")
     points = page.locator(".plot .point")

@@ -6,10 +6,8 @@ from page.parts import result, stamp, table
 def speed() -> str:
     """The section on speed."""
     facts = result("speed")
-    cold, bulk, enrol = facts["cold_start"], facts["bulk"], facts["enrolment"]
+    bulk, enrol = facts["bulk"], facts["enrolment"]
     rows = [
-        ["cold `fewshot query` of one photo", f"{cold['query_one_photo_s']:.2f} s", "`import torch, timm`"]
-        + [f"{cold['import_torch_timm_s']:.2f} s", f"{cold['ratio']:.2f} x the time"],
         [f"`fewshot query` of {bulk['n_photos']} photos, whole process", f"{bulk['ours_images_per_s']:.0f} images/s"]
         + ["plain script", f"{bulk['plain_images_per_s']:.1f} images/s", f"{bulk['ratio']:.1f} x the images/s"],
         ["the same without start-up", f"{bulk['ours_steady_images_per_s']:.0f} images/s", "plain script"]
@@ -26,8 +24,7 @@ ours. The index of 10,000 classes holds {enrol["supports_a_class"]} photos a cla
 
 {table(["", "fewshot", "against", "", "ratio"], rows)}
 
-`fewshot --help` answers in {cold["help_s"]:.2f} s. The most memory that the query of one photo held was
-{cold["query_one_photo_peak_mb"]:.0f} MB; that of {bulk["n_photos"]} photos {bulk["ours_peak_mb"]:.0f} MB (plain script:
+The most memory that the query of {bulk["n_photos"]} photos held was {bulk["ours_peak_mb"]:.0f} MB (plain script:
 {bulk["plain_peak_mb"]:.0f} MB). Top-1 among the 15 novel classes on these photos: {bulk["ours_top1"]:.1f} % (plain
 script: {bulk["plain_top1"]:.1f} %).
 

@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fewshot.cli.options import common, index_folder, open_gallery
+from fewshot.cli.options import common, index_folder, notice, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
 from fewshot.extras import EXTRAS, missing, need
@@ -44,15 +45,23 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--repair", is_flag=True, help="Save what is sound of a damaged index into a new file in its place.")
 @common
-def doctor(index: str, as_json: bool) -> None:
+def doctor(repair: bool, index: str, as_json: bool) -> None:
     """Show what runs here (engine, CPU, GPU, weights) and check the index, reading all of it.
 
     Exits with 1 if the index is damaged. An index that does not exist yet is no fault.
+
+    --repair keeps what checksums and second copies prove sound, embeds photos anew whose embedding is damaged, makes
+    prototypes and caches anew, and lists what is lost, photo by photo. The damaged file stays beside the new one. Stop
+    what has the index open first. It exits with 1 if a photo was lost.
     """
     facts = _machine()
     folder = index_folder(index)
-    facts["index"] = _index_facts(index) if folder.exists() else None
+    facts["index"] = index_facts(index) if folder.exists() else None
+    if repair and facts["index"] and facts["index"]["problems"]:
+        _repair(index, facts["index"]["problems"], as_json)
+        return
     if as_json:
         json_line(facts)
     else:
@@ -83,6 +92,33 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
         return
     echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
     echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
+
+
+def _repair(index: str, problems: list[str], as_json: bool) -> None:
+    """Repair, and say what became of it."""
+    from fewshot.gallery import repaired
+
+    folder = index_folder(index)
+    if all(problem.startswith("cache: ") for problem in problems):
+        shutil.rmtree(folder / "cache")
+        if as_json:
+            json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
+        else:
+            click.echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
+        return
+    done = repaired(folder, on_notice=notice)
+    if as_json:
+        json_line({"index": str(folder), "problems": problems, "repaired": done.as_dict()})
+    else:
+        for problem in problems:
+            click.echo(f"{click.style('problem:', fg='red')} {problem}")
+        click.echo(f"{folder}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
+        for doubt in done.doubts:
+            click.echo(f"{click.style('note:', fg='yellow')} {doubt}")
+        for number, what, why in done.lost:
+            click.echo(f"{click.style('lost:', fg='red')} {what} (support {number}): {why}")
+    if done.lost:
+        click.get_current_context().exit(1)
 
 
 _WHITENED = "whitened by the statistics of the classes the backbone was trained on"
@@ -116,10 +152,18 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _index_facts(index: str) -> dict[str, Any]:
+def index_facts(index: str) -> dict[str, Any]:
+    """What an index says of itself and what is wrong with it, also when it cannot be opened."""
     from fewshot.errors import FewshotError
+    from fewshot.store import FILE_NAME
+    from fewshot.store.log import damaged_log
 
     facts: dict[str, Any] = {"folder": str(index_folder(index)), "problems": []}
+    # Before it is opened: SQLite cuts a damaged log off where the damage begins, and nothing would show it later.
+    log_problem = damaged_log(index_folder(index) / FILE_NAME)
+    if log_problem is not None:
+        facts["problems"] = [f"{log_problem}. Nothing opened it yet; `fewshot doctor --repair` saves what it can."]
+        return facts
     try:
         with open_gallery(index) as gallery:
             about = gallery.about()

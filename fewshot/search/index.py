@@ -123,18 +123,20 @@ class VectorIndex:
         sample = self._checked(*sample)
         facts: dict[str, Any] = {"kind": "exact"}
         if n_vectors <= self.exact_limit:
-            base, ids = self._filled(exact(self.dim), parts(), None)
+            base, ids = self._filled(exact(self.dim), parts())
         elif self._wants_cells(n_vectors):
             asked = HeldOut(*sample)
             base, ids = self._filled(cells(self.dim, sample[1], n_cells(n_vectors)), parts(), asked)
             facts = {"kind": "cells", **least_read(base, asked)}
         if n_vectors > self.exact_limit and facts.get("recall", 0.0) < WANTED_RECALL:
             facts = {"kind": "quantised"} | ({"recall_in_cells": facts["recall"]} if "recall" in facts else {})
-            base, ids = self._filled(quantised(self.dim, sample[1]), parts(), None)
+            base, ids = self._filled(quantised(self.dim, sample[1]), parts())
         self._base, self._base_ids, self.facts = base, ids, facts
         self._fresh, self._fresh_ids, self._gone = exact(self.dim), set(), set()
 
-    def _filled(self, base: Any, parts: Iterable[tuple[Int64s, Float32s]], asked: HeldOut | None) -> tuple[Any, Int64s]:
+    def _filled(
+        self, base: Any, parts: Iterable[tuple[Int64s, Float32s]], asked: HeldOut | None = None
+    ) -> tuple[Any, Int64s]:
         """A base with everything in it, and the ids in ascending order."""
         seen: list[Int64s] = [np.zeros(0, np.int64)]
         for part_ids, part in parts:
@@ -329,7 +331,8 @@ class VectorIndex:
             raise VectorError(f"{ids.shape} ids were given for {len(vectors)} vectors.")
         if len(ids) and ids.min() < 0:
             raise VectorError(f"id {ids.min()} is negative.")
-        if len(np.unique(ids)) != len(ids):
+        ordered = np.sort(ids)  # np.unique would load numpy.ma, which nothing here has a use for
+        if (ordered[1:] == ordered[:-1]).any():
             raise VectorError("an id is given twice.")
         norms = np.linalg.norm(vectors, axis=1)
         if self.unit and len(norms) and not np.allclose(norms, 1.0, atol=1e-3):

@@ -211,17 +211,17 @@ class Store:
     def _connect(self) -> sa.Connection:
         try:
             return self._engine.connect()
-        except sqlite3.Error as error:  # raised while the connection is set up, before SQLAlchemy's own handling
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # while the connection is set up, before `_translate`
             raise self.translated(error) from error
 
     def _translate(self, context: sa.engine.ExceptionContext) -> None:
         if isinstance(context.original_exception, sqlite3.IntegrityError):
             return  # our own mistake, not the file's: shown as what it is
-        if isinstance(context.original_exception, sqlite3.Error):
+        if isinstance(context.original_exception, (sqlite3.Error, UnicodeDecodeError)):
             raise self.translated(context.original_exception) from context.original_exception
 
-    def translated(self, error: sqlite3.Error) -> FewshotError:
-        """The error that a user can act on."""
+    def translated(self, error: sqlite3.Error | UnicodeDecodeError) -> FewshotError:
+        """The error that a user can act on; text that cannot be decoded (UnicodeDecodeError) is damage."""
         name = getattr(error, "sqlite_errorname", "") or ""
         text = str(error)
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):

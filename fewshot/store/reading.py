@@ -69,7 +69,8 @@ class Reader:
 
     def about(self) -> About:
         """The index's own facts."""
-        row = self._connection.execute(sa.select(about)).one_or_none()
+        with self._decoding("its own facts"):
+            row = self._connection.execute(sa.select(about)).one_or_none()
         if row is None:
             raise IndexDamagedError(f"index {self._place.name!r} is damaged: its own facts are missing.")
         facts = dict(row._mapping)
@@ -348,7 +349,19 @@ class Reader:
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
         query = sa.select(history).order_by(history.c.event_id.desc()).limit(limit)
-        return [dict(row._mapping) for row in self._connection.execute(query)]
+        with self._decoding("its history"):
+            return [dict(row._mapping) for row in self._connection.execute(query)]
+
+    @contextlib.contextmanager
+    def _decoding(self, what: str) -> Iterator[None]:
+        """JSON is decoded here: where it cannot be, the file is damaged."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise IndexDamagedError(
+                f"index {self._place.name!r} is damaged: {what} cannot be read ({error}).",
+                hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+            ) from error
 
     def problems(self) -> list[str]:
         """What is wrong with the file: SQLite's own check, foreign keys, checksums. Reads all of it."""
@@ -360,6 +373,7 @@ class Reader:
             (embeddings.c.support_id, embeddings.c.vector),
             (thumbnails.c.support_id, thumbnails.c.webp),
             (prototypes.c.prototype_id, prototypes.c.vector),
+            (staged.c.support_id, staged.c.vector),
         ):
             query = sa.select(key, column, key.table.c.xxh3).execution_options(yield_per=500)
             for row_id, blob, noted in self._connection.execute(query):
@@ -403,7 +417,9 @@ class Reader:
         return np.frombuffer(b"".join(row[0] for row in rows), "<f4").reshape(len(rows), dim).astype(np.float32)
 
 
-def checksum(blob: bytes) -> int:
-    """xxh3-64 as a signed integer, which is what SQL has."""
+def checksum(blob: bytes | Any) -> int | None:
+    """xxh3-64 as a signed integer, which is what SQL has; None of what a damaged row holds instead of bytes."""
+    if not isinstance(blob, bytes):
+        return None
     value = int(xxhash.xxh3_64_intdigest(blob))
     return value - (1 << 64) if value >= 1 << 63 else value

@@ -96,3 +96,14 @@ history = sa.Table(
     sa.Column("token", sa.String, nullable=False),
     sqlite_autoincrement=True,
 )
+
+# Indexes that hold columns a second and a third time. SQLite's own check compares them with the table, so that damage
+# to what has no checksum is noticed; and a repair takes what most of the copies say. Made in SQLite files only.
+GUARDS = {
+    "guard_supports": ("supports", ("sha256", "class_id", "file", "width", "height", "dhash", "added_at")),
+    "guard_classes": ("classes", ("label", "created_at")),
+    "guard_about": ("about", ("created_at", "generation", "fingerprint", "precision", "dim", "source", "backbone")),
+    "guard_about_again": ("about", ("fingerprint", "precision", "dim", "source", "backbone")),
+    "guard_history": ("history", ("at", "who", "action", "label", "detail", "generation", "token")),
+    "guard_removals": ("removals", ("kind", "removed_id", "generation")),
+}

@@ -16,6 +16,7 @@ from fewshot.store.reading import PART, VECTOR_TABLES, Place, Reader, checksum
 from fewshot.store.schema import (
     APPLICATION_ID,
     FORMAT_VERSION,
+    GUARDS,
     about,
     classes,
     embeddings,
@@ -41,6 +42,8 @@ class Writer(Reader):
         if self._connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
             return
         metadata.create_all(self._connection, checkfirst=False)
+        for name, (table, columns) in GUARDS.items():
+            self._connection.exec_driver_sql(f"CREATE INDEX {name} ON {table} ({', '.join(columns)})")
         self._connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
         self._connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
         self._connection.execute(about.insert().values(one=1, created_at=_now(), generation=0))

@@ -38,10 +38,8 @@ export async function mapView() {
     words.textContent = method.value === "pca" ? "Drawing …" : "Drawing; this may take a minute the first time …";
     plot.setAttribute("aria-busy", "true");
     try {
-      const script = plotly();
-      script.catch(() => {}); // where both fail, the service's own words say more
       const map = await call("GET", `/v1/projection?method=${method.value}&dims=${dims.value}`);
-      const Plotly = await script;
+      const Plotly = await plotly(); // after it: where no map can be made, there may be no script either
       if (mine !== turn) return;
       const labels = [...new Set(map.points.map((point) => point.label))];
       await Plotly.react(plot, traces(map, labels), layout(map, labels), {

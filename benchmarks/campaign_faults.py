@@ -1,6 +1,6 @@
 """Every command that writes, killed or failing at every one of its writing calls: is anything lost or half there?
 
-    python benchmarks/faults.py [--points N] [--only kill,twice,full,errors,disk,power] [--work DIR] [--anew]
+    python benchmarks/campaign_faults.py [--points N] [--only kill,twice,full,errors,disk,power] [--work DIR] [--anew]
 
 The commands and what is checked behind each fault are those of tests/faults.py. kill: SIGKILL in front of each writing
 system call. twice: killed, run again, and killed again. full: no room from some write on (ENOSPC). errors: one call

@@ -1,0 +1,124 @@
+"""A damaged index -> what of it is proved sound, in a new file in its place; the damaged one stays beside it."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewshot.backup import moved_aside, whole_file, work_folder
+from fewshot.embedder import Outcome
+from fewshot.enrolling import learn_class
+from fewshot.errors import IndexDamagedError
+from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
+from fewshot.sealed import sync_folder
+from fewshot.store import FILE_NAME, Store
+from fewshot.store.log import damaged_log, fold_in
+from fewshot.store.salvage import Salvaged, SavedPhoto, fill, salvage
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did.
+
+    Attributes:
+        n_photos: how many photos the index holds now.
+        lost: photos that could not be saved: (support id, what is known of it, why).
+        doubts: what was kept although a part of it is unsure, in sentences.
+        damaged: the damaged file, moved aside.
+    """
+
+    n_photos: int
+    lost: tuple[tuple[int, str, str], ...]
+    doubts: tuple[str, ...]
+    damaged: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape."""
+        lost = [{"support_id": number, "photo": what, "reason": why} for number, what, why in self.lost]
+        return {"photos": self.n_photos, "lost": lost, "doubts": list(self.doubts), "damaged": str(self.damaged)}
+
+
+Embed = Callable[[Sequence[NamedBytes], Mapping[str, Any]], list[Outcome]]
+
+
+def repair(folder: Path, embed: Embed) -> Repaired:
+    """Save what is sound of a damaged index, and put it in its place.
+
+    Embeddings and kept pictures are held against their checksums, everything else against its second copy in the file.
+    A photo whose embedding is damaged is embedded anew from its kept picture. Prototypes and caches are made anew.
+
+    Args:
+        folder: the index's folder; no other process has it open.
+        embed: given pictures and the index's own facts, makes embeddings as the index's embedder does.
+
+    Raises:
+        IndexDamagedError: nothing can be saved; the index is left as it is.
+        IndexProblem: the new file cannot be written.
+    """
+    folder = folder.absolute()
+    log_problem = damaged_log(folder / FILE_NAME)
+    with work_folder(folder.parent, folder.name) as work:
+        copy = work / "damaged.sqlite"
+        for suffix in ("", "-wal"):
+            if (folder / f"{FILE_NAME}{suffix}").exists():
+                shutil.copyfile(folder / f"{FILE_NAME}{suffix}", f"{copy}{suffix}")
+        if log_problem is not None:
+            fold_in(copy)
+        with closing(Store(work / "model", create=True)):
+            pass
+        try:
+            found = salvage(copy, work / "model" / FILE_NAME)
+        except IndexDamagedError as error:
+            raise _hopeless(folder, error.message) from error
+        if found.about is None:
+            raise _hopeless(folder, "which embedder made its embeddings is damaged")
+        if log_problem is not None:
+            found.doubts.append(log_problem)
+        photos = _with_vectors(found, found.about, embed)
+        made = work / "made"
+        with closing(Store(made, create=True)) as store, store.write() as writer:
+            fill(writer, found, photos)
+            for label in writer.labels():
+                learn_class(writer, writer.wanted_class_id(label))
+            writer.note("repair", None, n_supports=len(photos), lost=[number for number, _, _ in found.lost])
+        _check(made, folder)
+        whole = whole_file(made)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        damaged = moved_aside(folder)
+        whole.replace(folder / FILE_NAME)
+        sync_folder(folder)
+    return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
+
+
+def _with_vectors(found: Salvaged, facts: Mapping[str, Any], embed: Embed) -> list[SavedPhoto]:
+    """The photos that can go in; what becomes of the others is noted in `found`."""
+    without = [photo for photo in found.photos if photo.vector is None or len(photo.vector) != facts["dim"]]
+    pictures = [NamedBytes(str(photo.row["file"]), photo.webp or b"") for photo in without]
+    anew: dict[int, SavedPhoto | None] = {}
+    for photo, outcome in zip(without, embed(pictures, facts) if without else [], strict=True):
+        name = f"{photo.label}/{photo.row['file']}"
+        if isinstance(outcome, EmbeddedPhoto):
+            anew[photo.support_id] = replace(photo, vector=outcome.embedding)
+            found.doubts.append(f"{name} (support {photo.support_id}) was embedded anew from its kept picture")
+        else:
+            why = outcome.message if isinstance(outcome, Refused) else "it was skipped"
+            found.lost.append((photo.support_id, name, f"its embedding is damaged and cannot be made anew: {why}"))
+            anew[photo.support_id] = None
+    kept = [anew.get(photo.support_id, photo) for photo in found.photos]
+    return [photo for photo in kept if photo is not None]
+
+
+def _check(made: Path, folder: Path) -> None:
+    with closing(Store(made)) as store, store.read() as reader:
+        problems = reader.problems()
+    if problems:
+        raise _hopeless(folder, f"what was saved of it contradicts itself ({problems[0]})")
+
+
+def _hopeless(folder: Path, why: str) -> IndexDamagedError:
+    return IndexDamagedError(
+        f"the index at {folder} cannot be repaired: {why}.",
+        hint="It is left as it is. `fewshot restore FOLDER --replace` puts the latest backup in its place.",
+    )

@@ -1,0 +1,190 @@
+"""Damage to any file of an index: noticed, named, made anew or repaired; and old formats open for ever."""
+
+import json
+import shutil
+from pathlib import Path
+
+import damage
+import faults
+import pytest
+from click.testing import CliRunner
+from conftest import colour_embedder
+
+from fewshot.backup import read_backup, restore
+from fewshot.cli.main import main
+from fewshot.errors import IndexDamagedError
+from fewshot.gallery import Gallery, repaired
+from fewshot.store import FILE_NAME
+from fewshot.store.log import damaged_log
+from fewshot.store.schema import FORMAT_VERSION
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return damage.made_sound(tmp_path_factory.mktemp("sound"), n=3)
+
+
+@pytest.fixture(autouse=True)
+def colours_instead_of_a_backbone(monkeypatch):
+    import fewshot.gallery
+
+    for name in ("open_embedder", "resolve"):
+        monkeypatch.setattr(fewshot.gallery, name, getattr(fewshot.gallery, name))
+    faults.patch()
+
+
+@pytest.fixture
+def broken(sound, tmp_path):
+    """A copy of the sound index, with its last changes folded in, to be damaged."""
+    shutil.copytree(sound.folder, tmp_path / "index")
+    with Gallery(tmp_path / "index", embedder=colour_embedder()):
+        pass
+    return tmp_path / "index"
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", [*damage.FILES, "a backup"])
+def test_damage_to_any_file_is_noticed_and_nothing_is_lost_without_a_word(sound, tmp_path, file):
+    for number, kind in enumerate(damage.KINDS):
+        for seed in range(2):
+            if file == "a backup":
+                _, wrong = damage.backup_judged(sound.folder.parent, kind, f"{number} {seed}")
+            else:
+                _, wrong = damage.judged(sound, tmp_path, file, kind, f"{number} {seed}")
+            assert wrong == []
+
+
+def test_a_photo_whose_embedding_is_damaged_is_embedded_anew_from_its_kept_picture(broken, sound):
+    with Gallery(broken, embedder=colour_embedder()) as gallery:
+        _, records, vectors = gallery.embeddings(100)
+    blob = vectors[4].astype("<f4").tobytes()
+    flip(broken / FILE_NAME, (broken / FILE_NAME).read_bytes().index(blob) + 9)
+    done = repaired(broken)
+    assert (done.n_photos, done.lost) == (12, ())
+    assert f"support {records[4].support_id}" in done.doubts[0]
+    with Gallery(broken, embedder=colour_embedder()) as gallery:
+        assert gallery.problems() == []
+        assert set(damage.content(gallery)) == set(sound.photos)
+        assert gallery.history(1)[0]["action"] == "repair"
+
+
+def test_the_file_name_of_a_photo_is_damaged_and_its_other_copy_tells_it(broken, sound):
+    name = next(iter(sound.photos.values()))[0]["file"]
+    content = (broken / FILE_NAME).read_bytes()
+    flip(broken / FILE_NAME, content.index(name.encode()))
+    with Gallery(broken, embedder=colour_embedder()) as gallery:
+        assert any("guard_supports" in each for each in gallery.problems())
+
+
+def test_doctor_names_the_damage_and_repair_lists_what_is_lost_photo_by_photo(broken, sound):
+    index, words = broken / FILE_NAME, ["doctor", "--index", str(broken), "--json"]
+    photo = sound.photos[3]
+    with Gallery(broken, embedder=colour_embedder()) as gallery:
+        _, _, vectors = gallery.embeddings(100)
+    content = index.read_bytes()
+    flip(index, content.index(vectors[2].astype("<f4").tobytes()) + 3)
+    flip(index, content.index(photo[1][:200]) + 60)
+    told = CliRunner().invoke(main, words)
+    assert told.exit_code == 1
+    problems = json.loads(told.stdout)["index"]["problems"]
+    assert "the vector of support 3 does not fit its checksum" in problems
+    assert "the webp of support 3 does not fit its checksum" in problems
+    mended = CliRunner().invoke(main, [*words, "--repair"])
+    assert mended.exit_code == 1, "a photo was lost"
+    (lost,) = json.loads(mended.stdout)["repaired"]["lost"]
+    assert (lost["support_id"], lost["photo"]) == (3, f"{photo[0]['label']}/{photo[0]['file']}")
+    assert "both damaged" in lost["reason"]
+    after = CliRunner().invoke(main, words)
+    assert (after.exit_code, json.loads(after.stdout)["index"]["supports"]) == (0, 11)
+    kept = Path(json.loads(mended.stdout)["repaired"]["damaged"])
+    assert kept.is_file()
+
+
+def test_repair_of_a_sound_index_changes_nothing(broken):
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken)])
+    assert told.exit_code == 0
+    assert (broken / FILE_NAME).read_bytes() == before
+
+
+def test_damaged_caches_are_taken_away_and_nothing_else(broken):
+    flip(broken / "cache" / "supports.faiss", 100)
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken)])
+    assert told.exit_code == 0
+    assert "nothing is lost" in told.stdout
+    assert not (broken / "cache").exists()
+    assert (broken / FILE_NAME).read_bytes() == before
+
+
+def test_an_index_beyond_repair_is_left_as_it_is(broken):
+    (broken / FILE_NAME).write_bytes(b"noise" * 3000)
+    with pytest.raises(IndexDamagedError, match="cannot be repaired"):
+        repaired(broken)
+    assert (broken / FILE_NAME).read_bytes() == b"noise" * 3000
+
+
+def test_changes_behind_damage_in_the_log_are_saved_too(sound, tmp_path):
+    folder = tmp_path / "index"
+    shutil.copytree(sound.folder, folder)
+    assert damaged_log(folder / FILE_NAME) is None
+    flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    assert "frame 1 of" in damaged_log(folder / FILE_NAME)
+    done = repaired(folder)
+    assert (done.n_photos, done.lost) == (12, ())
+
+
+def test_a_cache_that_saw_more_than_the_index_holds_tells_that_the_log_was_cut(sound, tmp_path):
+    folder = tmp_path / "index"
+    shutil.copytree(sound.folder, folder)
+    (folder / f"{FILE_NAME}-wal").unlink()
+    with Gallery(folder, embedder=colour_embedder()) as gallery:
+        assert any("does not hold" in each and each.startswith("cache:") for each in gallery.problems())
+
+
+# ---- formats
+
+
+def goldens():
+    return sorted(path for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def test_every_format_version_has_a_golden_index():
+    versions = {json.loads((path / "expected.json").read_text())["format"] for path in goldens()}
+    assert versions == set(range(1, FORMAT_VERSION + 1))
+
+
+@pytest.mark.parametrize("golden", goldens(), ids=lambda path: path.name)
+def test_a_golden_index_opens_and_answers_as_it_did(golden, tmp_path):
+    wanted = json.loads((golden / "expected.json").read_text())
+    shutil.copytree(golden, tmp_path / "index")
+    with Gallery(tmp_path / "index", embedder=colour_embedder()) as gallery:
+        assert gallery.problems() == []
+        assert {row.label: row.supports for row in gallery.classes()} == wanted["classes"]
+        assert [each["action"] for each in gallery.history()] == wanted["actions"]
+        assert [each[0] for each in damage.answers(gallery)] == wanted["answers"]
+        gallery.rename("rust", "leaf rust")  # and can be changed
+        made = gallery.backup(tmp_path / "golden.backup")
+    restore(made, tmp_path / "again")
+
+
+def test_a_golden_backup_is_restored(tmp_path):
+    for path in sorted(GOLDEN.glob("*.backup")):
+        made = read_backup(path)
+        restore(made, tmp_path / path.stem)
+        with Gallery(tmp_path / path.stem, embedder=colour_embedder()) as gallery:
+            assert gallery.problems() == []
+            assert gallery.size() == (made.n_classes, made.n_supports)
+
+
+def test_a_golden_index_without_second_copies_can_be_repaired(tmp_path):
+    shutil.copytree(GOLDEN / "v1-first", tmp_path / "index")
+    done = repaired(tmp_path / "index")
+    assert (done.n_photos, done.lost) == (12, ())
