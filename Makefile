@@ -38,17 +38,16 @@ docs: $(INSTALLED) ## Write anew what is generated: the README's module table an
 bench: $(INSTALLED) ## Measure accuracy, speed and safety, and write docs/benchmarks.md (some hours)
 	@$(BIN)/python benchmarks/all.py
 
-audit: $(INSTALLED) ## Ask the advisory database about every installed package (needs its network)
-	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit && $(BIN)/pip-audit --local --skip-editable
-
 soak: $(INSTALLED) ## Hold an index against a plain dictionary for OPERATIONS operations (100000); goes on where it stopped
 	@$(BIN)/python benchmarks/soak.py --operations $(or $(OPERATIONS),100000)
 
 faults: $(INSTALLED) ## Kill, fill, cut and damage: every fault of docs/reliability.md; goes on where it stopped
 	@$(BIN)/python benchmarks/campaign_faults.py && $(BIN)/python benchmarks/campaign_damage.py
 
+audit: $(INSTALLED) ## Ask the advisory database about every installed package (needs its network)
+	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit && $(BIN)/pip-audit --local --skip-editable
+
 clean: ## Remove .venv and everything that was built
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help install demo test lint docs bench audit soak faults clean
-
+.PHONY: help install demo test lint docs bench soak faults audit clean

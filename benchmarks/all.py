@@ -11,6 +11,7 @@ from page.accuracy import accuracy, honesty, peers
 from page.installing import cold_start, installing
 from page.limits import embedding, growth, int8, large_index, memory, profile, rivals, search
 from page.running import constants, safety, speed
+from page.scaling import scaling
 from page.serving import service, watching
 from page.spaces import spaces
 from page.training import epoch_times, losses, studies
@@ -41,6 +42,7 @@ COMMANDS = (
     ["studies.py"],
     ["spaces.py"],
     ["service.py"],
+    ["ray_scale.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
 )
@@ -68,6 +70,7 @@ def main() -> None:
         spaces,
         safety,
         service,
+        scaling,
         watching,
     )
     written = [section() for section in (*sections, constants)]

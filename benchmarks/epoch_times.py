@@ -23,6 +23,7 @@ from fewshot.recipes import resolve
 from fewshot.training.backbone_phase import BackbonePhase
 from fewshot.training.batches import n_batches
 from fewshot.training.photos import read_split
+from fewshot.training.processes import Processes
 from fewshot.training.runs import prepare
 
 SIZE: dict[str, Any] = {
@@ -51,7 +52,7 @@ def main() -> None:
             recipe = resolve({**SIZE, "loss": loss})
             split = read_split(recipe, data)
             trainee, prepared = prepare(recipe, split)
-            phases[loss] = BackbonePhase(recipe, trainee, prepared, Path(folder) / loss, loss, device)
+            phases[loss] = BackbonePhase(recipe, trainee, prepared, Path(folder) / loss, loss, Processes(device=device))
             trainee.network.train()
     seconds: dict[str, list[float]] = {loss: [] for loss in LOSSES}
     rng = np.random.default_rng(0)

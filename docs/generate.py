@@ -35,6 +35,7 @@ FLOW = [
     "losses",
     "engines",
     "embedder",
+    "cluster",
     "store",
     "backup",
     "search",

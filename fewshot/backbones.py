@@ -191,6 +191,15 @@ def resolve(name: str) -> WeightsSource:
     return WeightsSource(name=name, architecture=name, kind="hub", location=name)
 
 
+def on_this_machine(source: WeightsSource) -> WeightsSource:
+    """A source noted on another machine, as it is here: what is installed may lie in another folder.
+
+    Raises:
+        UnknownBackboneError: it is not installed here.
+    """
+    return resolve(source.name) if source.kind in ("shipped", "package") else source
+
+
 def source_key(source: WeightsSource) -> str:
     """A short name for the exact content behind a source, made without reading the tensors one by one.
 

@@ -223,7 +223,7 @@ class Embedder:
         if n_photos == 1 and False in self._engines:  # threads would cost a photo more than they save
             yield from self._embed_one_by_one(map(prepare, photos))
             return
-        n_decoders = os.cpu_count() or 1
+        n_decoders = engines.n_threads()
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
             # The engine compiles while the first photos are read.
             opening = compiler.submit(self._engine, n_photos)

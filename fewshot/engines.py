@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fewshot.backbones import Backbone
-from fewshot.errors import CacheDamagedError, EngineError, WeightsDamagedError
+from fewshot.errors import CacheDamagedError, EngineError, UsageError, WeightsDamagedError
 from fewshot.records import Float32s, Pixels
 from fewshot.sealed import read_facts, read_sealed, write_sealed
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("f32", "bf16")
 ENGINES = ("auto", "openvino", "torch")
+THREADS_VARIABLE = "FEWSHOT_THREADS"
 
 
 class Engine(Protocol):
@@ -34,6 +35,31 @@ class Engine(Protocol):
     def run(self, pixels: Pixels) -> Float32s:
         """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
         ...
+
+
+def n_threads() -> int:
+    """How many threads this process may compute with: `$FEWSHOT_THREADS`, else one a core that it may use.
+
+    Raises:
+        UsageError: `$FEWSHOT_THREADS` is no whole number above 0.
+    """
+    return _thread_limit() or n_cores()
+
+
+def n_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _thread_limit() -> int | None:
+    given = os.environ.get(THREADS_VARIABLE, "")
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) == 0:
+        raise UsageError(
+            f"{THREADS_VARIABLE} is {given!r}; wanted a whole number above 0.", hint="Leave it out to use every core."
+        )
+    return int(given)
 
 
 def native_precision() -> str:
@@ -168,6 +194,9 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
         }
+        limit = _thread_limit()
+        if limit is not None:  # without one, OpenVINO knows best which cores to use
+            settings["INFERENCE_NUM_THREADS"] = str(limit)
         try:
             self._compiled = _compiled(core, ir, precision, settings)
         except RuntimeError as error:
@@ -218,10 +247,12 @@ def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> 
         "openvino": _openvino().get_version(),
         "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
         "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-        "n_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "n_cpus": n_cores(),
         "settings": settings,
     }
-    blob = ir.with_name(f"compiled-{precision}-{settings['PERFORMANCE_HINT'].lower()}.blob")
+    # Processes with a limit of threads live beside those without: each kind has its own blob.
+    parts = [precision, settings["PERFORMANCE_HINT"].lower(), settings.get("INFERENCE_NUM_THREADS", "")]
+    blob = ir.with_name(f"compiled-{'-'.join(filter(None, parts))}.blob")
     try:
         if read_facts(blob).get("made_for") == made_for:
             payload, _ = read_sealed(blob)

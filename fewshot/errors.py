@@ -340,6 +340,21 @@ class EngineError(FewshotError):
     code = "engine"
 
 
+# ---- a cluster
+
+
+class ClusterError(FewshotError):
+    """A cluster could not do its work. What is enrolled is kept."""
+
+    code = "cluster"
+    status = 503
+    hint = "Run the same command again: photos already enrolled are skipped."
+
+
+class ClusterUnreachableError(ClusterError):
+    code = "cluster_unreachable"
+
+
 # ---- training
 
 

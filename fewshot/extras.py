@@ -19,6 +19,7 @@ EXTRAS = {
         "tensorboard",
     ),
     "project": ("sklearn", "umap", "matplotlib", "plotly", "pyarrow", "tensorboard"),
+    "ray": ("ray", "pyarrow", "pandas"),
 }
 # What is needed of `train` to build a timm network and hand it to an engine.
 NETWORKS = ("torch", "timm", "onnx", "onnxscript")

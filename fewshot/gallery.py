@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewshot import answering, calibration, images, inspection
-from fewshot.backbones import WeightsSource, resolve
+from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
@@ -46,6 +46,9 @@ from fewshot.repair import Repaired, repair
 from fewshot.sealed import verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, About, Reader, Store, Writer
+
+if TYPE_CHECKING:
+    from fewshot.cluster.spreading import Cluster
 
 QUERY_CHUNK = 32
 STAGE_CHUNK = 256
@@ -186,6 +189,7 @@ class Gallery:
         strict: bool = False,
         keep_metadata: bool = False,
         on_photo: Callable[[], None] | None = None,
+        cluster: "Cluster | None" = None,
     ) -> Iterator[EnrollReport]:
         """Enroll classes, or add photos to them; each class goes in as a whole when its last photo is embedded.
 
@@ -194,6 +198,7 @@ class Gallery:
             strict: if any photo of any class is refused, enroll nothing at all.
             keep_metadata: leave place, time and camera (EXIF) in the small pictures that the index keeps.
             on_photo: called after each photo, for progress.
+            cluster: what decodes and embeds; None: this process. This process writes either way.
 
         Yields:
             A report a class, once that class is safely stored.
@@ -201,17 +206,23 @@ class Gallery:
         Raises:
             StrictError: `strict`, and a photo was refused.
             MixedEmbeddingsError: the index is pinned to another embedder.
+            ClusterError: the cluster failed; classes that were reported are stored.
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        outcomes = embedder.embed_photos(
-            photos,
-            n_photos=len(photos),
-            is_known=self.is_enrolled,
-            keep=True,
-            keep_metadata=keep_metadata,
-            cutter=self._cutter,
-        )
+        if cluster is None:
+            outcomes = embedder.embed_photos(
+                photos,
+                n_photos=len(photos),
+                is_known=self.is_enrolled,
+                keep=True,
+                keep_metadata=keep_metadata,
+                cutter=self._cutter,
+            )
+        else:
+            outcomes = cluster.embed_photos(
+                embedder, photos, is_known=self.is_enrolled, keep=True, keep_metadata=keep_metadata
+            )
         batches = _by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
@@ -262,6 +273,7 @@ class Gallery:
         question: Question | None = None,
         *,
         on_photo: Callable[[], None] | None = None,
+        cluster: "Cluster | None" = None,
     ) -> Iterator[Prediction]:
         """Answer photos, in order; with `question.together`, give one answer to all of them.
 
@@ -270,16 +282,21 @@ class Gallery:
                 asked together, it is left out of the answer.
             question: how to answer.
             on_photo: called after each photo, for progress.
+            cluster: what decodes and embeds; None: this process.
 
         Raises:
             EmptyIndexError: no class is enrolled, or none that fits `question.within`.
             MixedEmbeddingsError: the index is pinned to another embedder than chosen.
+            ClusterError: the cluster failed.
         """
         question = question or Question()
         with self._store.read() as reader:
             answering.asked_classes(reader, question)
         embedder = self.embedder()
-        outcomes = embedder.embed_photos(photos, n_photos=len(photos), cutter=self._cutter)
+        if cluster is None:
+            outcomes = embedder.embed_photos(photos, n_photos=len(photos), cutter=self._cutter)
+        else:
+            outcomes = cluster.embed_photos(embedder, photos)
         together: list[Outcome] = []
         while chunk := list(islice(outcomes, QUERY_CHUNK)):
             if question.together:
@@ -554,7 +571,7 @@ class Gallery:
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
                 if about.source is not None and self._choice.backbone is None:
-                    source = _weights_source(about.source)
+                    source = on_this_machine(WeightsSource(**about.source))
                 choice = replace(self._choice, precision=self._choice.precision or about.precision)
                 self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
             embedder = self._embedder
@@ -659,7 +676,9 @@ def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) ->
     def embed(photos: Sequence[NamedBytes], facts: Mapping[str, Any]) -> list[Outcome]:
         try:
             choice = EmbedderChoice(precision=facts["precision"])
-            embedder = open_embedder(choice, source=_weights_source(facts["source"]), on_notice=on_notice)
+            embedder = open_embedder(
+                choice, source=on_this_machine(WeightsSource(**facts["source"])), on_notice=on_notice
+            )
         except FewshotError as error:
             return [Refused(photo.file, error.code, error.message) for photo in photos]
         if _digits(embedder.fingerprint) != _digits(facts["fingerprint"]):
@@ -668,12 +687,6 @@ def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) ->
         return list(embedder.embed_photos(photos, n_photos=len(photos)))
 
     return repair(folder, embed)
-
-
-def _weights_source(kept: Mapping[str, str]) -> WeightsSource:
-    """Where an index says that its backbone is; what was shipped or installed is looked for on this machine."""
-    source = WeightsSource(**kept)
-    return resolve(source.name) if source.kind in ("shipped", "package") else source
 
 
 def _request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:

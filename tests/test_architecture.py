@@ -23,7 +23,7 @@ LAYERS = [
     {"recipes", "extras"},
     {"sealed", "images", "decoding", "datasets", "samples"},
     {"transforms", "backbones", "portable", "networks", "losses"},
-    {"engines", "embedder"},
+    {"engines", "embedder", "cluster"},
     {"store", "search"},
     {"metric", "neighbours", "classifier", "backup"},
     {
@@ -61,7 +61,8 @@ DOORS = {
     "starlette": {"service", "watching"},
     "umap": {"projection"},
     "plotly": {"projection"},
-    "pyarrow": {"projection"},
+    "pyarrow": {"projection", "cluster"},
+    "ray": {"cluster", "service"},
     "tensorboard": {"projection"},
     "matplotlib": {"projection", "training"},
     "httpx": {"watching"},
@@ -70,7 +71,7 @@ DOORS = {
 }
 
 HEAVY = {"torch", "timm", "faiss", "openvino", "numpy", "sqlalchemy", "PIL", "sklearn", "yaml"}
-HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard"}
+HEAVY |= {"umap", "plotly", "pyarrow", "matplotlib", "tensorboard", "ray"}
 
 
 def room(module):
@@ -225,12 +226,12 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("backbones", {"torch", "timm", "faiss"}),
         ("networks", {"faiss"}),
         ("engines", {"faiss"}),
-        ("embedder", {"faiss", "timm"}),
+        ("embedder", {"faiss", "timm", "ray"}),
         ("store", {"faiss", "torch"}),
         ("search", {"torch"}),
         ("classifier", {"torch", "faiss"}),
         ("inspection", {"torch", "faiss", "click", "fastapi"}),
-        ("gallery", {"click", "fastapi"}),
+        ("gallery", {"click", "fastapi", "ray"}),
         ("watching", {"click", "fastapi", "torch", "faiss", "PIL", "yaml"}),
         ("evaluation", {"click", "fastapi"}),
         ("answering", {"torch", "faiss", "click", "fastapi"}),

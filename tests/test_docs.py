@@ -42,6 +42,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "indexes/README.md",
     "docs/benchmarks.md",
+    "docs/cluster.md",
     "docs/projection.md",
     "docs/reliability.md",
     "docs/service.md",

@@ -52,6 +52,8 @@ NEEDY = {
     "watch more --routes routes.yaml --once --state state --engine torch": "train",
     "serve --engine torch": "train",
     "backbones resnet*": "train",
+    "enroll --each photos --index other --ray auto": "ray",
+    f"query {PHOTO} --ray auto": "ray",
 }
 
 SCRIPT = """

@@ -23,7 +23,7 @@ from fewshot.errors import (
     TrainingStoppedError,
 )
 from fewshot.recipes import BACKBONE_NAMES, BASELINES, LOSS_NAMES, resolve
-from fewshot.training import backbone_phase, batches, checkpoints, networks, photos, report, runs
+from fewshot.training import backbone_phase, batches, checkpoints, networks, photos, processes, report
 from fewshot.training.progress import Progress
 from fewshot.training.runs import train
 from fewshot.transforms import unpack_statistics
@@ -267,7 +267,7 @@ def test_a_frozen_backbone_is_run_once_a_photo(tmp_path: Path, data: Path, monke
         n_seen += len(pixels)
         return embed(network, pixels, device)
 
-    monkeypatch.setattr(runs, "embed", counting)
+    monkeypatch.setattr(processes, "embed", counting)
     file = recipe_file(
         tmp_path, epochs=0, frozen_parts=-1, loss="cross-entropy", margin=None, head="mlp", head_epochs=9
     )

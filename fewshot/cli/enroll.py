@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, guarding, open_gallery, warn
+from fewshot.cli.options import (
+    EmbedderOptions,
+    common,
+    embedding,
+    guarding,
+    open_cluster,
+    open_gallery,
+    spreading,
+    warn,
+)
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
 
@@ -19,6 +28,7 @@ from fewshot.cli.terminal import echo
     help="Keep each photo's EXIF block (place, time, camera) in the small picture that the index holds.",
 )
 @guarding
+@spreading
 @embedding
 @common
 def enroll(
@@ -30,6 +40,7 @@ def enroll(
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
+    ray: str | None,
 ) -> None:
     """Enroll a class from a folder of photos, or add photos to it.
 
@@ -55,10 +66,15 @@ def enroll(
 
     n_usable, n_enrolled = 0, 0
     new_ids: list[int] = []
-    with open_gallery(index, embedder, create=True, guarded=guarded) as gallery:
+    with (
+        open_cluster(ray, embedder, guarded=guarded) as cluster,
+        open_gallery(index, embedder, create=True, guarded=guarded) as gallery,
+    ):
         try:
             with progress("enrolling", sum(len(folder.photos) for folder in folders)) as on_photo:
-                for report in gallery.enroll(folders, strict=strict, keep_metadata=keep_metadata, on_photo=on_photo):
+                for report in gallery.enroll(
+                    folders, strict=strict, keep_metadata=keep_metadata, on_photo=on_photo, cluster=cluster
+                ):
                     n_usable += report.enrolled + report.already_there
                     n_enrolled += report.enrolled
                     new_ids += report.support_ids

@@ -1,7 +1,8 @@
 """The options that commands share, and how they become an opened index."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from fewshot.cli.terminal import echo, visible
+from fewshot.extras import need
 
 if TYPE_CHECKING:
+    from fewshot.cluster.spreading import Cluster
     from fewshot.gallery import Gallery
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -82,6 +85,35 @@ guarding = click.option(
     is_flag=True,
     help="Decode photos in processes of their own, under limits of memory and time: for photos from strangers.",
 )
+
+
+def spreading(function: Function) -> Function:
+    """`--ray`, which commands that can spread their embedding over a cluster take as `ray`."""
+    decorated: Any = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="FEWSHOT_RAY",
+        show_envvar=True,
+        help="Decode and embed on a Ray cluster: HOST:PORT of its head, `auto` for the one this machine is part of, or "
+        "`local` to start one here (docs/cluster.md).",
+    )(function)
+    return decorated  # type: ignore[no-any-return]
+
+
+@contextmanager
+def open_cluster(address: str | None, embedder: EmbedderOptions, *, guarded: bool) -> Iterator["Cluster | None"]:
+    """The cluster that `--ray` names; None: this process does the work."""
+    if address is None:
+        yield None
+        return
+    if guarded:
+        raise click.UsageError("--guarded decodes photos here, and --ray on a cluster; give one of the two.")
+    need("ray", "a Ray cluster")
+    from fewshot.cluster.spreading import Cluster
+
+    with Cluster(address, engine=embedder.engine) as cluster:
+        notice(f"embedding on {cluster.n_cores()} cores of the cluster at {address}")
+        yield cluster
 
 
 def index_folder(name_or_path: str) -> Path:

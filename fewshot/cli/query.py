@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, guarding, open_gallery, warn
+from fewshot.cli.options import (
+    EmbedderOptions,
+    common,
+    embedding,
+    guarding,
+    open_cluster,
+    open_gallery,
+    spreading,
+    warn,
+)
 from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
 from fewshot.cli.terminal import echo
 
@@ -23,6 +32,7 @@ from fewshot.cli.terminal import echo
 )
 @click.option("--together", is_flag=True, help="All photos show one plant: give one answer.")
 @guarding
+@spreading
 @embedding
 @common
 def query(
@@ -36,6 +46,7 @@ def query(
     index: str,
     as_json: bool,
     embedder: EmbedderOptions,
+    ray: str | None,
 ) -> None:
     """Recognise photos: for each its class, how probable that is, and the enrolled photos it is nearest to.
 
@@ -51,7 +62,10 @@ def query(
     files = query_photos([Path(photo) for photo in photos])
     question = Question(top, nearest, within or None, coverage, together)
     n_answered = 0
-    with open_gallery(index, embedder, guarded=guarded) as gallery:
+    with (
+        open_cluster(ray, embedder, guarded=guarded) as cluster,
+        open_gallery(index, embedder, guarded=guarded) as gallery,
+    ):
         if not as_json:  # what only the table needs is not looked up for programs
             names = short_names(files)
             if together:
@@ -61,7 +75,7 @@ def query(
         with progress("asking", len(files)) as on_photo:
             if not as_json:
                 echo(prediction_heading(file_width=file_width, label_width=label_width))
-            for prediction in gallery.query(files, question, on_photo=on_photo):
+            for prediction in gallery.query(files, question, on_photo=on_photo, cluster=cluster):
                 n_answered += prediction.reason != "bad_image"
                 if as_json:
                     json_line(prediction.as_dict())

@@ -1,8 +1,9 @@
 """What a service allows: limits, who may read, and which hosts it answers for."""
 
 import ipaddress
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from fewshot.engines import n_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Settings:
     max_writes: int = 64
     rate_per_minute: int = 1200
     body_timeout_s: float = 30.0
-    n_decoders: int = os.cpu_count() or 1
+    n_decoders: int = field(default_factory=n_threads)
     decode_cpu_s: float = 20.0
     guarded: bool = True
 

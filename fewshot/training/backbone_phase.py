@@ -11,17 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewshot.errors import NotFiniteError
+from fewshot.errors import NotFiniteError, TooFewPhotosError
 from fewshot.losses import MetricLoss, build_loss
 from fewshot.recipes import Recipe
 from fewshot.records import Float32s, Int64s, Pixels
 from fewshot.training import checkpoints
-from fewshot.training.batches import augmented_batch, class_batches, mixed, n_batches, shuffled_batches
+from fewshot.training.batches import (
+    changed,
+    class_batches,
+    drawn_changes,
+    drawn_partners,
+    n_batches,
+    shuffled_batches,
+)
 from fewshot.training.checkpoints import Checkpoint, with_prefix, without_prefix
 from fewshot.training.networks import (
     Projection,
     Trainee,
-    embed,
     interpolate,
     parameter_groups,
     training_mode,
@@ -29,6 +35,7 @@ from fewshot.training.networks import (
     unit_rows,
 )
 from fewshot.training.photos import Split, first_rows
+from fewshot.training.processes import Processes
 from fewshot.training.progress import (
     Clock,
     EpochRow,
@@ -64,14 +71,15 @@ class BackbonePhase:
         prepared: the photos.
         folder: where checkpoints go.
         cell: how progress calls this training.
-        device: where to run.
+        processes: who shares the work; every one of them goes through this phase.
     """
 
     def __init__(
-        self, recipe: Recipe, trainee: Trainee, prepared: Prepared, folder: Path, cell: str, device: torch.device
+        self, recipe: Recipe, trainee: Trainee, prepared: Prepared, folder: Path, cell: str, processes: Processes
     ) -> None:
         self.recipe, self.trainee, self.prepared, self.folder = recipe, trainee, prepared, folder
-        self.cell, self.device = cell, device
+        self.cell, self.processes, self.device = cell, processes, processes.device
+        device = self.device
         self.rows: list[EpochRow] = []
         labels = prepared.split.train.labels
         torch.manual_seed(_seed(recipe.seed, 0))
@@ -85,7 +93,7 @@ class BackbonePhase:
         self._pretrained = {name: tensor.clone() for name, tensor in trainee.network.state_dict().items()}
         self._anchors: torch.Tensor | None = None  # (n_train, dim) unit: the pretrained embeddings of the plain photos
         if recipe.prototype_start or recipe.distillation > 0:
-            self._anchors = unit_rows(torch.from_numpy(embed(trainee, prepared.train, device))).to(device)
+            self._anchors = unit_rows(torch.from_numpy(processes.embed(trainee, prepared.train))).to(device)
         if recipe.prototype_start:
             assert self._anchors is not None
             class_index = torch.from_numpy(prepared.split.train.class_index)
@@ -94,6 +102,9 @@ class BackbonePhase:
         self.projection.to(device)
         self.loss.to(device)
         self.optimiser = self._build_optimiser()
+        # What the processes share: its gradients are averaged as they come.
+        training_mode(recipe, trainee)
+        self._forward = processes.parallel(_Forward(trainee, self.projection))
 
     def run(self, on_progress: OnProgress) -> None:
         """Train to the last epoch, going on from the last whole one; then keep what the recipe keeps.
@@ -101,9 +112,16 @@ class BackbonePhase:
         Raises:
             NotFiniteError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
             TrainingDiskFullError: a checkpoint cannot be written; the one before stays.
+            TooFewPhotosError: there are more processes than photos in a batch.
         """
         self._resume()
         per_epoch = n_batches(len(self.prepared.split.train), self.recipe.batch_size)
+        least = min(len(self.prepared.split.train) // per_epoch, self.recipe.batch_size)
+        if least < self.processes.n:
+            raise TooFewPhotosError(
+                f"batches of {least} photos cannot be shared among {self.processes.n} processes.",
+                hint="Raise batch_size, or start fewer processes.",
+            )
         clock = Clock(per_epoch * (self.recipe.epochs - len(self.rows)))
         while len(self.rows) < self.recipe.epochs and not self._waited_enough():
             self._train_epoch(len(self.rows) + 1, per_epoch, clock, on_progress)
@@ -115,15 +133,18 @@ class BackbonePhase:
             self._load_weights("best")
         interpolate(self.trainee.network, self._pretrained, self.recipe.interpolation)
 
-    def test_logits(self, pixels: Pixels) -> Float32s | None:
-        """(n, n_classes) logits of the loss's own classifier for plain views; None for a loss that has none."""
-        return self._logits(embed(self.trainee, pixels, self.device))
+    def logits(self, embeddings: Float32s) -> Float32s | None:
+        """(n, n_classes) logits of the loss's own classifier for embeddings; None for a loss that has none."""
+        self.projection.eval()
+        with torch.inference_mode():
+            logits = self.loss.logits(self.projection(torch.from_numpy(embeddings).to(self.device)))
+        return None if logits is None else logits.float().cpu().numpy()
 
     def _train_epoch(self, epoch: int, per_epoch: int, clock: Clock, on_progress: OnProgress) -> None:
         recipe, photos = self.recipe, self.prepared.split.train
         # Every epoch has its own seed, so that a resumed run draws what an unbroken one would have drawn.
         rng = np.random.default_rng([recipe.seed, epoch])
-        torch.manual_seed(_seed(recipe.seed, epoch))
+        torch.manual_seed(_seed(recipe.seed, epoch) + self.processes.rank)  # dropout differs from share to share
         training_mode(recipe, self.trainee)
         self.projection.train()
         losses, sizes, logits, true = [], [], [], []
@@ -152,29 +173,40 @@ class BackbonePhase:
 
     def step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
         """One batch forward and back: its loss, and the logits it was classified with."""
-        recipe = self.recipe
-        size = training_size_px(recipe, self.trainee)
-        batch = augmented_batch([self.prepared.decoded[row] for row in rows], size, recipe, rng).to(self.device)
-        true = torch.from_numpy(self.prepared.split.train.class_index[rows]).to(self.device)
-        partner, share = None, 1.0
+        recipe, n, processes = self.recipe, len(rows), self.processes
+        decoded = [self.prepared.decoded[row] for row in rows]
+        changes = drawn_changes(decoded, recipe, rng)
+        # Chance decides for the whole batch, as in one process; each process then works on its share.
+        mine = needed = processes.share(n)
+        partner, share = np.arange(n), 1.0
         if recipe.mixup > 0:
-            batch, partner, share = mixed(batch, recipe.mixup, rng)
+            partner, share = drawn_partners(n, recipe.mixup, rng)
+            needed = np.union1d(mine, partner[mine])
+        batch = changed(decoded, training_size_px(recipe, self.trainee), changes, needed)
+        if recipe.mixup > 0:
+            own, other = (np.searchsorted(needed, wanted) for wanted in (mine, partner[mine]))
+            batch = torch.lerp(batch[other], batch[own], share)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            embeddings = self.trainee(batch)
-            projected = self.projection(embeddings)
-        projected = projected.float()
+            embeddings, projected = self._forward(batch.to(self.device))
+        projected = processes.gathered(projected.float(), n)  # (n, dim): every process computes the loss of them all
+        true = torch.from_numpy(self.prepared.split.train.class_index[rows]).to(self.device)
         loss = self.loss(projected, true)
-        if partner is not None:
-            loss = share * loss + (1 - share) * self.loss(projected, true[partner.to(self.device)])
+        if recipe.mixup > 0:
+            loss = share * loss + (1 - share) * self.loss(projected, true[torch.from_numpy(partner).to(self.device)])
         total = loss
         if recipe.distillation > 0:
             assert self._anchors is not None
-            cosine = (unit_rows(embeddings.float()) * self._anchors[torch.from_numpy(rows)]).sum(1)
-            total = loss + recipe.distillation * (1 - cosine).mean()
+            cosine = (unit_rows(embeddings.float()) * self._anchors[torch.from_numpy(rows[mine])]).sum(1)
+            total = loss + recipe.distillation * (1 - cosine).sum() / n
         if not torch.isfinite(total):
             return float(total.detach()), None
         self.optimiser.zero_grad()
-        total.backward()
+        # Gradients of the shares are averaged, and the gradient of the whole batch is their sum.
+        (total * processes.n).backward()
+        for parameter in self.loss.parameters():
+            if parameter.grad is not None:  # of all rows already, in every process
+                parameter.grad /= processes.n
+        processes.averaged(list(self.loss.parameters()))
         self.optimiser.step()
         with torch.no_grad():
             seen = self.loss.logits(projected)
@@ -194,7 +226,7 @@ class BackbonePhase:
         prototypes: Float32s | None = None
         if self.loss.compares_photos:
             support = first_rows(split.train, N_SHOT)
-            unit = unit_rows(torch.from_numpy(embed(self.trainee, prepared.train[support], self.device)))
+            unit = unit_rows(torch.from_numpy(self.processes.embed(self.trainee, prepared.train[support])))
             owner = torch.from_numpy(split.train.class_index[support])
             means = [unit[owner == i].mean(0) for i in range(len(split.train.labels))]
             prototypes = unit_rows(torch.stack(means)).numpy()
@@ -203,23 +235,17 @@ class BackbonePhase:
             if len(photos) == 0:
                 found.append(None)
                 continue
-            embeddings = embed(self.trainee, pixels, self.device)
+            embeddings = self.processes.embed(self.trainee, pixels)
             if prototypes is not None:
                 cosine = unit_rows(torch.from_numpy(embeddings)).numpy() @ prototypes.T
                 scores = logit_scores(cosine, photos.class_index, photos.labels)
                 # A softmax over bare cosines is no loss that anything was trained with.
                 found.append(Scores(None, scores.accuracy, scores.precision, scores.recall, scores.f1))
             else:
-                logits = self._logits(embeddings)
+                logits = self.logits(embeddings)
                 assert logits is not None
                 found.append(logit_scores(logits, photos.class_index, photos.labels))
         return found[0], found[1] or _NOTHING
-
-    def _logits(self, embeddings: Float32s) -> Float32s | None:
-        self.projection.eval()
-        with torch.inference_mode():
-            logits = self.loss.logits(self.projection(torch.from_numpy(embeddings).to(self.device)))
-        return None if logits is None else logits.float().cpu().numpy()
 
     def _build_optimiser(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -258,7 +284,8 @@ class BackbonePhase:
         slots, facts = checkpoints.optimiser_tensors(self.optimiser)
         tensors |= with_prefix("optimiser", slots)
         rows = [row.as_dict() for row in self.rows]
-        checkpoints.save_checkpoint(self.folder, name, Checkpoint(tensors, {"rows": rows, "optimiser": facts}))
+        if self.processes.is_first:
+            checkpoints.save_checkpoint(self.folder, name, Checkpoint(tensors, {"rows": rows, "optimiser": facts}))
 
     def _resume(self) -> None:
         checkpoint = self._load_weights("last")
@@ -268,12 +295,25 @@ class BackbonePhase:
             checkpoints.restore_optimiser(self.optimiser, slots, checkpoint.facts["optimiser"])
 
     def _load_weights(self, name: str) -> Checkpoint | None:
-        checkpoint = checkpoints.load_checkpoint(self.folder, name)
+        found = checkpoints.load_checkpoint(self.folder, name) if self.processes.is_first else None
+        checkpoint: Checkpoint | None = self.processes.from_first(found)
         if checkpoint is not None:
             self.trainee.network.load_state_dict(without_prefix("network", checkpoint.tensors))
             self.loss.load_state_dict(without_prefix("loss", checkpoint.tensors))
             self.projection.load_state_dict(without_prefix("projection", checkpoint.tensors))
         return checkpoint
+
+
+class _Forward(nn.Module):
+    """Backbone and projection as one network: (n, 3, size, size) -> embeddings (n, dim), and what the loss sees."""
+
+    def __init__(self, trainee: Trainee, projection: nn.Module) -> None:
+        super().__init__()
+        self.trainee, self.projection = trainee, projection
+
+    def forward(self, photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = self.trainee(photos)
+        return embeddings, self.projection(embeddings)
 
 
 def rate_factor(recipe: Recipe, epochs_done: float) -> float:

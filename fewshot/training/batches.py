@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -78,6 +79,19 @@ def plain_batch(pixels: Pixels) -> torch.Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What chance decided for each photo of a batch, before any pixel is touched.
+
+    `crops` holds (top, left, height, width); `factors` (n, 1 or 3, 1, 1) float32, by the change that they are for.
+    """
+
+    crops: tuple[tuple[int, int, int, int], ...]
+    mirrored: tuple[bool, ...]
+    turns: tuple[int, ...]
+    factors: dict[str, torch.Tensor]
+
+
 def augmented_batch(
     decoded: Sequence[Pixels], image_size_px: int, recipe: Recipe, rng: np.random.Generator
 ) -> torch.Tensor:
@@ -86,19 +100,34 @@ def augmented_batch(
     A random crop has an aspect ratio of 3:4 to 4:3 and at least `crop_min_share` of the photo's area; at 1 it is the
     largest centred square.
     """
-    views = []
+    return changed(decoded, image_size_px, drawn_changes(decoded, recipe, rng), np.arange(len(decoded)))
+
+
+def drawn_changes(decoded: Sequence[Pixels], recipe: Recipe, rng: np.random.Generator) -> Changes:
+    """Let chance decide for a whole batch, so that processes that share it decide the same."""
+    crops, mirrored, turns = [], [], []
     for pixels in decoded:
-        top, left, height, width = _crop(pixels.shape[0], pixels.shape[1], recipe.crop_min_share, rng)
-        view = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        crops.append(_crop(pixels.shape[0], pixels.shape[1], recipe.crop_min_share, rng))
+        mirrored.append(recipe.flips and bool(rng.random() < 0.5))
+        turns.append(int(rng.integers(4)) if recipe.quarter_turns else 0)
+    return Changes(tuple(crops), tuple(mirrored), tuple(turns), _drawn_factors(len(decoded), recipe, rng))
+
+
+def changed(decoded: Sequence[Pixels], image_size_px: int, changes: Changes, wanted: Int64s) -> torch.Tensor:
+    """The photos at `wanted`, changed as was decided: (n_wanted, 3, image_size_px, image_size_px) float32 in [0, 1]."""
+    views = []
+    for i in wanted.tolist():
+        top, left, height, width = changes.crops[i]
+        view = torch.from_numpy(np.ascontiguousarray(decoded[i])).permute(2, 0, 1)
         size = [image_size_px, image_size_px]
         view = transforms.resized_crop(view, top, left, height, width, size, antialias=True)
-        if recipe.flips and rng.random() < 0.5:
+        if changes.mirrored[i]:
             view = view.flip(2)
-        if recipe.quarter_turns:
-            view = view.rot90(int(rng.integers(4)), (1, 2))
+        if changes.turns[i]:
+            view = view.rot90(changes.turns[i], (1, 2))
         views.append(view)
     batch = torch.stack(views).float() / 255
-    batch = _coloured(batch, recipe, rng)
+    batch = _coloured(batch, {name: factor[wanted] for name, factor in changes.factors.items()})
     return batch.clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -115,23 +144,34 @@ def _crop(height: int, width: int, min_share: float, rng: np.random.Generator) -
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _coloured(batch: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
-    n, by = len(batch), recipe.colour_jitter
+def _drawn_factors(n: int, recipe: Recipe, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    by = recipe.colour_jitter
 
     def factor(low: float, high: float, n_channels: int = 1) -> torch.Tensor:
         return torch.from_numpy(rng.uniform(low, high, (n, n_channels, 1, 1)).astype(np.float32))
 
-    luma = torch.tensor(_LUMA).view(1, 3, 1, 1)
+    factors = {}
     if by > 0:
-        batch = batch * factor(1 - by, 1 + by)  # brightness
-        mean = batch.mean((1, 2, 3), keepdim=True)
-        batch = (batch - mean) * factor(1 - by, 1 + by) + mean  # contrast
-        grey = (batch * luma).sum(1, keepdim=True)
-        batch = (batch - grey) * factor(1 - by, 1 + by) + grey  # saturation
-        batch = batch * factor(1 - by / 3, 1 + by / 3, 3)  # white balance
+        for name in ("brightness", "contrast", "saturation"):
+            factors[name] = factor(1 - by, 1 + by)
+        factors["white"] = factor(1 - by / 3, 1 + by / 3, 3)
     if recipe.grey_share > 0:
+        factors["grey"] = (factor(0, 1) < recipe.grey_share).float()
+    return factors
+
+
+def _coloured(batch: torch.Tensor, factors: dict[str, torch.Tensor]) -> torch.Tensor:
+    luma = torch.tensor(_LUMA).view(1, 3, 1, 1)
+    if "brightness" in factors:
+        batch = batch * factors["brightness"]
+        mean = batch.mean((1, 2, 3), keepdim=True)
+        batch = (batch - mean) * factors["contrast"] + mean
+        grey = (batch * luma).sum(1, keepdim=True)
+        batch = (batch - grey) * factors["saturation"] + grey
+        batch = batch * factors["white"]
+    if "grey" in factors:
         grey = (batch * luma).sum(1, keepdim=True).expand_as(batch)
-        batch = torch.where(factor(0, 1) < recipe.grey_share, grey, batch)
+        batch = torch.where(factors["grey"] > 0, grey, batch)
     return batch
 
 
@@ -141,7 +181,12 @@ def mixed(batch: torch.Tensor, alpha: float, rng: np.random.Generator) -> tuple[
     Returns:
         The blend; (n,) int64, the position of each photo's partner; the photo's own share, at least one half.
     """
+    partner, share = drawn_partners(len(batch), alpha, rng)
+    return torch.lerp(batch[partner], batch, share), torch.from_numpy(partner), share
+
+
+def drawn_partners(n: int, alpha: float, rng: np.random.Generator) -> tuple[Int64s, float]:
+    """What chance decides of a mixup: (n,) the position of each photo's partner, and the photo's own share."""
     share = float(rng.beta(alpha, alpha))
     share = max(share, 1 - share)
-    partner = torch.from_numpy(rng.permutation(len(batch)))
-    return torch.lerp(batch[partner], batch, share), partner, share
+    return rng.permutation(n), share

@@ -24,7 +24,7 @@ from fewshot.records import Float32s
 from fewshot.training.backbone_phase import N_SHOT, BackbonePhase, Prepared
 from fewshot.training.checkpoints import write_whole
 from fewshot.training.head_phase import Features, head_logits, train_head
-from fewshot.training.networks import Head, Trainee, build_trainee, embed, training_size_px
+from fewshot.training.networks import Head, Trainee, build_trainee, training_size_px
 from fewshot.training.photos import (
     Photos,
     Split,
@@ -34,7 +34,8 @@ from fewshot.training.photos import (
     fit_all,
     read_split,
 )
-from fewshot.training.progress import EpochRow, OnProgress
+from fewshot.training.processes import Processes, joined
+from fewshot.training.progress import EpochRow, OnProgress, Progress
 from fewshot.training.report import Report, write_report
 from fewshot.transforms import measure_statistics, pack_statistics
 
@@ -61,7 +62,7 @@ def train(
         on_cell: called with each cell's report as it is finished.
 
     Returns:
-        One report a cell, in order.
+        One report a cell, in order; of several processes that torchrun started, the first alone gets them.
 
     Raises:
         RecipeError, FolderError, TooFewPhotosError: it cannot start.
@@ -70,35 +71,41 @@ def train(
     """
     plan = read_plan(recipe_file, only)
     reports = []
-    for cell in plan.cells:
-        folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
-        try:
-            report = train_cell(plan.name, cell, data, folder, on_progress or (lambda progress: None))
-        except KeyboardInterrupt as error:
-            raise TrainingStoppedError(
-                f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in {folder}."
-            ) from error
-        reports.append(report)
-        if on_cell is not None:
-            on_cell(report)
+    with joined() as processes:
+        for cell in plan.cells:
+            folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
+            shown = on_progress if on_progress is not None and processes.is_first else _unseen
+            try:
+                report = train_cell(plan.name, cell, data, folder, shown, processes)
+            except KeyboardInterrupt as error:
+                raise TrainingStoppedError(
+                    f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in "
+                    f"{folder}."
+                ) from error
+            if report is None:
+                continue
+            reports.append(report)
+            if on_cell is not None:
+                on_cell(report)
     return reports
 
 
-def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnProgress) -> Report:
-    """One training, from photos to report; see `train` for what it raises."""
+def train_cell(
+    name: str, cell: Cell, data: Path, folder: Path, on_progress: OnProgress, processes: Processes
+) -> Report | None:
+    """One training, from photos to report, None in all processes but the first; see `train` for what it raises."""
     recipe = cell.recipe
     split = read_split(recipe, data)
-    _claim(folder, recipe, split)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _claim(folder, recipe, split, processes)
     trainee, prepared = prepare(recipe, split)
     phase: BackbonePhase | None = None
     if recipe.epochs:
-        phase = BackbonePhase(recipe, trainee, prepared, folder / "checkpoint", cell.name, device)
+        phase = BackbonePhase(recipe, trainee, prepared, folder / "checkpoint", cell.name, processes)
         phase.run(on_progress)
-    trainee.to(device)
+    trainee.to(processes.device)
     started = time.monotonic()
     train_set, validation, test = (
-        Features(embed(trainee, pixels, device), photos.class_index)
+        Features(processes.embed(trainee, pixels), photos.class_index)
         for photos, pixels in (
             (split.train, prepared.train),
             (split.validation, prepared.validation),
@@ -106,6 +113,8 @@ def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnP
         )
     )
     embed_seconds = time.monotonic() - started
+    if not processes.is_first:
+        return None
     head: Head | None = None
     head_rows: list[EpochRow] = []
     if recipe.head == "mlp" and recipe.head_epochs:
@@ -116,7 +125,7 @@ def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnP
             logits = head_logits(head, test.embeddings)
         elif phase is not None and recipe.interpolation == 1:
             # Interpolated weights no longer fit the classifier that was trained with the loss.
-            logits = phase.test_logits(prepared.test)
+            logits = phase.logits(test.embeddings)
     report = Report(
         name=name,
         cell=cell.name,
@@ -132,7 +141,7 @@ def train_cell(name: str, cell: Cell, data: Path, folder: Path, on_progress: OnP
         prototype=_prototypes(split, train_set, test),
         n_shot=N_SHOT,
         embed_seconds=embed_seconds,
-        machine=_machine(device),
+        machine=_machine(processes),
     )
     _write_backbone(folder, trainee, recipe, head, train_set, split.train.labels)
     write_report(report)
@@ -217,11 +226,11 @@ def write_portable(folder: Path) -> None:
     write_whole(folder / FACTS_FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def _claim(folder: Path, recipe: Recipe, split: Split) -> None:
+def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> None:
     """Note what a folder is for; refuse one that holds another training.
 
     Raises:
-        TrainingError: another recipe, or other photos, were trained there.
+        TrainingError: another recipe, or other photos, were trained there, or other processes have others.
     """
     listing = [
         f"{part}/{split_part.labels[i]}/{file.name}"
@@ -231,6 +240,9 @@ def _claim(folder: Path, recipe: Recipe, split: Split) -> None:
     photos = hashlib.sha256("\n".join(listing).encode()).hexdigest()
     settings = recipe.as_dict()
     wanted = {"recipe": settings, "photos": photos}
+    processes.check_same("a recipe or photos", json.dumps(wanted))
+    if not processes.is_first:
+        return
     file = folder / "run.json"
     if not file.exists():
         write_whole(file, (json.dumps(wanted, indent=1) + "\n").encode())
@@ -257,11 +269,17 @@ def _folder_name(cell: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", cell.replace(" ", "_").replace("=", "-"))
 
 
-def _machine(device: torch.device) -> dict[str, str]:
+def _machine(processes: Processes) -> dict[str, str]:
+    device = processes.device
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "fewshot": __version__,
+        **({"processes": str(processes.n)} if processes.n > 1 else {}),
     }
+
+
+def _unseen(progress: Progress) -> None:
+    """What is done with the progress of a training that nobody watches."""
