@@ -61,7 +61,6 @@ MALFORMED = [
     b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: nothing\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: localhost\r\n folded: x\r\n\r\n",
 ]
 
 

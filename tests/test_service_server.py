@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
-from conftest import LEAF_COLOURS, write_leaf
+from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from test_service_limits import multipart, raw, wait_until, waiting
 
 from fewshot.cli import main
@@ -40,7 +40,8 @@ main()
 
 
 @pytest.fixture
-def filled(gallery, leaves):
+def filled(gallery, leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.gallery.open_embedder", lambda *_, **__: colour_embedder())
     list(gallery.enroll(class_folders(leaves(n=3))))
     return gallery
 

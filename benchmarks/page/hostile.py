@@ -32,8 +32,8 @@ decoder made a picture of it within the limits, such as of a sound picture with 
 {table(["what was said", *runs], rows)}
 
 The service answered {statuses}; {service["without_a_clear_sentence"]} refusals without a sentence,
-{service["tracebacks"] + sum(run["tracebacks"] for run in words.values())} tracebacks. It
-{"was alive at the end" if service["service_alive"] else "DIED"}, gave the same answer to a sound photo before and
+{service["tracebacks"] + sum(run["tracebacks"] for run in words.values())} tracebacks.
+It {"was alive at the end" if service["service_alive"] else "DIED"}, gave the same answer to a sound photo before and
 behind ({"yes" if service["same_answer_before_and_after"] else "NO"}), and told of its health within
 {service["health_s"]["longest"]:.2f} s at the longest (median {service["health_s"]["median"]:.3f} s). Guarded processes
 seen: {service["decoding_processes"]}, of which {service["replaced"]} took the place of one that a picture had ended.

@@ -97,16 +97,19 @@ def serve(
         max_waiting=max(max_waiting, max_files),
         rate_per_minute=rate,
     )
+    tls = None
+    if tls_cert is not None and tls_key is not None:
+        from fewshot.service.server import Tls
+
+        tls = Tls(tls_cert, tls_key)
+        tls.context()  # what is wrong with it is told before anything is opened
     with open_gallery(index, embedder, create=create) as gallery:
         gallery.embedder()  # what cannot be had is told now, and not to the first who asks
         gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
         from fewshot.service.app import create_app
-        from fewshot.service.server import Tls, address_of, listening_socket
+        from fewshot.service.server import address_of, listening_socket
         from fewshot.service.server import serve as run
 
-        tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
-        if tls is not None:
-            tls.context()  # what is wrong with it is told before anything is opened
         _check_reach(index_folder(index), host, here_only, needs_token, has_tls=tls is not None)
         with listening_socket(host, port) as bound:
             url = address_of(bound, host, tls)
