@@ -85,6 +85,6 @@ def app(args: dict[str, Any]) -> Application:
             )
     if "index" not in args:
         raise UsageError("the arguments name no index.", hint="Set `index` to the index's folder.")
-    deployment = serve.deployment(serve.ingress()(Service), name="Service")
+    deployment: Any = serve.deployment(serve.ingress()(Service), name="Service")  # ray's stubs name the decorator's form
     made: Application = deployment.bind(Options(**args))
     return made
