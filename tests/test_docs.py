@@ -43,7 +43,9 @@ PAGES = [
     "indexes/README.md",
     "docs/benchmarks.md",
     "docs/projection.md",
+    "docs/scale.md",
     "docs/service.md",
+    "docs/shared-store.md",
     "docs/watching.md",
 ]
 

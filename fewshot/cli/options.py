@@ -36,7 +36,7 @@ def common(function: Function) -> Function:
         default=DEFAULT_INDEX,
         show_default=True,
         show_envvar=True,
-        help="The index: a folder, or the name of one under indexes/.",
+        help="The index: a folder, the name of one under indexes/, or postgresql://USER@HOST/DATABASE.",
     )
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout; the rest on stderr.")
     @wraps(function)
@@ -84,12 +84,21 @@ def index_folder(name_or_path: str) -> Path:
     return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
 
 
+def index_place(name_or_path: str) -> Path | str:
+    """What `--index` names: a folder, or the address of a database.
+
+    >>> index_place("postgresql://ada@db.example/plants")
+    'postgresql://ada@db.example/plants'
+    """
+    return name_or_path if "://" in name_or_path else index_folder(name_or_path)
+
+
 def open_gallery(index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False) -> "Gallery":
     """The index that a command works on."""
     from fewshot.embedder import EmbedderChoice
     from fewshot.gallery import Gallery
 
-    return Gallery(index_folder(index), create=create, choice=EmbedderChoice(*embedder), on_notice=notice)
+    return Gallery(index_place(index), create=create, choice=EmbedderChoice(*embedder), on_notice=notice)
 
 
 def notice(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fewshot.cli.options import common, index_folder, open_gallery
+from fewshot.cli.options import common, index_place, open_gallery
 from fewshot.cli.output import json_line, progress, table
 
 
@@ -42,13 +42,16 @@ def doctor(index: str, as_json: bool) -> None:
 
     Exits with 1 if the index is damaged. An index that does not exist yet is no fault.
     """
+    from fewshot.store import shown_place
+
     facts = _machine()
-    folder = index_folder(index)
-    facts["index"] = _index_facts(index) if folder.exists() else None
+    place = index_place(index)
+    is_there = place.exists() if isinstance(place, Path) else True
+    facts["index"] = _index_facts(index, shown_place(place)) if is_there else None
     if as_json:
         json_line(facts)
     else:
-        _print_facts(facts, folder)
+        _print_facts(facts, shown_place(place))
     if facts["index"] and facts["index"]["problems"]:
         click.get_current_context().exit(1)
 
@@ -88,7 +91,7 @@ def _machine() -> dict[str, Any]:
 
     cuda = engines.cuda_available()
     versions = {}
-    for package in ("fewshot", "openvino", "faiss-cpu", "torch", "timm", "numpy"):
+    for package in ("fewshot", "openvino", "faiss-cpu", "torch", "timm", "numpy", "psycopg", "pgvector"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -107,10 +110,11 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _index_facts(index: str) -> dict[str, Any]:
-    from fewshot.errors import FewshotError
+def _index_facts(index: str, shown: str) -> dict[str, Any] | None:
+    """What is to be said of the index; None where a database holds none yet."""
+    from fewshot.errors import FewshotError, IndexMissingError
 
-    facts: dict[str, Any] = {"folder": str(index_folder(index)), "problems": []}
+    facts: dict[str, Any] = {"folder": shown, "problems": []}
     try:
         with open_gallery(index) as gallery:
             about = gallery.about()
@@ -121,12 +125,16 @@ def _index_facts(index: str) -> dict[str, Any]:
             facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()
+    except IndexMissingError as error:
+        if isinstance(index_place(index), str):
+            return None
+        facts["problems"] = [error.said]
     except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
         facts["problems"] = [error.said]
     return facts
 
 
-def _print_facts(facts: dict[str, Any], folder: Path) -> None:
+def _print_facts(facts: dict[str, Any], place: str) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
         ["engine", f"{facts['engine']}, {facts['precision']}"],
@@ -138,12 +146,12 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     ]
     index = facts["index"]
     if index is None:
-        rows.append(["index", f"none at {folder} yet"])
+        rows.append(["index", f"none at {place} yet"])
     elif "generation" not in index:
-        rows.append(["index", f"{folder}: cannot be opened"])
+        rows.append(["index", f"{place}: cannot be opened"])
     else:
         pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
-        rows.append(["index", f"{folder}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
+        rows.append(["index", f"{place}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
     if index is not None and "whitened" in index:
         rows.append(["comparison", _WHITENED if index["whitened"] else _PLAIN])
     if index is not None:
