@@ -82,7 +82,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     if request.param == "folder":
         return tmp_path / "plants"
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
+    return server.new_place()
 
 
 @pytest.fixture

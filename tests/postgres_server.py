@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 ADMIN = "postgres"
-TEMPLATE = "with_vectors"
+DATABASE = "plants"
 # Nothing of these servers outlives the run that started them, unless a benchmark says otherwise.
 CARELESS = ("fsync=off", "full_page_writes=off", "synchronous_commit=on")
 
@@ -42,7 +42,7 @@ class PostgresServer:
             self.port = free.getsockname()[1]
         self._settings = settings
         self._process = None
-        self._n_databases = 0
+        self._n_made = 0
         self._as_user = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -54,19 +54,26 @@ class PostgresServer:
         hba = self.folder / "data" / "pg_hba.conf"
         hba.write_text(rules)
         self.start()
-        self.execute(f"CREATE DATABASE {TEMPLATE}")
-        self.execute("CREATE EXTENSION vector", database=TEMPLATE)
+        self.execute(f"CREATE DATABASE {DATABASE}")
+        self.execute("CREATE EXTENSION vector", database=DATABASE)
 
     def url(self, database, user=ADMIN, password=None):
         """The address of a database."""
         secret = "" if password is None else f":{password}"
         return f"postgresql://{user}{secret}@{self.host}:{self.port}/{database}"
 
-    def new_database(self, template=TEMPLATE):
+    def new_place(self):
+        """The address of a new, empty schema of a database that knows vectors: a file or two, not hundreds."""
+        self._n_made += 1
+        self.execute(f"CREATE SCHEMA place{self._n_made}", database=DATABASE)
+        return f"{self.url(DATABASE)}?options=-csearch_path%3Dplace{self._n_made},public"
+
+    def new_database(self):
         """The address of a new, empty database that knows vectors."""
-        self._n_databases += 1
-        name = f"plants{self._n_databases}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._n_made += 1
+        name = f"plants{self._n_made}"
+        self.execute(f"CREATE DATABASE {name}")
+        self.execute("CREATE EXTENSION vector", database=name)
         return self.url(name)
 
     def execute(self, statement, *values, database=ADMIN):

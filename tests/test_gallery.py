@@ -4,11 +4,9 @@ import json
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from PIL import Image
+from test_store import change
 
 from fewshot import images
 from fewshot.calibration import Calibration
@@ -34,9 +33,16 @@ from fewshot.errors import (
 )
 from fewshot.gallery import Gallery
 from fewshot.records import ClassSummary, NamedBytes, Question
-from fewshot.store import FILE_NAME
+from fewshot.store.schema import embeddings, thumbnails
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def gallery(place, embedder):
+    """A new, empty index with the colour embedder: in a folder, and in a database."""
+    with Gallery(place, create=True, embedder=embedder) as opened:
+        yield opened
 
 
 def enroll(gallery, folder, label=None, **settings):
@@ -148,7 +154,7 @@ def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, le
     assert {photo.label for photo in answer.nearest} == {"healthy", "mildew"}
     assert len(answer.nearest) == 10
     assert sum(match.probability for match in answer.matches) == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(EmptyIndexError, match="no class of index 'index' fits 'helthy'") as caught:
+    with pytest.raises(EmptyIndexError, match="no class of index 'plants' fits 'helthy'") as caught:
         list(gallery.query([rust], Question(within=("helthy",))))
     assert "'healthy'" in caught.value.hint
 
@@ -410,7 +416,7 @@ def test_a_removed_class_is_never_returned(gallery, leaves, tmp_path):
     photos, _ = ask_photos(tmp_path)
     list(gallery.query(photos))
     assert gallery.remove("rust") == 5
-    for opened in (gallery, Gallery(gallery.folder, embedder=colour_embedder())):
+    for opened in (gallery, Gallery(gallery.place, embedder=colour_embedder())):
         for prediction in opened.query(photos, Question(top=10, n_nearest=50)):
             assert "rust" not in {match.label for match in prediction.matches}
             assert "rust" not in {near.label for near in prediction.nearest}
@@ -525,7 +531,7 @@ def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
     photos, _ = ask_photos(tmp_path)
     before = (gallery.about(), gallery.classes(), list(gallery.query(photos)), gallery.history())
     gallery.close()
-    with Gallery(gallery.folder, create=True, embedder=colour_embedder()) as again:
+    with Gallery(gallery.place, create=True, embedder=colour_embedder()) as again:
         assert (again.about(), again.classes(), list(again.query(photos)), again.history()) == before
 
 
@@ -533,7 +539,7 @@ def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, lea
     folder = leaves(n=5)
     enroll(gallery, folder / "healthy", "healthy")
     photos, right = ask_photos(tmp_path)
-    with Gallery(gallery.folder, embedder=colour_embedder()) as second:
+    with Gallery(gallery.place, embedder=colour_embedder()) as second:
         assert answers(second, photos)[0] == "healthy"
         enroll(gallery, folder)
         assert answers(second, photos) == right
@@ -552,7 +558,7 @@ SCRIPT = """
     from fewshot.gallery import Gallery
     print("ready", flush=True)
     sys.stdin.readline()
-    with Gallery(Path(sys.argv[1]), create=True, embedder=colour_embedder()) as gallery:
+    with Gallery(sys.argv[1], create=True, embedder=colour_embedder()) as gallery:
         for report in gallery.enroll(class_folders(Path(sys.argv[2]))):
             print(report.label, report.enrolled, report.already_there, len(report.refused), flush=True)
 """
@@ -576,20 +582,20 @@ def run_together(processes):
     return [process.communicate(timeout=60) for process in processes]
 
 
-def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path):
+def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path, place):
     leaves(n=6, labels=["healthy", "rust"], name="left")
     leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
     leaves(n=3, labels=["rust"], first_seed=70, name="extra")
     for photo in (tmp_path / "extra" / "rust").iterdir():
         shutil.copy(photo, tmp_path / "right" / "rust" / f"extra-{photo.name}")
-    processes = [start(SCRIPT, tmp_path / "index", tmp_path / name) for name in ("left", "right")]
+    processes = [start(SCRIPT, place, tmp_path / name) for name in ("left", "right")]
     outcomes = run_together(processes)
     assert [process.returncode for process in processes] == [0, 0], outcomes
     rust = [list(map(int, line.split()[1:])) for out, _ in outcomes for line in out.splitlines() if "rust" in line]
     assert sum(enrolled for enrolled, _, _ in rust) == 9
     assert sum(already for _, already, _ in rust) == 6
     assert sum(refused for _, _, refused in rust) == 0
-    with Gallery(tmp_path / "index", embedder=colour_embedder()) as gallery:
+    with Gallery(place, embedder=colour_embedder()) as gallery:
         assert counts(gallery) == {"healthy": 6, "rust": 9, "mildew": 6}
         assert gallery.problems() == []
         assert len(gallery.history()) == gallery.about().generation
@@ -598,7 +604,7 @@ def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves,
 def test_an_index_can_be_made_by_several_processes_at_the_same_moment(leaves, tmp_path):
     folder = leaves(n=1, labels=["rust"])
     script = SCRIPT.replace(
-        "with Gallery(Path(sys.argv[1])", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
+        "with Gallery(sys.argv[1]", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
     )
     script = script.replace("        for report", "          for report").replace(
         "            print", "              print"
@@ -690,7 +696,7 @@ def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
     enroll(gallery, folder)
     photos, _ = ask_photos(tmp_path)
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         for call in (lambda: list(opened.query(photos)), lambda: enroll(opened, folder)):
             with pytest.raises(MixedEmbeddingsError, match="48-dim") as caught:
                 call()
@@ -702,7 +708,7 @@ def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
 
 def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
     folder = leaves(n=3)
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as other:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as other:
         reports = other.enroll(class_folders(folder))
         first = next(reports)  # pins the index
         with pytest.raises(MixedEmbeddingsError):
@@ -714,7 +720,7 @@ def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anyth
 
 def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
-    with Gallery(gallery.folder, embedder=colour_embedder("colours-under-another-name")) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("colours-under-another-name")) as opened:
         photos, right = ask_photos(tmp_path)
         assert answers(opened, photos) == right
 
@@ -725,7 +731,7 @@ def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gal
     before = [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)]
     old = gallery.about()
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         assert opened.reindex() == (20, 0)
         assert opened.about().fingerprint == other.fingerprint
         assert opened.about().generation == old.generation + 1
@@ -762,7 +768,7 @@ def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gall
     photos, right = ask_photos(tmp_path)
     before = (gallery.about(), list(gallery.query(photos)))
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         with pytest.raises(KeyboardInterrupt):
             opened.reindex(on_photo=Interrupter(14))
         assert (gallery.about(), list(gallery.query(photos))) == before
@@ -784,7 +790,7 @@ def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed
         if todo:
             todo.pop()()
 
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         opened.reindex(on_photo=meanwhile)
         assert counts(opened) == {"healthy": 5, "mildew": 5}
         assert opened.problems() == []
@@ -793,10 +799,10 @@ def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed
 
 def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
     enroll(gallery, leaves(n=2))
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("UPDATE thumbnails SET webp = substr(webp, 1, 100) WHERE support_id = 3")
+    cut = gallery.thumbnail(3)[:100]
+    change(gallery._store, thumbnails.update().where(thumbnails.c.support_id == 3).values(webp=cut))
     before = gallery.about()
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         with pytest.raises(IndexDamagedError, match="support 3"):
             opened.reindex()
         assert opened.about() == before
@@ -805,9 +811,8 @@ def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, 
 def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
     folder = leaves(n=2)
     enroll(gallery, folder)
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("DELETE FROM thumbnails WHERE support_id = 3")
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    change(gallery._store, thumbnails.delete().where(thumbnails.c.support_id == 3))
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         with pytest.raises(FewshotError, match="support 3") as caught:
             opened.reindex()
         assert "--photos" in caught.value.hint
@@ -821,10 +826,10 @@ def test_problems_names_damaged_rows_and_damaged_caches(gallery, leaves, tmp_pat
     enroll(gallery, leaves(n=3))
     list(gallery.query(ask_photos(tmp_path)[0]))
     assert gallery.problems() == []
-    cache = gallery.folder / "cache" / "supports.faiss"
+    cache = next(file for file in gallery._neighbours.cache_files if file.name == "supports.faiss")
     cache.write_bytes(cache.read_bytes()[:-1])
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("UPDATE embeddings SET vector = zeroblob(length(vector)) WHERE support_id = 2")
+    nothing = bytes(4 * gallery.about().dim)
+    change(gallery._store, embeddings.update().where(embeddings.c.support_id == 2).values(vector=nothing))
     problems = gallery.problems()
     assert len(problems) == 2
     assert "support 2" in problems[0]

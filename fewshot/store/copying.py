@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 import xxhash
 
-from fewshot.errors import CopyError, IndexDamagedError, IndexUnwritableError
+from fewshot.errors import CopyError, IndexDamagedError, IndexUnwritableError, NotAnIndexError
 from fewshot.store.addresses import is_server
 from fewshot.store.connection import FILE_NAME, Store
 from fewshot.store.reading import Reader, checksum
@@ -121,7 +121,7 @@ class _FolderArrival:
             if (folder / FILE_NAME).exists():
                 raise _taken(folder)
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise CopyError(f"{folder} is not empty.", hint="Name a new or an empty folder for the copy.")
+                raise NotAnIndexError(f"{folder} is not empty.", hint="Name a new or an empty folder for the copy.")
             self._beside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error

@@ -22,7 +22,7 @@ from fewshot.store import addresses, migrating
 from fewshot.store.schema import FORMAT_VERSION, about, copying, fewshot_format, metadata
 from fewshot.store.server_errors import translated
 from fewshot.store.transactions import BUSY_TIMEOUT_S, WRITES, Transactions
-from fewshot.store.writing import CHANNEL
+from fewshot.store.writing import CHANNEL, has_table
 
 # A connection that was cut is given up after about so long, on both sides, instead of a quarter of an hour: nobody
 # waits longer for a change that a machine began before it vanished.
@@ -143,7 +143,7 @@ class ServerStore(Transactions):
     def _open(self, create: bool, unfinished: bool) -> None:
         with self._connect(write=False) as connection, connection.begin():
             version = _version(connection)
-            foreign = version is None and any(sa.inspect(connection).has_table(table) for table in metadata.tables)
+            foreign = version is None and any(has_table(connection, table) for table in metadata.tables)
         if foreign:
             raise NotAnIndexError(
                 f"{self.place} holds tables of another program under the names of an index's.",
@@ -195,6 +195,11 @@ class ServerStore(Transactions):
                         f"pgvector cannot be added to {self.place}: {error.message}",
                         hint="Have an administrator run `CREATE EXTENSION vector` in that database.",
                     ) from error
+            if connection.exec_driver_sql("SELECT to_regtype('vector')").scalar_one() is None:
+                raise PgvectorMissingError(
+                    f"pgvector is in a schema of {self.place} that the search_path leaves out.",
+                    hint="Name its schema too, behind the index's own: ?options=-csearch_path%3DNAME,public",
+                )
         self._engine.dispose()  # connections learn what a vector is when they are made
 
     def _check_finished(self) -> None:
@@ -238,7 +243,7 @@ class ServerStore(Transactions):
         driver.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
-        if driver.execute("SELECT 1 FROM pg_type WHERE typname = 'vector'").fetchone():
+        if driver.execute("SELECT to_regtype('vector')").fetchone()[0] is not None:
             register_vector(driver)
         driver.autocommit = False
 
@@ -259,7 +264,7 @@ class ServerStore(Transactions):
 
 def _version(connection: sa.Connection) -> int | None:
     """The format of the index that is there, None where there is none."""
-    if not sa.inspect(connection).has_table(fewshot_format.name):
+    if not has_table(connection, fewshot_format.name):
         return None
     found = connection.execute(sa.select(fewshot_format.c.version)).scalar()
     return None if found is None else int(found)

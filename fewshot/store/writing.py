@@ -45,7 +45,7 @@ class Writer(Reader):
 
     def create_tables(self) -> None:
         """Lay out a new index, unless another process has just done so."""
-        if sa.inspect(self._connection).has_table(about.name):
+        if has_table(self._connection, about.name):
             return
         self.create_empty_tables()
         self._connection.execute(about.insert().values(one=1, created_at=_now(), generation=0))
@@ -228,6 +228,14 @@ class Writer(Reader):
             )
             self._connection.execute(sa.delete(key.table).where(condition))
         return len(ids)
+
+
+def has_table(connection: sa.Connection, name: str) -> bool:
+    """Whether the file, or the schema that a server would make tables in, has this table; others' do not count."""
+    schema = None
+    if connection.dialect.name != "sqlite":
+        schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar_one())
+    return sa.inspect(connection).has_table(name, schema=schema)
 
 
 def _packed(vector: Float32s) -> dict[str, Any]:
