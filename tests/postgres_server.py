@@ -32,11 +32,12 @@ class PostgresServer:
 
     Args:
         settings: `NAME=VALUE` of postgresql.conf.
+        trusted: other networks of this machine from which it is to be reached, such as `10.77.0.0/16`.
     """
 
-    def __init__(self, *settings: str, host: str = "127.0.0.1") -> None:
+    def __init__(self, *settings: str, trusted: tuple[str, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fewshot-postgres-"))
-        self.host = host
+        self.host = "127.0.0.1"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -50,9 +51,10 @@ class PostgresServer:
             self._as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         self._programs = self._reachable_programs()
         self._run("initdb", "-D", self.folder / "data", "-U", ADMIN, "-A", "trust", "-E", "UTF8", "--no-sync", "-N")
-        rules = f"local all all trust\nhost all guarded all scram-sha-256\nhost all all {host}/0 trust\n"
-        hba = self.folder / "data" / "pg_hba.conf"
-        hba.write_text(rules)
+        rules = ["local all all trust", "host all guarded all scram-sha-256"]
+        rules += [f"host all all {network} trust" for network in ("127.0.0.0/8", *trusted)]
+        self._listening = "*" if trusted else self.host
+        (self.folder / "data" / "pg_hba.conf").write_text("\n".join(rules) + "\n")
         self.start()
         self.execute(f"CREATE DATABASE {DATABASE}")
         self.execute("CREATE EXTENSION vector", database=DATABASE)
@@ -86,7 +88,7 @@ class PostgresServer:
         """Start, and wait until it answers."""
         log = (self.folder / "log").open("ab")
         words = [self._programs / "bin" / "postgres", "-D", self.folder / "data", "-p", str(self.port)]
-        words += ["-k", self.folder, "-c", f"listen_addresses={self.host}"]
+        words += ["-k", self.folder, "-c", f"listen_addresses={self._listening}"]
         for setting in ("max_connections=200", "shared_buffers=64MB", "jit=off", *self._settings):
             words += ["-c", setting]
         with log:

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 
+import pgvector.sqlalchemy  # noqa: F401  names the type of its columns to what reads tables back
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -12,6 +13,8 @@ from fewshot.store import Store, migrating, open_store
 from fewshot.store.schema import FORMAT_VERSION, fewshot_format, metadata, server_metadata
 
 NEXT = """
+import pgvector.sqlalchemy  # noqa: F401  names the type of its columns to what reads tables back
+import pytest
 import sqlalchemy as sa
 from alembic import op
 

@@ -26,8 +26,8 @@ from fewshot.store.writing import CHANNEL, has_table
 
 # A connection that was cut is given up after about so long, on both sides, instead of a quarter of an hour: nobody
 # waits longer for a change that a machine began before it vanished.
-CONNECT_TIMEOUT_S = 5
-SILENCE_S = 8
+CONNECT_TIMEOUT_S = 4
+SILENCE_S = 5
 LOCK_KEY = 0x46455753
 POOL_SIZE, POOL_MORE = 16, 16
 
