@@ -5,7 +5,7 @@
 The protocol's gallery is enrolled into a folder, copied into a PostgreSQL with pgvector and back. Every query photo is
 embedded once and asked of both; then the field photos go into both, and the hard cases are asked again. Search: made-up
 embeddings, many, are searched in the database by exact scan and by HNSW, to see what `hnsw.ef_search` finds of the
-truth: once those of classes far apart, and once those of photos that are hardly nearer to each other than to all others.
+truth: once those of classes far apart, once those of photos hardly nearer to each other than to all others.
 """
 
 import argparse

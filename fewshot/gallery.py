@@ -212,19 +212,19 @@ class Gallery:
         Args:
             stop: set from another thread.
             poll_s: how often to look where the database has said nothing.
-            on_look: called after each look.
+            on_look: called first, each time.
         """
         if not isinstance(self._store, ServerStore):
             return
         failed = ""
         for _ in self._store.changes(stop, poll_s):
             try:
+                if on_look is not None:
+                    on_look()
                 with self._store.read() as reader:
                     if reader.about().fingerprint is not None:
                         self._neighbours.catch_up(reader)
                         self._calibration(reader)
-                if on_look is not None:
-                    on_look()
                 failed = ""
             except FewshotError as error:
                 if error.message != failed:  # told once, however long it lasts
