@@ -10,6 +10,7 @@ from pathlib import Path
 from page.accuracy import accuracy, honesty, peers
 from page.running import constants, safety, speed
 from page.serving import service, watching
+from page.sharing import replicas, shared_store
 from page.spaces import spaces
 from page.training import epoch_times, losses, studies
 
@@ -31,6 +32,8 @@ COMMANDS = (
     ["service.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
+    ["shared_store.py"],
+    ["replicas.py"],
 )
 
 
@@ -42,6 +45,7 @@ def main() -> None:
             subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], check=True)
     head = "# Benchmarks\n\nWritten by `make bench` from `benchmarks/results/`; do not edit by hand.\n"
     sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
+    sections = (*sections, shared_store, replicas)
     PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
     print(f"written: {PAGE.name}")
 
