@@ -100,6 +100,7 @@ class Gallery:
             self.folder = self._cache = cache_folder() / "indexes" / self._store.cache_name
         self._neighbours = Neighbours(self._cache, most_in_memory=_most_in_memory())
         self._calibration_of: tuple[int, Calibration] | None = None
+        self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
     def _opened(self, place: Path | str, create: bool) -> Transactions:
         if not create or self._embedder is not None:
@@ -155,9 +156,13 @@ class Gallery:
             return reader.first_supports()
 
     def size(self) -> tuple[int, int]:
-        """How many classes and how many photos are enrolled."""
+        """How many classes and how many photos are enrolled. Counted once a change: counting very many takes long."""
         with self._store.read() as reader:
-            return reader.n_classes(), reader.n_supports()
+            generation = reader.about().generation
+            content = (generation, reader.token(generation))
+            if self._size_of is None or self._size_of[0] != content:
+                self._size_of = (content, (reader.n_classes(), reader.n_supports()))
+            return self._size_of[1]
 
     def supports(self, label: str) -> list[Support]:
         """The photos of a class, in order of enrolment.

@@ -395,8 +395,8 @@ def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_re
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         plan = "\n".join(
             connection.exec_driver_sql(
-                f"EXPLAIN SELECT support_id FROM embeddings ORDER BY (vector::vector({DIM})) <#> "
-                f"'[{','.join(['0.1'] * DIM)}]'::vector({DIM}) LIMIT 5"
+                f"EXPLAIN SELECT support_id FROM embeddings ORDER BY (vector::halfvec({DIM})) <#> "
+                f"'[{','.join(['0.1'] * DIM)}]'::halfvec({DIM}) LIMIT 5"
             ).scalars()
         )
         assert "embeddings_hnsw" in plan

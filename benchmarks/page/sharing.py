@@ -23,14 +23,14 @@ def shared_store() -> str:
     return f"""## One index in PostgreSQL
 
 `python benchmarks/shared_store.py`: the protocol's gallery ({found["supports"]} photos) in a folder, copied into a
-PostgreSQL and back ({found["copy_rows"]:,} rows: {found["copy_there_s"]:.1f} s there, {found["copy_back_s"]:.1f} s back, every
-row compared; back it is {"the same" if found["back_is_the_same"] else "NOT the same"}). The same embeddings are asked of
-both. *Identical*: every label, probability, similarity and nearest photo, to the last digit.
+PostgreSQL and back ({found["copy_rows"]:,} rows, each compared: {found["copy_there_s"]:.1f} s there,
+{found["copy_back_s"]:.1f} s back, where it is {"the same" if found["back_is_the_same"] else "NOT the same"}). The same
+embeddings are asked of both. *Identical*: every label, probability, similarity and nearest photo, to the last digit.
 
 {table(["query set", "asked", "same label", "same matches", "identical"], rows)}
 
-A question alone, beyond its embedding: {ms["folder"]:.1f} ms from the folder, {ms["postgresql"]:.1f} ms from the database
-on the same machine.
+A question alone, beyond its embedding: {ms["folder"]:.1f} ms from the folder, {ms["postgresql"]:.1f} ms from the
+database on the same machine, whose processes spend {found["database_cpu_ms_a_question"]:.2f} ms of CPU on it.
 
 Search in the database, for more photos than memory holds. *Spread* is how far photos lie from their class's mean, in
 parts of the distance between classes: the larger, the less one photo's nearest stand out.
@@ -63,8 +63,8 @@ def replicas() -> str:
 
 `python benchmarks/replicas.py`: three `fewshot serve` over one PostgreSQL, on the same cores as two clients that enroll
 and three that ask, each through whichever service it comes to. Told 503, or refused a connection, a client goes to the
-next. One service is killed (SIGKILL); the database is killed (SIGKILL, all its processes) and started again; one service
-is cut off from the database ({facts["cut"]}), so that packets vanish and nobody is told.
+next. One service is killed (SIGKILL); the database is killed (SIGKILL, all its processes) and started again; one
+service is cut off from the database ({facts["cut"]}), so that packets vanish and nobody is told.
 
 {table(headings, rows)}
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -28,6 +28,8 @@ from fewshot.store.schema import (
     thumbnails,
     tokens,
 )
+
+Answer = TypeVar("Answer")
 
 PART = 500  # SQLite bounds the number of parameters of one statement
 VECTOR_TABLES = {"support": (embeddings, embeddings.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
@@ -71,9 +73,13 @@ _SUPPORT_RECORD = sa.select(
 class Reader:
     """Questions to one unchanging view of an index."""
 
+    # What is asked several times on the way to one answer is looked up once: over a network each time is a journey.
+    _is_unchanging = True
+
     def __init__(self, place: Place, connection: sa.Connection) -> None:
         self._place = place
         self._connection = connection
+        self._known: dict[Hashable, Any] = {}
 
     @property
     def connection(self) -> sa.Connection:
@@ -87,6 +93,9 @@ class Reader:
 
     def about(self) -> About:
         """The index's own facts."""
+        return self._once("about", self._read_about)
+
+    def _read_about(self) -> About:
         row = self._connection.execute(sa.select(about)).one_or_none()
         if row is None:
             raise IndexDamagedError(f"index {self._place.name!r} is damaged: its own facts are missing.")
@@ -119,7 +128,8 @@ class Reader:
 
     def n_classes(self) -> int:
         """How many classes are enrolled."""
-        return int(self._connection.execute(sa.select(sa.func.count()).select_from(classes)).scalar_one())
+        query = sa.select(sa.func.count()).select_from(classes)
+        return self._once("n_classes", lambda: int(self._connection.execute(query).scalar_one()))
 
     def n_prototypes(self) -> int:
         """How many prototypes all classes have together."""
@@ -379,7 +389,7 @@ class Reader:
         A file restored from a copy may count up to the same generation again with other content; the word tells.
         """
         query = sa.select(history.c.token).where(history.c.generation == generation)
-        return self._connection.execute(query).scalar()
+        return self._once(("token", generation), lambda: self._connection.execute(query).scalar())
 
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
@@ -431,6 +441,14 @@ class Reader:
                 (row_key,) = table.primary_key
                 orphans = self._connection.execute(sa.select(row_key).where(~known)).scalars()
                 found += [f"row {row} of {table.name} refers to nothing in {other.table.name}" for row in orphans]
+        return found
+
+    def _once(self, name: Hashable, ask: Callable[[], Answer]) -> Answer:
+        if not self._is_unchanging:
+            return ask()
+        if name not in self._known:
+            self._known[name] = ask()
+        found: Answer = self._known[name]
         return found
 
     def _in_parts(self, query: Any, column: Any, values: Sequence[Any]) -> Iterator[Any]:

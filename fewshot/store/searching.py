@@ -12,11 +12,12 @@ from fewshot.records import Float32s, Int64s
 from fewshot.store.schema import Vector, about, embeddings, search_settings, supports
 
 INDEX_NAME = "embeddings_hnsw"
-# pgvector indexes `vector` up to 2,000 dimensions and `halfvec` up to 4,000; halves are only looked up, never compared.
-MOST_DIMS, MOST_HALF_DIMS = 2000, 4000
-MORE_OF_HALVES = 4
+# The index holds `halfvec`, of which pgvector indexes up to 4,000 dimensions: three of 1,280 share a page, where a
+# `vector` has one to itself. Halves only choose the candidates, which are then compared by the embeddings themselves.
+MOST_DIMS = 4000
+MORE_CANDIDATES = 4
 # pgvector's own default is 40.
-EF_TRIED = (10, 20, 40, 80, 120, 200, 400, 700, 1000)
+EF_TRIED = (20, 40, 80, 120, 200, 400, 700, 1000)
 M, EF_CONSTRUCTION = 16, 128
 
 
@@ -34,7 +35,7 @@ def nearest(
     """See `Reader.nearest_supports`."""
     known = connection.execute(sa.select(search_settings)).one_or_none()
     if known is not None:
-        _set(connection, "hnsw.ef_search", max(int(known.ef_search), k))
+        _set(connection, "hnsw.ef_search", _enough(int(known.ef_search), k))
         # With classes left out, HNSW's first candidates may all be of others: it goes on until it has enough.
         _set(connection, "hnsw.iterative_scan", "off" if within is None else "strict_order")
     return _search(connection, vectors, k, within, None if known is None else int(known.dim))
@@ -62,16 +63,15 @@ def build(
     dim = connection.execute(sa.select(about.c.dim)).scalar()
     if dim is None:
         raise EmptyIndexError("the index holds no photo yet, so there is nothing to search.")
-    if dim > MOST_HALF_DIMS:
+    if dim > MOST_DIMS:
         raise UsageError(
-            f"pgvector indexes embeddings of up to {MOST_HALF_DIMS:,} numbers; these have {dim:,}.",
+            f"pgvector indexes embeddings of up to {MOST_DIMS:,} numbers; these have {dim:,}.",
             hint="The exact scan, which the index uses without this, is right at any length.",
         )
     drop(connection)
     on_step("building the HNSW index")
-    kind = "vector" if dim <= MOST_DIMS else "halfvec"
     connection.exec_driver_sql(
-        f"CREATE INDEX {INDEX_NAME} ON embeddings USING hnsw ((vector::{kind}({int(dim)})) {kind}_ip_ops) "
+        f"CREATE INDEX {INDEX_NAME} ON embeddings USING hnsw ((vector::halfvec({int(dim)})) halfvec_ip_ops) "
         f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
     )
     connection.exec_driver_sql("ANALYZE embeddings")
@@ -83,9 +83,9 @@ def build(
     _set(connection, "enable_seqscan", "off")  # a small table would be scanned, which finds everything
     for ef_search in EF_TRIED:
         on_step(f"measuring ef_search {ef_search}")
-        _set(connection, "hnsw.ef_search", max(ef_search, n))
+        _set(connection, "hnsw.ef_search", _enough(ef_search, n))
         _, found = _search(connection, asked, n, None, int(dim))
-        measured.append(Measured(max(ef_search, n), _recall(ids, truth, found)))
+        measured.append(Measured(_enough(ef_search, n), _recall(ids, truth, found)))
         if measured[-1].recall >= wanted_recall:
             break
     best = measured[-1]
@@ -123,10 +123,9 @@ def _query(k: int, within: Sequence[int] | None, indexed_dim: int | None) -> Any
     distance = stored.op("<#>", return_type=sa.Float())(asked)
     near, n = distance, k
     if indexed_dim is not None:
-        kind = "vector" if indexed_dim <= MOST_DIMS else "halfvec"
-        cast = _Sized(kind, indexed_dim)
-        near = sa.cast(stored, cast).op("<#>", return_type=sa.Float())(sa.cast(asked, cast))
-        n = k if kind == "vector" else MORE_OF_HALVES * k
+        halves = _Halves(indexed_dim)
+        near = sa.cast(stored, halves).op("<#>", return_type=sa.Float())(sa.cast(asked, halves))
+        n = MORE_CANDIDATES * k
     chosen = sa.select(embeddings.c.support_id, distance.label("distance"))
     if within is not None:
         chosen = chosen.join(supports, supports.c.support_id == embeddings.c.support_id)
@@ -135,17 +134,22 @@ def _query(k: int, within: Sequence[int] | None, indexed_dim: int | None) -> Any
     return sa.select(part.c.support_id, -part.c.distance).order_by(part.c.distance, part.c.support_id).limit(k)
 
 
-class _Sized(sa.types.UserDefinedType[Any]):
-    """`vector(256)`: what an index is made of; the column itself takes any length."""
+class _Halves(sa.types.UserDefinedType[Any]):
+    """`halfvec(1280)`: what an index is made of; the column itself takes any length."""
 
     cache_ok = True
 
-    def __init__(self, kind: str, dim: int) -> None:
-        self.kind, self.dim = kind, dim
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
 
     def get_col_spec(self, **_options: Any) -> str:
         """The type with its length."""
-        return f"{self.kind}({self.dim})"
+        return f"halfvec({self.dim})"
+
+
+def _enough(ef_search: int, k: int) -> int:
+    """HNSW gives no more than it keeps; 1,000 is pgvector's most."""
+    return min(1000, max(ef_search, MORE_CANDIDATES * k))
 
 
 def _asked(connection: sa.Connection, n: int) -> tuple[Int64s, Float32s]:

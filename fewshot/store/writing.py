@@ -39,6 +39,8 @@ CHANNEL = "fewshot_change"
 class Writer(Reader):
     """Changes to an index, inside one transaction; every change counts the generation up once."""
 
+    _is_unchanging = False
+
     def __init__(self, place: Place, connection: sa.Connection) -> None:
         super().__init__(place, connection)
         self._generation: int | None = None
