@@ -1,4 +1,4 @@
-"""Every benchmark in turn, then docs/benchmarks.md from their results (`make bench`).
+"""Every benchmark in turn, then docs/benchmarks.md and docs/scale.md from their results (`make bench`).
 
 python benchmarks/all.py [--only-page]
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from page.accuracy import accuracy, honesty, peers
 from page.running import constants, safety, speed
+from page.scale import scale
 from page.serving import service, watching
 from page.sharing import replicas, shared_store
 from page.spaces import spaces
@@ -47,7 +48,8 @@ def main() -> None:
     sections = (accuracy, peers, honesty, losses, epoch_times, studies, speed, spaces, safety, service, watching)
     sections = (*sections, shared_store, replicas)
     PAGE.write_text("\n".join([head, *(section() for section in (*sections, constants))]))
-    print(f"written: {PAGE.name}")
+    PAGE.with_name("scale.md").write_text(scale())
+    print(f"written: {PAGE.name}, scale.md")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,23 @@ from fewshot.store.schema import embeddings, thumbnails
 HERE = Path(__file__).parent
 
 
+# What rests on the store runs in a folder and in a database; the rest would only say the same twice.
+both = pytest.mark.parametrize("place", ["folder", "database"], indirect=True)
+
+
+@pytest.fixture
+def place(request, tmp_path):
+    """Where the index is to be made: a folder, unless the test says otherwise."""
+    return request.getfixturevalue("postgres").new_place() if _wants_database(request) else tmp_path / "plants"
+
+
+def _wants_database(request):
+    return getattr(request, "param", "folder") == "database"
+
+
 @pytest.fixture
 def gallery(place, embedder):
-    """A new, empty index with the colour embedder: in a folder, and in a database."""
+    """A new, empty index with the colour embedder."""
     with Gallery(place, create=True, embedder=embedder) as opened:
         yield opened
 
@@ -81,6 +95,7 @@ class Interrupter:
 # ---- enroll, then ask
 
 
+@both
 def test_enrolled_classes_are_recognised_in_new_photos(gallery, leaves, tmp_path):
     reports = enroll(gallery, leaves(n=5))
     assert [(each.label, each.enrolled, each.already_there, each.refused) for each in reports] == [
@@ -146,6 +161,7 @@ def test_photos_together_get_one_answer_and_unreadable_ones_are_told_apart(galle
     assert only_bad.reason == "bad_image"
 
 
+@both
 def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     rust = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 900)
@@ -224,6 +240,7 @@ def test_enrolling_again_adds_nothing_and_is_no_change(gallery, leaves):
     assert set(counts(gallery).values()) == {5}
 
 
+@both
 def test_enrolling_again_adds_only_the_new_photos_whatever_they_are_called(gallery, leaves):
     folder = leaves(n=3, labels=["rust"])
     enroll(gallery, folder)
@@ -253,6 +270,7 @@ def test_enrolling_in_two_parts_equals_enrolling_at_once(leaves, tmp_path):
     assert found[0] == found[1]
 
 
+@both
 def test_the_same_photo_under_two_labels_is_refused_and_the_other_label_named(gallery, leaves):
     folder = leaves(n=3, labels=["rust", "healthy"])
     enroll(gallery, folder)
@@ -310,6 +328,7 @@ def test_a_class_without_one_usable_photo_is_not_made(gallery, tmp_path):
     assert gallery.about().generation == 0
 
 
+@both
 def test_strict_is_all_or_nothing_across_classes(gallery, leaves):
     folder = leaves(n=3)
     (folder / "rust" / "bad.jpg").write_text("words")
@@ -411,6 +430,7 @@ def test_nothing_new_raises_no_doubt(gallery, leaves):
 # ---- remove and rename
 
 
+@both
 def test_a_removed_class_is_never_returned(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, _ = ask_photos(tmp_path)
@@ -436,6 +456,7 @@ def test_removed_then_enrolled_again_answers_as_before(gallery, leaves, tmp_path
     assert answers(gallery, photos) == right
 
 
+@both
 def test_add_then_remove_answers_as_if_never_added(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "healthy", "healthy")
@@ -448,6 +469,7 @@ def test_add_then_remove_answers_as_if_never_added(gallery, leaves, tmp_path):
     assert list(gallery.query(photos)) == before
 
 
+@both
 def test_the_last_class_can_be_removed_and_the_index_filled_again(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "rust", "rust")
@@ -460,6 +482,7 @@ def test_the_last_class_can_be_removed_and_the_index_filled_again(gallery, leave
     assert answers(gallery, photos[:1]) == ["healthy"]
 
 
+@both
 def test_rename_keeps_the_answers_under_the_new_name(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
@@ -502,6 +525,7 @@ def test_rename_to_what_cannot_be_a_label_is_refused(gallery, leaves, label):
 # ---- inspect
 
 
+@both
 def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, leaves):
     folder = leaves(n=6)
     write_leaf(folder / "healthy" / "mistaken.png", LEAF_COLOURS["rust"], 300)
@@ -526,6 +550,7 @@ def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, 
 # ---- several at once
 
 
+@both
 def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, _ = ask_photos(tmp_path)
@@ -535,6 +560,7 @@ def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
         assert (again.about(), again.classes(), list(again.query(photos)), again.history()) == before
 
 
+@both
 def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "healthy", "healthy")
@@ -582,6 +608,7 @@ def run_together(processes):
     return [process.communicate(timeout=60) for process in processes]
 
 
+@both
 def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path, place):
     leaves(n=6, labels=["healthy", "rust"], name="left")
     leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
@@ -633,6 +660,7 @@ def test_interrupt_keeps_the_complete_classes_and_nothing_of_the_interrupted(gal
     assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 5)
 
 
+@both
 def test_interrupt_of_a_strict_enrolment_keeps_nothing(gallery, leaves):
     with pytest.raises(KeyboardInterrupt):
         enroll(gallery, leaves(n=3), strict=True, on_photo=Interrupter(11))
@@ -706,6 +734,7 @@ def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
         assert set(counts(opened)) == set(LEAF_COLOURS)
 
 
+@both
 def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
     folder = leaves(n=3)
     with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as other:
@@ -725,6 +754,7 @@ def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
         assert answers(opened, photos) == right
 
 
+@both
 def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
@@ -762,6 +792,7 @@ def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
         assert partly != wholly, "a kept photo is not quite the original"
 
 
+@both
 def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
     monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
     enroll(gallery, leaves(n=5))
@@ -779,6 +810,7 @@ def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gall
         assert answers(opened, photos) == right
 
 
+@both
 def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
     monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
     folder = leaves(n=5)
@@ -822,6 +854,7 @@ def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
 # ---- health
 
 
+@both
 def test_problems_names_damaged_rows_and_damaged_caches(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=3))
     list(gallery.query(ask_photos(tmp_path)[0]))
@@ -863,6 +896,7 @@ def test_random_photos_in_random_order_give_the_same_prototypes(leaves, tmp_path
 # ---- views, thumbnails and copies: what pictures of the space are made of
 
 
+@both
 def test_views_hold_the_photos_asked_for_in_the_order_asked(gallery, leaves):
     list(gallery.enroll(class_folders(leaves(n=4))))
     photos = {label: list(hashes)[::-1][:3] for label, hashes in gallery.photo_hashes()}
@@ -911,6 +945,7 @@ def test_thumbnails_come_in_the_order_asked(gallery, leaves):
     assert list(gallery.thumbnails([10_000])) == [None]
 
 
+@both
 def test_a_copy_is_an_index_of_its_own(gallery, leaves, tmp_path):
     list(gallery.enroll(class_folders(leaves(n=3))))
     before = gallery.classes()

@@ -26,11 +26,18 @@ def source(place):
         yield opened
 
 
-@pytest.fixture(params=["folder", "database"])
-def target(request, tmp_path):
-    if request.param == "folder":
-        return tmp_path / "copies" / "plants"
-    return request.getfixturevalue("postgres").new_place()
+@pytest.fixture
+def target(place, tmp_path, postgres):
+    """The other kind of place."""
+    return tmp_path / "copies" / "plants" if isinstance(place, str) else postgres.new_place()
+
+
+@pytest.mark.parametrize("again", ["folder", "database"])
+def test_a_copy_of_a_copy_is_the_same_wherever_it_goes(source, target, again, tmp_path, postgres):
+    first = copy_index(source, target)
+    with closing(open_store(target)) as copy:
+        second = copy_index(copy, tmp_path / "again" if again == "folder" else postgres.new_place())
+    assert first.checksums == second.checksums
 
 
 def test_a_copy_is_the_same_to_the_last_bit_and_goes_on_counting_where_the_source_does(source, target):

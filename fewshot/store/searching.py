@@ -12,7 +12,7 @@ from fewshot.records import Float32s, Int64s
 from fewshot.store.schema import Vector, about, embeddings, search_settings, supports
 
 INDEX_NAME = "embeddings_hnsw"
-# The index holds `halfvec`, of which pgvector indexes up to 4,000 dimensions: three of 1,280 share a page, where a
+# The index holds `halfvec`, of which pgvector indexes up to 4,000 dimensions: two of 1,280 share a page, where a
 # `vector` has one to itself. Halves only choose the candidates, which are then compared by the embeddings themselves.
 MOST_DIMS = 4000
 MORE_CANDIDATES = 4
