@@ -2,22 +2,28 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+BASE := $(VENV)/base
 INSTALLED := $(VENV)/installed
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml
+$(BASE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fewshot needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
-	@echo "Installing into $(VENV) (about three minutes the first time) ..."
+	@echo "Installing into $(VENV) (about half a minute the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(INSTALLED): $(BASE)
+	@echo "Installing what training, drawing and development need (a few minutes the first time) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 install: $(INSTALLED) ## Create .venv with the program and everything its development needs
 
-demo: $(INSTALLED) ## Install, enroll classes from photos, recognise others, and say what to type next
+demo: $(BASE) ## Install, enroll classes from photos, recognise others, and say what to type next
 	@BIN=$(BIN) sh benchmarks/demo.sh
 
 test: $(INSTALLED) ## Install and run every test

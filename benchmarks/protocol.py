@@ -17,7 +17,7 @@ from typing import Any
 
 from common import data_folder, fewshot, json_lines, keep
 
-from fewshot.backbones import DEFAULT_BACKBONE, FACTS_FILE, WEIGHTS_FILE, resolve
+from fewshot.backbones import DEFAULT_BACKBONE, STATISTICS_FILE, resolve
 
 N_BASE_SUPPORTS = 20
 
@@ -78,9 +78,7 @@ def measure(data: Path, index: Path, options: list[str], *, field: bool = True) 
 
 def without_statistics(trained: Path, folder: Path) -> Path:
     """A trained backbone's folder, but for the class statistics: its embeddings are then compared as they are."""
-    folder.mkdir(parents=True)
-    for name in (WEIGHTS_FILE, FACTS_FILE):
-        shutil.copy(trained / name, folder)
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns(STATISTICS_FILE))
     return folder
 
 

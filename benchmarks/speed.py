@@ -135,7 +135,8 @@ def _save_weights(path: Path) -> None:
     holds when it starts a command counts as that command's memory.
     """
     code = (
-        "import sys; from safetensors.torch import save_file; from fewshot.backbones import load, resolve; "
+        "import sys; from safetensors.torch import save_file; "
+        "from fewshot.backbones import resolve; from fewshot.networks import load; "
         "state = load(resolve('lite0'))[1].state_dict(); "
         "save_file({name: tensor.contiguous() for name, tensor in state.items()}, sys.argv[1])"
     )

@@ -69,7 +69,7 @@ def predictions(
     found = []
     for row in range(len(vectors)):
         matches = tuple(
-            Match(labels[int(class_ids[row, i])], float(similarities[row, i]), float(shares[row, i]))
+            Match(labels[int(class_ids[row, i])], min(1.0, float(similarities[row, i])), float(shares[row, i]))
             for i in range(min(question.top, n_scored))
         )
         best = matches[0]

@@ -30,8 +30,8 @@ class LeaveOneOut:
 
     Attributes:
         class_ids: (n,) int64, their classes.
-        own: (n,) float32, cosine to the nearest prototype of their class, made without them.
-        rivals: (n, m) float32, cosines to the nearest other classes, highest first; -inf beyond what there is.
+        own: (n,) float32, similarity to the nearest prototype of their class, made without them.
+        rivals: (n, m) float32, similarities to the nearest other classes, highest first; -inf beyond what there is.
     """
 
     class_ids: Int64s
@@ -143,20 +143,26 @@ def _packed(found: Calibration) -> tuple[bytes, dict[str, Any]]:
             "n_directions": len(found.metric.factors),
             "dim": found.metric.directions.shape[1],
             "prior": prior,
+            "agreement": found.metric.agreement,
+            "n_prototypes": len(found.metric.counts),
         }
+        arrays[1:1] = [found.metric.counts]
         arrays += [found.metric.factors, found.metric.directions]
     return b"".join(array.tobytes() for array in arrays), facts
 
 
 def _unpacked(payload: bytes, facts: dict[str, Any]) -> Calibration:
     n = int(facts["n"])
-    class_ids, numbers = np.frombuffer(payload, np.int64, n), np.frombuffer(payload, np.float32)[2 * n :]
+    about = facts["metric"]
+    n_prototypes = 0 if about is None else int(about["n_prototypes"])
+    whole = np.frombuffer(payload, np.int64, n + n_prototypes)
+    class_ids, numbers = whole[:n], np.frombuffer(payload, np.float32)[2 * len(whole) :]
     metric = None
-    if facts["metric"] is not None:
-        n_directions = int(facts["metric"]["n_directions"])
+    if about is not None:
+        n_directions = int(about["n_directions"])
         factors, rest = numbers[n : n + n_directions], numbers[n + n_directions :]
-        prior = facts["metric"]["prior"]
-        metric = Metric(rest.reshape(n_directions, facts["metric"]["dim"]), factors, np.inf if prior is None else prior)
+        prior = np.inf if about["prior"] is None else about["prior"]
+        metric = Metric(rest.reshape(n_directions, about["dim"]), factors, prior, about["agreement"], whole[n:])
     return Calibration(facts["scale"], facts["threshold"], class_ids, numbers[:n], metric)
 
 
@@ -170,7 +176,7 @@ def asked_enrolled(reader: Reader, neighbours: Neighbours) -> tuple[LeaveOneOut,
     owner = reader.prototype_classes(prototype_ids.tolist())
     owners = np.array([owner[i] for i in prototype_ids.tolist()], np.int64)
     groups = np.where(class_ids[:, None] == owners, support @ prototypes.T, -np.inf).argmax(axis=1)
-    metric = fit_metric(support, groups)
+    metric = fit_metric(support, groups, len(prototypes), every)
     return asked_in(metric, support, groups, prototypes, owners, every), metric
 
 

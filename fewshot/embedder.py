@@ -12,8 +12,19 @@ from typing import Any, TypeVar
 import numpy as np
 import platformdirs
 
-from fewshot import engines, images
-from fewshot.backbones import DEFAULT_BACKBONE, Backbone, WeightsSource, load, load_statistics, resolve, source_key
+from fewshot import engines, extras, images
+from fewshot.backbones import (
+    DEFAULT_BACKBONE,
+    PACKAGES,
+    Backbone,
+    WeightsSource,
+    load_statistics,
+    read_portable,
+    resolve,
+    shipped,
+    source_key,
+)
+from fewshot.decoding.cutting import Cut, Cutter, cut_photo
 from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
 from fewshot.errors import (
     CacheDamagedError,
@@ -111,7 +122,9 @@ class Embedder:
         *,
         is_known: Callable[[str], bool] | None = None,
         keep: bool = False,
+        keep_metadata: bool = False,
         most_pixels: int | None = None,
+        cutter: Cutter = cut_photo,
     ) -> LoadedPhoto | SkippedPhoto:
         """Read, check and cut one photo to the backbone's input.
 
@@ -119,7 +132,9 @@ class Embedder:
             photo: a file, or bytes with a name.
             is_known: asked with the content hash before the photo is decoded; True skips it.
             keep: make the thumbnail and the difference hash that an index keeps.
+            keep_metadata: leave the photo's EXIF block (place, time, camera) in that thumbnail.
             most_pixels: a limit below that of `images.max_pixels`.
+            cutter: decodes the photo: here, or `Guard.cut_photo` in a process of its own.
 
         Raises:
             ImageError: the photo cannot be used; the subclass says why.
@@ -132,30 +147,22 @@ class Embedder:
         if is_known is not None and is_known(sha256):
             return SkippedPhoto(file, sha256)
         prepared = self.backbone.preprocessing
-        wanted = max(prepared.short_side_px, images.THUMBNAIL_SIDE_PX if keep else 0)
-        image, (width, height) = images.decode(data, Path(file).name, wanted, most_pixels)
-        pixels = images.fit_to_input(
-            image,
-            image_size_px=prepared.image_size_px,
-            crop_pct=prepared.crop_pct,
-            interpolation=prepared.interpolation,
-            squash=prepared.squash,
+        cut = Cut(
+            prepared.image_size_px,
+            prepared.crop_pct,
+            prepared.interpolation,
+            prepared.squash,
+            keep=keep,
+            keep_metadata=keep_metadata,
+            most_pixels=most_pixels,
         )
-        if not keep:
-            return LoadedPhoto(file, sha256, width, height, pixels, None)
-        return LoadedPhoto(file, sha256, width, height, pixels, images.thumbnail(image), images.difference_hash(image))
+        found = cutter(data, Path(file).name, cut)
+        return LoadedPhoto(file, sha256, found.width, found.height, found.pixels, found.thumbnail, found.dhash)
 
-    def prepare_or_refuse(
-        self,
-        photo: Path | NamedBytes,
-        *,
-        is_known: Callable[[str], bool] | None = None,
-        keep: bool = False,
-        most_pixels: int | None = None,
-    ) -> LoadedPhoto | SkippedPhoto | Refused:
-        """As `prepare`, but a photo that cannot be used is no exception."""
+    def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Any) -> LoadedPhoto | SkippedPhoto | Refused:
+        """As `prepare`, with its options, but a photo that cannot be used is no exception."""
         try:
-            return self.prepare(photo, is_known=is_known, keep=keep, most_pixels=most_pixels)
+            return self.prepare(photo, **options)
         except ImageError as error:
             return refused(error, photo.file if isinstance(photo, NamedBytes) else str(photo))
 
@@ -191,6 +198,8 @@ class Embedder:
         n_photos: int,
         is_known: Callable[[str], bool] | None = None,
         keep: bool = False,
+        keep_metadata: bool = False,
+        cutter: Cutter = cut_photo,
     ) -> Iterator[Outcome]:
         """Embed photos in order, decoding in threads while the engine runs.
 
@@ -199,13 +208,17 @@ class Embedder:
             n_photos: about how many there are; decides how the engine is compiled.
             is_known: see `prepare`.
             keep: see `prepare`.
+            keep_metadata: see `prepare`.
+            cutter: see `prepare`.
 
         Yields:
             For each photo, in order: the embedded photo, the skipped one, or why it was refused.
         """
 
         def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
-            return self.prepare_or_refuse(photo, is_known=is_known, keep=keep)
+            return self.prepare_or_refuse(
+                photo, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter
+            )
 
         n_decoders = os.cpu_count() or 1
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
@@ -292,7 +305,7 @@ def open_embedder(
 ) -> Embedder:
     """The embedder that a user chose.
 
-    On the OpenVINO path, after a backbone's first use on this machine, neither torch nor timm is imported.
+    On the OpenVINO path, torch and timm are needed once, and only for a backbone that does not come as ONNX.
 
     Args:
         choice: backbone, precision and engine.
@@ -302,6 +315,7 @@ def open_embedder(
     Raises:
         UsageError: an unknown engine or precision.
         BackboneError: the weights cannot be had; the subclass says why.
+        MissingExtraError: the backbone or the engine needs torch, and it is not installed.
         EngineError: the engine cannot run it here.
     """
     for what, name, known in (
@@ -314,7 +328,8 @@ def open_embedder(
             )
     if choice.backbone is not None or source is None:
         source = resolve(choice.backbone or DEFAULT_BACKBONE)
-    if choice.engine == "torch" or (choice.engine == "auto" and engines.cuda_available()):
+    on_gpu = choice.engine == "auto" and engines.cuda_available() and not extras.missing("train", extras.NETWORKS)
+    if choice.engine == "torch" or on_gpu:
         return _open_torch(source, choice)
     return _open_openvino(source, choice, on_notice)
 
@@ -358,11 +373,14 @@ def _transform_file(ir: Path) -> Path:
 
 
 def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] | None) -> Backbone:
+    portable = read_portable(source)
+    if portable is None:
+        _need_networks(source)
     if on_notice is not None:
         on_notice(f"preparing backbone {source.name} for this machine (once)")
-    backbone, network = load(source)
+    backbone, onnx = portable or _as_portable(source)
     try:
-        engines.export_openvino(backbone, network, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
+        engines.export_openvino(backbone, onnx, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
         verify(ir)
         statistics = load_statistics(source)
         if statistics is not None:
@@ -377,10 +395,30 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     return backbone
 
 
+def _need_networks(source: WeightsSource) -> None:
+    known = [*(each.name for each in shipped()), *PACKAGES]
+    guess = "" if source.name in known else did_you_mean(source.name, known)
+    hint = f"{guess} Without it: {', '.join(each.name for each in shipped())}, or a folder that `fewshot train` wrote."
+    what = f"backbone {source.name!r}, which does not come as ONNX,"
+    extras.need("train", what, extras.NETWORKS, hint=hint.strip())
+
+
+def _as_portable(source: WeightsSource) -> tuple[Backbone, bytes]:
+    """A backbone that comes without ONNX, as torch writes it."""
+    from fewshot.networks import load
+    from fewshot.portable import export_onnx
+
+    backbone, network = load(source)
+    return backbone, export_onnx(network, backbone.preprocessing.image_size_px)
+
+
 def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
+    extras.need("train", "the engine 'torch'", extras.NETWORKS, hint="The engine 'openvino' does without.")
+    from fewshot.networks import load
+
+    backbone, network = load(source)
     device = "cuda" if engines.cuda_available() else "cpu"
     precision = choice.precision or ("bf16" if device == "cuda" else "f32")
-    backbone, network = load(source)
     statistics = load_statistics(source)
     return Embedder(
         backbone,

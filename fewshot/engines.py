@@ -1,19 +1,19 @@
 """Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
 
-import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
+import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fewshot.backbones import Backbone
-from fewshot.errors import CacheDamagedError, EngineError
+from fewshot.errors import CacheDamagedError, EngineError, WeightsDamagedError
 from fewshot.records import Float32s, Pixels
 from fewshot.sealed import read_facts, read_sealed, write_sealed
 
@@ -43,16 +43,12 @@ def native_precision() -> str:
 
 def cpu_capabilities() -> list[str]:
     """What OpenVINO says this CPU can do, such as FP32, BF16, INT8."""
-    import openvino
-
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return list(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def cpu_name() -> str:
     """What the CPU calls itself."""
-    import openvino
-
-    return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return str(_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
 def gpu_name() -> str:
@@ -76,26 +72,66 @@ def cuda_available() -> bool:
 # ---- OpenVINO
 
 
-def export_openvino(backbone: Backbone, network: "torch.nn.Module", path: Path, facts: dict[str, Any]) -> None:
-    """Write the network as OpenVINO IR that takes uint8 RGB photos; the normalisation becomes part of it.
+def _openvino() -> Any:
+    """The module `openvino`, without the converter of other frameworks' models, which would be a third of the import.
+
+    OpenVINO itself imports its converter only where that is installed, and does without where it is not: for the time
+    of the import it is not. Whoever asks for `openvino.convert_model` later in this process gets it.
+    """
+    with _IMPORTING:
+        if "openvino" not in sys.modules and _CONVERTER not in sys.modules:
+            sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # Python's own sign of what is not to be found
+            try:
+                import openvino
+            finally:
+                del sys.modules[_CONVERTER]
+            openvino.__getattr__ = _late_attribute
+        import openvino
+
+        return openvino
+
+
+_CONVERTER = "openvino.tools.ovc"
+_IMPORTING = threading.Lock()
+
+
+def _late_attribute(name: str) -> Any:
+    """What `_openvino` left out of the module, when it is asked for after all."""
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    from openvino.tools.ovc import convert_model
+
+    return convert_model
+
+
+def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str, Any]) -> None:
+    """Write a network as OpenVINO IR that takes uint8 RGB photos; the normalisation becomes part of it.
 
     Args:
         backbone: says the input size, mean and std.
-        network: as `backbones.load` gives it.
+        onnx: the network: (1, 3, size, size) float32, normalised, to (1, dim) float32.
         path: the sealed file to write.
         facts: what `read_facts(path)` shall give back later.
-    """
-    import openvino
-    import torch
-    from openvino.preprocess import PrePostProcessor
 
+    Raises:
+        WeightsDamagedError: the network cannot be read, or is not the one that is described.
+    """
+    openvino = _openvino()
     prepared = backbone.preprocessing
     size = prepared.image_size_px
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's, about the tracing that OpenVINO does with it
-        example = torch.zeros(1, 3, size, size)
-        model = openvino.convert_model(network, example_input=example, input=[1, 3, size, size])
-    steps = PrePostProcessor(model)
+    try:
+        model = openvino.Core().read_model(io.BytesIO(onnx))
+    except RuntimeError as error:
+        raise WeightsDamagedError(
+            f"the ONNX network of backbone {backbone.name!r} cannot be read: {str(error).strip().splitlines()[-1]}"
+        ) from error
+    found, wanted = [tuple(model.input().shape), tuple(model.output().shape)], [(1, 3, size, size), (1, backbone.dim)]
+    if found != wanted:
+        raise WeightsDamagedError(
+            f"the ONNX network of backbone {backbone.name!r} makes {found[1]} of {found[0]}; its description says "
+            f"{wanted[1]} of {wanted[0]}."
+        )
+    steps = openvino.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
     steps.input().preprocess().convert_element_type(openvino.Type.f32).mean([m * 255 for m in prepared.mean]).scale(
@@ -126,10 +162,8 @@ class OpenVinoEngine:
     batch_size = 1
 
     def __init__(self, ir: Path, precision: str, *, bulk: bool) -> None:
-        import openvino
-
         self.precision = precision
-        core = openvino.Core()
+        core = _openvino().Core()
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
@@ -181,7 +215,7 @@ def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> 
     facts = read_facts(ir)
     made_for = {
         "ir": facts["payload_xxh3"],
-        "openvino": importlib.metadata.version("openvino"),
+        "openvino": _openvino().get_version(),
         "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
         "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "n_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -207,9 +241,7 @@ def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> 
 
 
 def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:
-    import openvino
-
-    tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
+    tensor = _openvino().Tensor(np.frombuffer(weights, np.uint8).copy())
     return core.read_model(model=xml, weights=tensor)
 
 

@@ -209,8 +209,8 @@ class LearntClasses:
         return self.metric, self.support, self.groups, self.prototypes, self.owners
 
     def similarities(self, vectors: Float32s) -> Float32s:
-        """Each vector's cosine to each class's nearest prototype: (n, n_way) float32."""
-        cosines = self.metric(vectors) @ self.metric(self.prototypes).T
+        """Each vector's similarity to each class's nearest prototype: (n, n_way) float32."""
+        cosines = self.metric(vectors) @ self.metric.placed(self.prototypes).T
         first = np.flatnonzero(np.diff(self.owners, prepend=-1))
         nearest: Float32s = np.maximum.reduceat(cosines, first, axis=1)
         return nearest

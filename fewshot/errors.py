@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class MissingExtraError(FewshotError):
+    """The work needs libraries of an extra that is not installed."""
+
+    code = "missing_extra"
+    status = 501
+
+
 # ---- photos and folders
 
 
@@ -101,6 +108,13 @@ class ImageTooLargeError(ImageError):
     code = "too_large"
     status = 413
     hint = "Scale the photo down, or raise the limit with FEWSHOT_MAX_MEGAPIXELS."
+
+
+class ImageStoppedError(ImageError):
+    """Decoding took more memory or time than one photo is given, or ended the process that did it."""
+
+    code = "stopped"
+    hint = "Such a file may be made to do harm. Leave it out; if you trust it, open and save it in a picture editor."
 
 
 class UnreadableFileError(ImageError):
@@ -253,12 +267,6 @@ class PgvectorMissingError(IndexProblem):
     code = "no_pgvector"
 
 
-class ExtraMissingError(IndexProblem):
-    """An optional part of the program is not installed."""
-
-    code = "extra_missing"
-
-
 class CopyError(IndexProblem):
     """An index cannot be copied to where it should go, or what arrived is not what was sent."""
 
@@ -269,6 +277,39 @@ class MixedEmbeddingsError(IndexProblem):
     """Embeddings of two backbones, preprocessings or precisions cannot be compared."""
 
     code = "mixed_embeddings"
+    exit_code = 2
+    status = 409
+
+
+class IndexExistsError(IndexProblem):
+    """An index stands where a backup shall be restored to."""
+
+    code = "index_exists"
+    exit_code = 2
+    status = 409
+
+
+class BackupError(FewshotError):
+    """A backup cannot be found, read or written."""
+
+    code = "backup"
+
+
+class BackupMissingError(BackupError):
+    code = "backup_missing"
+    exit_code = 2
+    status = 404
+
+
+class BackupDamagedError(BackupError):
+    code = "backup_damaged"
+    hint = "Take another backup: a damaged one is never restored from, not even in part."
+
+
+class OtherIndexError(BackupError):
+    """A backup holds another index than the one that it shall replace."""
+
+    code = "other_index"
     exit_code = 2
     status = 409
 
@@ -289,6 +330,12 @@ class CacheDamagedError(FewshotError):
     """A derived file is damaged or stale. Never fatal: it is rebuilt from the store."""
 
     code = "cache_damaged"
+
+
+class GuardError(FewshotError):
+    """The guarded process that decodes photos cannot be started, or does not do its work."""
+
+    code = "guard"
 
 
 # ---- backbones and engines
@@ -557,3 +604,12 @@ class AddressError(ServiceError):
     code = "address"
     exit_code = 2
     status = 400
+
+
+class TlsError(ServiceError):
+    """The service cannot speak TLS with what it was given."""
+
+    code = "tls"
+    exit_code = 2
+    status = 400
+    hint = "Wanted two PEM files that belong together: the certificate with its chain, and its private key."

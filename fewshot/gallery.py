@@ -13,6 +13,7 @@ import numpy as np
 
 from fewshot import answering, calibration, images, inspection
 from fewshot.backbones import WeightsSource, resolve
+from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder
@@ -600,6 +601,10 @@ class Gallery:
             self._store.copy_to(folder)
         else:
             copy_index(self._store, folder)
+
+    def backup(self, target: Path, on_part: Callable[[], None] | None = None) -> Backup:
+        """Write a verified backup while the index is in use; see `backup.back_up`."""
+        return back_up(self._store, target, on_part)
 
     def problems(self) -> list[str]:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""

@@ -17,6 +17,7 @@ from fewshot.errors import (
     DamagedImageError,
     EmptyFileError,
     ImageError,
+    ImageStoppedError,
     ImageTooLargeError,
     ImageTooSmallError,
     NotAnImageError,
@@ -34,6 +35,7 @@ MIN_SIDE_PX = 32
 THUMBNAIL_SIDE_PX = 256
 THUMBNAIL_LONG_SIDE_PX = 1024
 THUMBNAIL_QUALITY = 90
+MAX_EXIF_BYTES = 65_536
 # Twice the wanted size is left to the resampling filter, so that scaling while decoding costs no sharpness.
 DRAFT_MARGIN = 2
 
@@ -175,14 +177,17 @@ def _crop_box(width: int, height: int, image_size_px: int, crop_pct: float) -> t
     return left * x, top * y, (left + image_size_px) * x, (top + image_size_px) * y
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """The photo kept in an index: WebP, short side at most 256 px, long side at most 1024 px, no metadata."""
+def thumbnail(image: Image.Image, exif: bytes = b"") -> bytes:
+    """The photo kept in an index: WebP, short side at most 256 px, long side at most 1024 px.
+
+    It says nothing of where, when and by which camera it was taken, except what is given as `exif`.
+    """
     scale = min(1.0, THUMBNAIL_SIDE_PX / min(image.size), THUMBNAIL_LONG_SIDE_PX / max(image.size))
     if scale < 1.0:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1)
+    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1, exif=exif)
     return buffer.getvalue()
 
 
@@ -223,17 +228,39 @@ def difference_hash(image: Image.Image) -> bytes:
     Each bit says whether one of 8 x 8 fields is brighter than its neighbour, to the right and below.
 
     Source:
-        The dHash of Neal Krawetz (Hacker Factor, 2013) in both directions, as the imagehash package computes it.
+        The dHash of Neal Krawetz (Hacker Factor, 2013) in both directions, bit for bit as the package imagehash
+        computes it, which would bring SciPy and wavelets for these lines.
     """
-    import imagehash
-
     grey = image.convert("L")
-    bits = np.concatenate([imagehash.dhash(grey).hash.ravel(), imagehash.dhash_vertical(grey).hash.ravel()])
+    across, down = (np.asarray(grey.resize(size, Image.Resampling.LANCZOS)) for size in ((9, 8), (8, 9)))
+    bits = np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
     return np.packbits(bits).tobytes()
 
 
+def upright_exif(data: bytes) -> bytes:
+    """A photo's EXIF block, for a picture of it that is upright already; empty if it has none that can be read.
+
+    Left out are the orientation, the preview that cameras put there, and all of a block above `MAX_EXIF_BYTES`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, "")
+            exif = image.getexif()
+        whole = Image.Exif()
+        whole.update({tag: value for tag, value in exif.items() if tag != ExifTags.Base.Orientation})
+        for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            if found := exif.get_ifd(ifd):
+                whole.get_ifd(ifd).update(found)
+        kept = whole.tobytes() if len(whole) else b""
+    except Exception:  # broken metadata is no metadata
+        return b""
+    return kept if len(kept) <= MAX_EXIF_BYTES else b""
+
+
 def gps_tags(data: bytes) -> dict[int, Any]:
-    """The GPS tags of a photo's EXIF block as they stand there, by number; empty if it has none that can be read.
+    """The GPS tags of a photo's EXIF block, by number, as text, floats and tuples of floats (NaN: a division by 0).
+
+    Empty if it has none that can be read.
 
     Source:
         EXIF 2.32 (CIPA DC-008), section 4.6.6: 1 and 3 are the hemispheres, 2 and 4 degrees, minutes and seconds, 9 is
@@ -242,9 +269,18 @@ def gps_tags(data: bytes) -> dict[int, Any]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, "")  # in a PNG they may stand behind the pixels, which are then decoded on the way
-            return dict(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+            return {int(tag): _plain(value) for tag, value in image.getexif().get_ifd(ExifTags.IFD.GPSInfo).items()}
     except Exception:  # broken metadata is no metadata; whether the pixels are sound, decoding says
         return {}
+
+
+def _plain(value: Any) -> Any:
+    """An EXIF value as text, a float or a tuple of them: what can be told to another process."""
+    if isinstance(value, tuple):
+        return tuple(_plain(each) for each in value)
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return value if isinstance(value, str) else float(value)
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -277,6 +313,8 @@ def _check_size(image: Image.Image, name: str, most_pixels: int | None = None) -
 
 def _refusal(name: str, error: Exception) -> ImageError:
     text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        return ImageStoppedError(f"{name} needs more memory to decode than there is for one photo.")
     if "truncated" in text or "unexpected end" in text or "unexpected eof" in text or isinstance(error, EOFError):
         return TruncatedImageError(f"{name} is cut short: its header is a picture's, but its pixels end too early.")
     return DamagedImageError(f"{name} cannot be decoded: {str(error) or type(error).__name__}.")

@@ -1,6 +1,6 @@
 """How an index's own photos spread around their prototypes -> the metric that its classes are compared in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -11,6 +11,8 @@ from fewshot.transforms import unit_rows
 # Directions in which photos spread so little, against what the prior expects, are left as they are.
 LEAST_SPREAD = 1e-3
 _LEAST_LENGTH = 1e-12
+# Photos of one class are taken to agree at least so much, so that no prototype of one photo outgrows all others.
+LEAST_AGREEMENT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,15 @@ class Metric:
             what is orthogonal to all of them stays.
         prior: squared spread, summed over photos, that every direction is credited with before any photo is seen;
             infinite where no photo has a say.
+        agreement: the mean cosine between two photos of one prototype, in (0, 1]; 1 where no prototype has two.
+        counts: (n_prototypes,) int64, from how many photos each prototype is made.
     """
 
     directions: Float32s
     factors: Float32s
     prior: float
+    agreement: float
+    counts: Int64s
 
     def moved(self, embeddings: Float32s) -> Float32s:
         """(n, dim) float32 -> (n, dim) float32, rows of any length both. Linear."""
@@ -39,13 +45,34 @@ class Metric:
         """(n, dim) float32 -> (n, dim) float32, rows of unit length: a dot product is a cosine in this metric."""
         return unit_rows(self.moved(embeddings))
 
+    def placed(self, prototypes: Float32s) -> Float32s:
+        """Prototypes as queries are compared with them: a dot product is a similarity, a cosine times `gains`.
 
-def plain_metric(dim: int) -> Metric:
-    """The metric that leaves embeddings as they are."""
-    return Metric(np.zeros((0, dim), np.float32), np.zeros(0, np.float32), np.inf)
+        Args:
+            prototypes: (n_prototypes, dim) float32, those of `counts`, in their order.
+        """
+        placed: Float32s = self(prototypes) * self.gains(self.counts)[:, None]
+        return placed
+
+    def gains(self, counts: Int64s) -> Float32s:
+        """By how much the mean of so many photos is too far from a new photo of its class, as a factor of 1 or more.
+
+        The direction of a mean is the less sure, the fewer photos it is made from, and all true queries lie farther
+        from it. Uncorrected, a class of 5 photos loses queries to a neighbour of 20 for no other reason (docs/log.md).
+        If two photos of a class have the expected cosine r, their mean of n has the expected squared length
+        r + (1 - r) / n, and its cosine to the class's true direction is the square root of r over that.
+        """
+        r = self.agreement
+        gains: Float32s = np.sqrt(1 + (1 - r) / (r * np.maximum(counts, 1))).astype(np.float32)
+        return gains
 
 
-def fit_metric(support: Float32s, groups: Int64s) -> Metric:
+def plain_metric(dim: int, counts: Int64s) -> Metric:
+    """The metric that leaves embeddings, and similarities to prototypes of so many photos, as they are."""
+    return Metric(np.zeros((0, dim), np.float32), np.zeros(0, np.float32), np.inf, 1.0, counts)
+
+
+def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = None, weight: int = 1) -> Metric:
     """The metric of an index from its photos: what varies among photos of one class counts less between classes.
 
     A backbone that was trained brings the within-class covariance of its training classes (`transforms.whitening`);
@@ -56,6 +83,8 @@ def fit_metric(support: Float32s, groups: Int64s) -> Metric:
     Args:
         support: (n_support, dim) float32, rows of unit length.
         groups: (n_support,) int64 from 0: which prototype each photo belongs to.
+        n_prototypes: how many there are, where the last ones may have no photo here; such a one counts as of one photo.
+        weight: how many enrolled photos each of `support` stands for, where it is a sample of them.
 
     Returns:
         The plain metric where no prototype has two photos that differ.
@@ -66,9 +95,10 @@ def fit_metric(support: Float32s, groups: Int64s) -> Metric:
     """
     around, _, counts = deviations(support, groups)
     n_free = len(support) - int((counts > 0).sum())
+    counts = weight * np.pad(counts, (0, (n_prototypes or len(counts)) - len(counts)))
     total = float((around**2).sum())
     if n_free < 1 or total < _LEAST_LENGTH:
-        return plain_metric(support.shape[1])
+        return plain_metric(support.shape[1], counts)
     prior = total / n_free
     around = around.astype(np.float64)
     small = around @ around.T if len(around) < around.shape[1] else around.T @ around  # both have the same values
@@ -78,7 +108,17 @@ def fit_metric(support: Float32s, groups: Int64s) -> Metric:
     scatters, sides = scatters[kept], sides[:, kept]
     directions = sides.T @ around / np.sqrt(scatters)[:, None] if len(around) < around.shape[1] else sides.T
     factors = np.sqrt(prior / (prior + scatters))
-    return Metric(np.ascontiguousarray(directions, np.float32), factors.astype(np.float32), prior)
+    found = Metric(np.ascontiguousarray(directions, np.float32), factors.astype(np.float32), prior, 1.0, counts)
+    return replace(found, agreement=_agreement(found(support), groups))
+
+
+def _agreement(moved: Float32s, groups: Int64s) -> float:
+    """The mean cosine over all pairs of photos of one prototype; there is at least one."""
+    counts = np.bincount(groups)
+    sums = np.zeros((len(counts), moved.shape[1]), np.float64)
+    np.add.at(sums, groups, moved)
+    n_pairs = float((counts * (counts - 1)).sum())
+    return min(1.0, max(LEAST_AGREEMENT, (float((sums**2).sum()) - len(moved)) / n_pairs))
 
 
 def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Float32s, Int64s]:
@@ -97,7 +137,7 @@ def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Float32s, I
 def without_each(
     metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, weight: float = 1.0
 ) -> Float32s:
-    """Each photo's cosine to every prototype, in the metric and with the prototypes that there were without it.
+    """Each photo's similarity to every prototype, in the metric and with the prototypes that there were without it.
 
     A photo is in its prototype and in the metric, and both flatter it. Taking it out of the mean is a subtraction;
     taking it out of the scatter changes the inverse by a matrix of rank one, so no metric is fitted again.
@@ -110,7 +150,7 @@ def without_each(
         weight: how many enrolled photos each of `support` stands for, where it is a sample of them.
 
     Returns:
-        (n, n_prototypes) float32; -inf for the prototype that a photo is alone in.
+        (n, n_prototypes) float32, cosines times `Metric.gains`; -inf for the prototype that a photo is alone in.
 
     Source:
         Sherman & Morrison 1950, "Adjustment of an inverse matrix".
@@ -118,6 +158,7 @@ def without_each(
     around, means, counts = deviations(support, groups)
     moved_prototypes = metric.moved(prototypes)
     lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
+    gains = metric.gains(metric.counts)
     found = np.empty((len(support), len(prototypes)), np.float32)
     for start in range(0, len(support), 500):
         rows = slice(start, start + 500)
@@ -138,10 +179,12 @@ def without_each(
         found[rows] = cosine(
             x @ moved_prototypes.T, d @ moved_prototypes.T, lengths, gain[:, None], xd[:, None], x_length[:, None]
         )
+        found[rows] *= gains
         # The own prototype, without the photo: the sum of its group, less the photo.
         n_group = n * weight
         scale = n_group * np.linalg.norm(means[group], axis=1)
         rest = metric.moved((scale[:, None] * prototypes[group] - support[rows]).astype(np.float32))
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
+        own = own * metric.gains(np.asarray(n_group - 1, np.int64))
         found[np.arange(len(support))[rows], group] = np.where(n_group > 1, own, -np.inf)
     return found

@@ -69,8 +69,8 @@ class Neighbours:
             metric: what moved `vectors`, and moves the prototypes; the one of this generation. None: neither is moved.
 
         Returns:
-            Cosines (n_vectors, n) float32, highest first, and class ids (n_vectors, n) int64; where the index holds
-            fewer classes, -inf and -1.
+            Cosines, or a metric's similarities, (n_vectors, n) float32, highest first, and class ids (n_vectors, n)
+            int64; where the index holds fewer classes, -inf and -1.
         """
         only = None if within is None else reader.ids_of("prototype", within)
         with self._prototypes(reader, metric) as prototypes:
@@ -86,7 +86,7 @@ class Neighbours:
                 similarities, class_ids, n_least = _nearest_of_each_class(similarities, class_ids, n)
                 # Classes of several prototypes may have taken the places of others.
                 if n_least >= n or n_asked >= n_prototypes:
-                    return np.minimum(similarities, 1.0), class_ids
+                    return similarities if metric is not None else np.minimum(similarities, 1.0), class_ids
                 n_asked *= 2
 
     @contextmanager
@@ -106,7 +106,7 @@ class Neighbours:
             return known[1]
         ids, vectors = reader.changed_vectors("prototype", since=-1)
         index = VectorIndex(vectors.shape[1])
-        index.build(ids, metric(vectors))
+        index.build(ids, metric.placed(vectors), unit=False)
         self._moved = (content, index)
         return index
 

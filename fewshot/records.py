@@ -114,7 +114,10 @@ class ClassSummary:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A class that a query resembles: cosine to its nearest prototype, and the probability that follows from it."""
+    """A class that a query resembles: similarity to its nearest prototype, and the probability that follows from it.
+
+    The similarity is a cosine, corrected upwards for a prototype of few photos (`metric.Metric.gains`), and at most 1.
+    """
 
     label: str
     similarity: float

@@ -8,9 +8,12 @@ map the same file from its start.
 import json
 import mmap
 import os
+import re
 import secrets
 import struct
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +23,27 @@ from fewshot.errors import CacheDamagedError
 
 MAGIC = b"FEWSEAL1"
 _TAIL = struct.Struct("<IQ8s")
+# What a killed writer left behind is taken away once its process is gone and it has lain still for a minute; where the
+# process number says nothing (another machine's, or given anew since), once it has lain still for a day.
+LEFT_BY_THE_DEAD_S, LEFT_BY_ANYONE_S = 60.0, 86_400.0
 
 
-def write_sealed(path: Path, write_payload: Callable[[Path], object], facts: dict[str, Any]) -> None:
+def write_sealed(
+    path: Path, write_payload: Callable[[Path], object], facts: dict[str, Any], *, durable: bool = False
+) -> None:
     """Write a sealed file at `path`, replacing what was there in one step.
 
     Args:
         path: where the file shall stand; its folder is created.
         write_payload: called with a temporary path, writes the payload there.
         facts: JSON-able; read back by `read_facts`.
+        durable: return only once the file would outlast a power cut. What can be made anew need not.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; what stood at `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
     # Not tempfile: its files are private, and an index may be shared by the users of a machine.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -42,10 +52,69 @@ def write_sealed(path: Path, write_payload: Callable[[Path], object], facts: dic
         text = json.dumps({**facts, "payload_bytes": size, "payload_xxh3": digest}, sort_keys=True).encode()
         with temporary.open("ab") as file:
             file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), MAGIC))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def clear_leftovers(path: Path) -> list[Path]:
+    """Take away what killed writers of `path` left beside it; what a living one is writing stays.
+
+    Returns:
+        What was taken away. Another's file that cannot be removed stays, and is not told.
+    """
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.[0-9a-f]{8}")
+    gone = []
+    for found, number in [(each, pattern.fullmatch(each.name)) for each in path.parent.iterdir()]:
+        if number is None:
+            continue
+        with suppress(OSError):
+            still_s = time.time() - found.stat().st_mtime
+            if still_s > (LEFT_BY_ANYONE_S if _is_running(int(number[1])) else LEFT_BY_THE_DEAD_S):
+                found.unlink()
+                gone.append(found)
+    return gone
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they outlast a power cut; one that is there stays.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut.
+
+    Raises:
+        OSError: the folder cannot be opened, or the disk fails.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def read_facts(path: Path) -> dict[str, Any]:

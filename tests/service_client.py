@@ -1,12 +1,15 @@
 """What the tests of the service share: an app over an index of coloured leaves, and how photos are sent to it."""
 
+import atexit
 import threading
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from conftest import ColourEngine, colour_embedder
 from starlette.testclient import TestClient
 
+from fewshot.decoding.guard import Guard, GuardLimits
 from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 from fewshot.service.app import create_app
@@ -19,10 +22,18 @@ HERE = ("127.0.0.1", 50000)
 ELSEWHERE = ("192.0.2.7", 50000)
 
 
+@cache
+def shared_guard() -> Guard:
+    """The processes that decode for all apps of a test run: starting them anew for each would take minutes."""
+    guard = Guard(2, GuardLimits.for_pixels(Settings.__dataclass_fields__["max_pixels"].default))
+    atexit.register(guard.close)
+    return guard
+
+
 @contextmanager
 def serving(gallery: Gallery, settings: Settings | None = None, client=HERE):
     """A client of a running app."""
-    app = create_app(gallery, settings or Settings())
+    app = create_app(gallery, settings or Settings(), shared_guard())
     with TestClient(app, base_url="http://localhost", client=client, raise_server_exceptions=False) as opened:
         yield opened
 
@@ -53,17 +64,17 @@ def error_of(response, status: int, code: str) -> dict[str, str]:
 
 
 @contextmanager
-def listening(gallery: Gallery, settings: Settings | None = None):
-    """The URL of a service that really listens, in a thread of this process."""
-    app = create_app(gallery, settings or Settings())
+def listening(gallery: Gallery, settings: Settings | None = None, **options):
+    """The URL of a service that really listens, in a thread of this process; options as of `made_server`."""
+    app = create_app(gallery, settings or Settings(), shared_guard())
     with listening_socket("127.0.0.1", 0) as bound:
         started = threading.Event()
-        server = made_server(app, started.set)
+        server = made_server(app, started.set, **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         assert started.wait(20)
         try:
-            yield address_of(bound, "127.0.0.1")
+            yield address_of(bound, "127.0.0.1", options.get("tls"))
         finally:
             server.should_exit = True
             thread.join(20)

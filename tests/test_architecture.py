@@ -19,12 +19,12 @@ ROOT = Path(fewshot.__file__).parent
 # From the bottom to the top. A module imports from its own layer and those above it in this list, nothing below it.
 LAYERS = [
     {"errors", "records"},
-    {"recipes"},
-    {"sealed", "images", "datasets", "samples"},
-    {"transforms", "backbones", "losses"},
+    {"recipes", "extras"},
+    {"sealed", "images", "decoding", "datasets", "samples"},
+    {"transforms", "backbones", "portable", "networks", "losses"},
     {"engines", "embedder"},
     {"store", "search"},
-    {"metric", "neighbours", "classifier"},
+    {"metric", "neighbours", "classifier", "backup"},
     {
         "inspection",
         "calibration",
@@ -42,7 +42,8 @@ LAYERS = [
 
 # library: the only modules (a folder counts as one) that may import it.
 DOORS = {
-    "timm": {"backbones"},
+    "timm": {"networks"},
+    "onnx": {"portable"},
     "pytorch_metric_learning": {"losses"},
     "faiss": {"search"},
     "yaml": {"recipes"},
@@ -53,10 +54,9 @@ DOORS = {
     "psycopg": {"store"},
     "pgvector": {"store"},
     "alembic": {"store"},
-    "imagehash": {"images"},
     "openvino": {"engines"},
-    "PIL": {"images", "samples", "training"},
-    "torch": {"backbones", "losses", "engines", "training"},
+    "PIL": {"images", "decoding", "samples", "training"},
+    "torch": {"networks", "portable", "losses", "engines", "training"},
     "torchvision": {"training"},
     "fastapi": {"service", "watching"},
     "starlette": {"service", "watching"},
@@ -195,7 +195,9 @@ def test_each_library_has_one_door(library):
     assert users <= DOORS[library]
 
 
-@pytest.mark.parametrize("library", ["timm", "pytorch_metric_learning", "faiss", "yaml", "click", "sqlalchemy", "PIL"])
+@pytest.mark.parametrize(
+    "library", ["timm", "onnx", "pytorch_metric_learning", "faiss", "yaml", "click", "sqlalchemy", "PIL"]
+)
 def test_no_door_is_only_painted_on(library):
     assert any(library in libraries(module) for module in modules())
 
@@ -221,7 +223,8 @@ def test_the_lowest_layer_imports_nothing_but_numpy_and_the_standard_library(mod
         ("images", {"torch", "faiss"}),
         ("datasets", {"torch", "faiss"}),
         ("losses", {"timm", "faiss"}),
-        ("backbones", {"faiss"}),
+        ("backbones", {"torch", "timm", "faiss"}),
+        ("networks", {"faiss"}),
         ("engines", {"faiss"}),
         ("embedder", {"faiss", "timm"}),
         ("store", {"faiss", "torch"}),

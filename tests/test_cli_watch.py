@@ -62,7 +62,7 @@ def test_the_table_shows_what_where_and_who(inbox):
 
 def test_a_strangers_file_name_moves_no_cursor(inbox):
     write_leaf(inbox / "a\x1b[2J\rb.png", LEAF_COLOURS["rust"], 950)
-    assert "a?[2J?b.png" in once().stdout
+    assert "a<U+001B>[2J<U+000D>b.png" in once().stdout
 
 
 @pytest.mark.parametrize(

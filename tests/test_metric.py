@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot.classifier import class_prototypes
-from fewshot.metric import deviations, fit_metric, plain_metric, without_each
+from fewshot.metric import LEAST_AGREEMENT, deviations, fit_metric, plain_metric, without_each
 
 
 def world(n_way, n_shot, dim, seed, noise=None):
@@ -49,7 +49,8 @@ def test_leaving_a_photo_out_equals_fitting_without_it(n_way, n_shot, dim, seed)
         rest = np.arange(len(support)) != row
         matrix = inverse(support[rest], groups[rest], metric.prior)
         prototypes = class_prototypes(support[rest], groups[rest], n_way).astype(np.float64)
-        wanted = cosines(matrix, support[[row]].astype(np.float64), prototypes)[0]
+        gains = metric.gains(np.bincount(groups[rest], minlength=n_way))
+        wanted = cosines(matrix, support[[row]].astype(np.float64), prototypes)[0] * gains
         np.testing.assert_allclose(found[row], wanted, atol=2e-3)
 
 
@@ -73,13 +74,13 @@ def test_the_metric_moves_nothing_where_no_photo_has_a_say():
     np.testing.assert_array_equal(metric.moved(support), support)
     same = np.repeat(support, 2, axis=0)
     np.testing.assert_array_equal(fit_metric(same, np.repeat(np.arange(5), 2)).moved(support), support)
-    np.testing.assert_allclose(plain_metric(8)(support), support, atol=1e-6)
+    np.testing.assert_allclose(plain_metric(8, np.ones(5, np.int64))(support), support, atol=1e-6)
 
 
 def test_a_photo_alone_in_its_prototype_has_no_own_cosine():
     support, _ = world(3, 2, 8, seed=3)
     groups = np.array([0, 0, 1, 1, 2, 3])
-    found = without_each(fit_metric(support, groups), support, groups, class_prototypes(support, groups, 4))
+    found = without_each(fit_metric(support, groups, 4), support, groups, class_prototypes(support, groups, 4))
     assert np.isneginf(found[4, 2])
     assert np.isneginf(found[5, 3])
     assert np.isfinite(np.delete(found.ravel(), [4 * 4 + 2, 5 * 4 + 3])).all()
@@ -98,7 +99,7 @@ def test_a_sample_of_a_large_class_takes_out_one_photo_of_all():
     prototypes = class_prototypes(support, groups, 2)
     whole = without_each(fit_metric(support, groups), support, groups, prototypes)
     part = slice(None, None, 4)
-    metric = fit_metric(support[part], groups[part])
+    metric = fit_metric(support[part], groups[part], weight=4)
     sample = without_each(metric, support[part], groups[part], prototypes, weight=4)
     own = np.arange(len(sample)), groups[part]
     assert np.abs(sample[own] - whole[part][own]).mean() < 0.04
@@ -115,7 +116,43 @@ def test_left_out_photos_are_no_more_flattered_than_new_ones(n_shot):
         metric = fit_metric(support, enrolled)
         prototypes = class_prototypes(support, enrolled, 8)
         left_out = without_each(metric, support, enrolled, prototypes)[np.arange(len(support)), enrolled]
-        asked = (metric(new) @ metric(prototypes).T)[np.arange(len(new)), groups[place >= n_shot]]
+        asked = (metric(new) @ metric.placed(prototypes).T)[np.arange(len(new)), groups[place >= n_shot]]
         gaps.append(asked.mean() - left_out.mean())
     # Never above what a new photo scores by more than chance; below it, as its prototype has a photo less.
     assert np.mean(gaps) > -0.01
+
+
+def test_a_prototype_of_few_photos_is_as_near_to_new_photos_as_one_of_many():
+    everything, groups = world(40, 60, 48, seed=2, noise=np.full(48, 0.9))
+    place = np.tile(np.arange(60), 40)
+    few = groups < 20
+    enrolled = place < np.where(few, 3, 30)
+    support, owners = everything[enrolled], groups[enrolled]
+    metric = fit_metric(support, owners)
+    prototypes, asked = class_prototypes(support, owners, 40), place >= 30
+    own = np.arange(asked.sum()), groups[asked]
+    cosines = (metric(everything[asked]) @ metric(prototypes).T)[own]
+    similarities = (metric(everything[asked]) @ metric.placed(prototypes).T)[own]
+    short, long = few[asked], ~few[asked]
+    assert cosines[long].mean() - cosines[short].mean() > 0.05
+    assert abs(similarities[long].mean() - similarities[short].mean()) < 0.02
+
+
+def test_gains_follow_the_expected_length_of_a_mean():
+    metric = fit_metric(*world(5, 4, 16, seed=1), n_prototypes=7)
+    r = metric.agreement
+    assert 0 < r < 1
+    assert metric.counts.tolist() == [4] * 5 + [0, 0]
+    np.testing.assert_allclose(metric.gains(np.array([1, 4])), [r**-0.5, ((r + (1 - r) / 4) / r) ** 0.5], rtol=1e-6)
+    assert metric.gains(np.array([10**9]))[0] == pytest.approx(1)
+    assert metric.gains(np.array([0])) == metric.gains(np.array([1]))
+    lengths = np.linalg.norm(metric.placed(np.eye(16, dtype=np.float32)[:7]), axis=1)
+    np.testing.assert_allclose(lengths, metric.gains(metric.counts), rtol=1e-5)
+
+
+def test_photos_that_agree_in_nothing_let_no_single_photo_outgrow_the_rest():
+    noise = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    metric = fit_metric(noise, np.repeat(np.arange(10), 4))
+    assert metric.agreement == LEAST_AGREEMENT
+    assert metric.gains(np.array([1]))[0] == 2

@@ -1,5 +1,7 @@
 import io
+import json
 import socket
+import urllib.request
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.plugins.projector.projector_plugin import _read_tensor_binary_file, _read_tensor_tsv_file
 
 from fewshot import images
-from fewshot.errors import PortInUseError
+from fewshot.errors import PortInUseError, ProjectionError
 from fewshot.projection.folder import OutputFolder
 from fewshot.projection.projector import COLUMNS, SPRITE_LIMIT_PX, check_port, serve, sprite_tile_px, write_projector
 from fewshot.projection.spaces import TILE_PX, Point, Space
@@ -112,3 +114,14 @@ def test_a_port_in_use_is_told_before_any_work_and_when_serving(tmp_path):
             serve(tmp_path, port)
     check_port(port)
     check_port(0)
+
+
+def test_tensorboard_is_shown_once_it_has_read_the_files(written, tmp_path, monkeypatch):
+    written(made_space())
+    address = serve(tmp_path / "out", 0).removesuffix("#projector")
+    with urllib.request.urlopen(f"{address}data/plugin/projector/runs", timeout=30) as answer:
+        assert json.load(answer) == ["."]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("fewshot.projection.projector.READ_WAIT_S", 1)
+    with pytest.raises(ProjectionError, match="did not find the projector's files within 1 s"):
+        serve(tmp_path / "empty", 0)

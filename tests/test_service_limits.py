@@ -230,7 +230,7 @@ def test_the_event_loop_answers_while_photos_are_decoded(filled, rust, monkeypat
         assert gate.wait(20)
         return decode(*arguments)
 
-    with listening(filled) as url:
+    with listening(filled, Settings(guarded=False)) as url:
         monkeypatch.setattr(images, "decode", slow)
         head, body = multipart("/v1/query", rust)
         asked = raw(url, head, body, wait=False)

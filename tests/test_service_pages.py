@@ -218,6 +218,20 @@ def test_a_wrong_answer_is_corrected_and_asked_again_at_once(page, url, filled, 
     assert page.locator("#token").inner_text() == "Token set"
 
 
+def test_a_picture_that_cannot_be_had_leaves_its_name_and_no_fault(page, url, word, rust):
+    page.goto(url)
+    page.get_by_role("heading", name="What is on this photo?").wait_for()
+    page.route("**/thumbnail", lambda route: route.abort())
+    page.route("**/v1/session", lambda route: route.abort())
+    page.locator("#token").click()
+    give_token(page, word)
+    assert "cannot be reached" in alert(page)
+    strip = ask(page, rust).first.get_by_role("region", name="Nearest enrolled photos").locator("img")
+    strip.last.scroll_into_view_if_needed()
+    wait_until(lambda: strip.last.evaluate("image => image.complete && image.naturalWidth === 0"))
+    assert strip.last.get_attribute("alt")
+
+
 def test_a_class_is_created_from_photos_and_then_recognised(page, url, filled, word, tmp_path):
     page.goto(f"{url}/classes")
     page.get_by_role("link", name="Create a class").click()
@@ -259,10 +273,10 @@ def test_a_class_shows_suspicious_photos_first_and_loses_the_one_removed(page, u
     tiles.first.wait_for()
     assert "wrong.png" in tiles.first.inner_text()
     assert "looks like mildew" in tiles.first.inner_text()
-    page.get_by_label("Remove wrong.png").click()
+    page.get_by_role("button", name="Remove wrong.png").click()
     page.get_by_role("button", name="Cancel").click()
     assert tiles.count() == 7
-    page.get_by_label("Remove wrong.png").click()
+    page.get_by_role("button", name="Remove wrong.png").click()
     page.get_by_role("button", name="Remove", exact=True).click()
     give_token(page, word)
     assert "wrong.png is removed" in alert(page)

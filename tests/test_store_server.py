@@ -1,6 +1,5 @@
 """An index in a database: what is refused and how, who waits for whom, and what others hear of a change."""
 
-import builtins
 import contextlib
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from test_store import DIM, add_class, content, photo
 from fewshot.errors import (
     DatabaseAccessError,
     DatabaseUnreachableError,
-    ExtraMissingError,
     IndexDamagedError,
     IndexLockedError,
     IndexMissingError,
+    MissingExtraError,
     NewerFormatError,
     NotAnIndexError,
     PgvectorMissingError,
@@ -176,15 +175,10 @@ def test_an_address_that_cannot_be_read_is_refused_without_showing_it(where):
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "psycopg":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert "fewshot[postgres]" in refused(f"postgresql://ada:{SECRET}@host/plants", ExtraMissingError).hint
+    monkeypatch.setattr("fewshot.extras._is_installed", lambda name: name != "psycopg")
+    error = refused(f"postgresql://ada:{SECRET}@host/plants", MissingExtraError)
+    assert "psycopg" in error.message
+    assert "fewshot[postgres]" in error.hint
 
 
 # ---- one writer at a time, and nobody waits for the dead

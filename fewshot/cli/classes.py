@@ -4,6 +4,7 @@ import click
 
 from fewshot.cli.options import common, open_gallery
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo, visible
 
 
 @click.command()
@@ -18,7 +19,7 @@ def classes(index: str, as_json: bool) -> None:
         return
     rows = [[summary.label, str(summary.supports), str(summary.prototypes)] for summary in summaries]
     for line in table(["class", "photos", "prototypes"], rows, right=(1, 2)):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -31,7 +32,7 @@ def remove(label: str, index: str, as_json: bool) -> None:
     if as_json:
         json_line({"label": label, "removed": n})
     else:
-        click.echo(f"{click.style(label, bold=True)}: removed, with {n} photo{'s' if n != 1 else ''}")
+        echo(f"{click.style(label, bold=True)}: removed, with {n} photo{'s' if n != 1 else ''}")
 
 
 @click.command()
@@ -45,7 +46,7 @@ def rename(old: str, new: str, index: str, as_json: bool) -> None:
     if as_json:
         json_line({"label": new, "was": old})
     else:
-        click.echo(f"{click.style(old, bold=True)} is now {click.style(new, bold=True)}")
+        echo(f"{click.style(old, bold=True)} is now {click.style(new, bold=True)}")
 
 
 @click.command()
@@ -89,11 +90,10 @@ def inspect(label: str | None, index: str, as_json: bool) -> None:
         "suspicious",
     ]
     for line in table(headings, rows, right=(1, 2, 3, 5)):
-        click.echo(line)
+        echo(line)
     suspicious = [(photo, each.label) for each in found for photo in each.suspicious]
     if suspicious:
-        click.echo("\nPhotos that lie nearer to another class (right label?):")
+        echo("\nPhotos that lie nearer to another class (right label?):")
     for photo, own_label in sorted(suspicious, key=lambda pair: pair[0].own_similarity - pair[0].similarity):
-        click.echo(
-            f"  {own_label}/{photo.file}: own {photo.own_similarity:.2f}, {photo.looks_like} {photo.similarity:.2f}"
-        )
+        name, other = visible(f"{own_label}/{photo.file}"), visible(photo.looks_like)
+        echo(f"  {name}: own {photo.own_similarity:.2f}, {other} {photo.similarity:.2f}")

@@ -6,6 +6,7 @@ import click
 
 from fewshot.cli.options import common, index_place, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
 
 
 @click.command()
@@ -48,7 +49,7 @@ def copy(source: str, target: str, index: str, as_json: bool) -> None:
         )
         return
     earlier = f", {done.n_before} of them by an earlier run" if done.n_before else ""
-    click.echo(
+    echo(
         f"{done.n_rows} rows copied{earlier} and compared: {shown_place(index_place(source))} -> "
         f"{shown_place(index_place(target))}"
     )
@@ -83,7 +84,7 @@ def search_index(recall: float, n_results: int, n_asked: int, drop: bool, index:
             )
         if drop:
             gallery.drop_search_index()
-            click.echo(f"{gallery.name}: photos are searched by an exact scan")
+            echo(f"{gallery.name}: photos are searched by an exact scan")
             return
         measured = gallery.build_search_index(recall, n_results, n_asked, notice)
     reached = measured[-1].recall >= recall
@@ -99,6 +100,6 @@ def search_index(recall: float, n_results: int, n_asked: int, drop: bool, index:
     else:
         cells = [[str(each.ef_search), f"{each.recall:.4f}"] for each in measured]
         for line in table(["ef_search", f"recall of {n_results}"], cells, right=(0, 1)):
-            click.echo(line)
+            echo(line)
     if not reached:
         warn(f"a recall of {recall} was not reached; searches use the best measured. `--drop` goes back to exact.")

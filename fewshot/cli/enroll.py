@@ -6,6 +6,7 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
+from fewshot.cli.terminal import echo
 
 
 @click.command()
@@ -56,7 +57,7 @@ def enroll(
                     if as_json:
                         json_line(report.as_dict())
                     else:
-                        click.echo(_sentence(report.label, report.enrolled, report.already_there, len(report.refused)))
+                        echo(_sentence(report.label, report.enrolled, report.already_there, len(report.refused)))
                     for refused in report.refused:
                         warn(f"refused {refused.file}: {refused.message}")
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, notice, warn
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
 
 
 @click.command()
@@ -76,9 +77,9 @@ def evaluate(
         [f"covered, of {coverage:.0%} asked", f"{covered.mean:.1%}", f"{covered.low:.1%} to {covered.high:.1%}"],
         ["labels in a set", f"{report.set_size:.2f}", ""],
     ]
-    click.echo(
+    echo(
         f"{n_episode} episodes of {n_way} classes, {n_shot} photos enrolled and {n_query} asked of each, from "
         f"{report.n_classes} classes; {opened.fingerprint}"
     )
     for line in table(["measure", "value", "95 % interval"], rows, right=(1,)):
-        click.echo(line)
+        echo(line)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fewshot import __version__
+from fewshot.cli.terminal import echo, json_safe, visible
 from fewshot.errors import FewshotError, UsageError
 
 # name: (module, the line that `fewshot --help` shows). A command's module is imported when it is called, so that
@@ -29,6 +30,8 @@ COMMANDS = {
     "train": ("fewshot.cli.train", "Train a backbone from a recipe, with a report."),
     "serve": ("fewshot.cli.serve", "Serve an index: a web page and an HTTP API."),
     "token": ("fewshot.cli.serve", "Create, list or revoke the tokens of a served index."),
+    "backup": ("fewshot.cli.backup", "Write a verified backup of an index, also while it is in use."),
+    "restore": ("fewshot.cli.backup", "Make an index from a backup, or take one back to an earlier state."),
     "backbones": ("fewshot.cli.system", "List the backbones that can be used."),
     "doctor": ("fewshot.cli.system", "Show what runs here, and whether the index is sound."),
     "sample-data": ("fewshot.cli.system", "Render pictures of leaves to try the program with."),
@@ -81,11 +84,11 @@ def show_error(error: FewshotError, *, as_json: bool) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        click.echo(json_safe(json.dumps({"error": error.as_dict()}, ensure_ascii=False)))
         return
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+    echo(f"{click.style('error:', fg='red', bold=True)} {visible(error.message)}", err=True)
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')}  {error.hint}", err=True)
+        echo(f"{click.style('hint:', fg='cyan')}  {visible(error.hint)}", err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from fewshot.cli.terminal import echo, visible
+
 if TYPE_CHECKING:
     from fewshot.gallery import Gallery
 
@@ -103,9 +105,9 @@ def open_gallery(index: str, embedder: EmbedderOptions = AS_PINNED, *, create: b
 
 def notice(text: str) -> None:
     """Tell the user, on stderr, of something that takes a while."""
-    click.echo(click.style(f"{text} ...", dim=True), err=True)
+    echo(click.style(f"{visible(text)} ...", dim=True), err=True)
 
 
 def warn(text: str) -> None:
     """Tell the user, on stderr, of something to look at."""
-    click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+    echo(f"{click.style('warning:', fg='yellow')} {visible(text)}", err=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fewshot.cli.terminal import json_safe, visible
 from fewshot.records import Prediction
 
 BAR_WIDTH = 12
@@ -20,7 +21,7 @@ PROGRESS_FROM = 8
 
 def json_line(value: dict[str, Any]) -> None:
     """One JSON object on a line of stdout, at once."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(json_safe(json.dumps(value, ensure_ascii=False)))
 
 
 @contextmanager
@@ -54,8 +55,9 @@ def prediction_heading(*, file_width: int, label_width: int) -> str:
 
 def prediction_lines(prediction: Prediction, name: str, *, file_width: int, label_width: int) -> Iterator[str]:
     """An answer for people: the photo, its classes with probability bars, and the nearest enrolled photos."""
+    name = visible(name)
     if prediction.reason == "bad_image":
-        yield f"{name:<{file_width}}  {click.style('not readable', fg='red')}  {prediction.message}"
+        yield f"{name:<{file_width}}  {click.style('not readable', fg='red')}  {visible(prediction.message)}"
         return
     color = "green" if prediction.reason == "match" else "yellow"
     for i, match in enumerate(prediction.matches):
@@ -65,7 +67,7 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
         if i == 0:
             answer = click.style(f"{shortened(prediction.answer, label_width):<{label_width}}", fg=color, bold=True)
             if prediction.reason == "unknown":
-                yield f"{name:<{file_width}}  {answer}  {prediction.message}"
+                yield f"{name:<{file_width}}  {answer}  {visible(prediction.message)}"
                 yield f"{'':<{file_width}}  {label:<{label_width}}  {figures}"
             else:
                 yield f"{name:<{file_width}}  {answer}  {figures}"
@@ -74,15 +76,16 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
     if prediction.reason == "ambiguous":
         yield click.style(f"{'':<{file_width}}  ambiguous: less likely than the others together", fg="yellow")
     if prediction.covering is not None:
-        left = ", ".join(prediction.covering) or "nothing; it is unlike every class"
+        left = ", ".join(map(visible, prediction.covering)) or "nothing; it is unlike every class"
         yield f"{'':<{file_width}}  cannot be ruled out: {left}"
-    near = ", ".join(f"{photo.label}/{photo.file} {photo.similarity:.2f}" for photo in prediction.nearest)
+    near = ", ".join(visible(f"{photo.label}/{photo.file} {photo.similarity:.2f}") for photo in prediction.nearest)
     if near:
         yield click.style(f"{'':<{file_width}}  nearest: {near}", dim=True)
 
 
 def table(headings: list[str], rows: list[list[str]], *, right: tuple[int, ...] = ()) -> Iterator[str]:
     """Aligned columns under headings; the columns numbered in `right` are right-aligned."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     for number, row in enumerate([headings, *rows]):
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
@@ -97,5 +100,6 @@ def _bar(share: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """As much of both ends of a text as fits, with a … between."""
+    """As much of both ends of a text as fits, with a … between; what a terminal would obey is shown as its number."""
+    text = visible(text)
     return text if len(text) <= width else text[: width // 2] + "…" + text[len(text) - (width - width // 2 - 1) :]

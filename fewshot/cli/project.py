@@ -10,6 +10,8 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, index_place, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
+from fewshot.extras import need
 
 if TYPE_CHECKING:
     from fewshot.embedder import EmbedderChoice
@@ -97,6 +99,7 @@ def project(
     and SVG, coordinates as CSV and Parquet, tables, and the files of TensorBoard's projector. docs/projection.md shows
     what one can see in them.
     """
+    need("project", "`fewshot project`")
     from fewshot.projection import projector
     from fewshot.projection.folder import OutputFolder
     from fewshot.projection.project import Plan, n_steps
@@ -197,7 +200,7 @@ def _say(result: "Result") -> None:
     for note in result.notes:
         warn(note)
     for space in result.spaces:
-        click.echo(f"{click.style(space.name, bold=True)}: {space.stated}; {space.embedder}")
+        echo(f"{click.style(space.name, bold=True)}: {space.stated}; {space.embedder}")
     names = [space.name for space in result.spaces]
     rows = [
         [f"trustworthiness, {NAMES[method]} {n_dims}-D"]
@@ -212,20 +215,18 @@ def _say(result: "Result") -> None:
         values = [getattr(numbers, name) for numbers in result.numbers]
         rows.append([what, *("-" if value is None else f"{value:.3f}" for value in values)])
     for line in table(["", *(names if len(names) > 1 else ["value"])], rows, right=(1, 2)):
-        click.echo(line)
+        echo(line)
     if result.shared is not None:
-        click.echo(
-            f"the two have {result.shared[1]:.0%} of each photo's {result.shared[0]} nearest neighbours in common"
-        )
+        echo(f"the two have {result.shared[1]:.0%} of each photo's {result.shared[0]} nearest neighbours in common")
     n = len(result.doubts)
-    click.echo(f"{n} photo{'' if n == 1 else 's'} to check for a wrong label")
-    click.echo(f"begin with {result.folder / 'index.html'}")
+    echo(f"{n} photo{'' if n == 1 else 's'} to check for a wrong label")
+    echo(f"begin with {result.folder / 'index.html'}")
 
 
 def _serve(out: Path, port: int) -> None:
     from fewshot.projection import projector
 
-    click.echo(f"TensorBoard's projector: {projector.serve(out, port)} (Ctrl-C ends it)", err=True)
+    echo(f"TensorBoard's projector: {projector.serve(out, port)} (Ctrl-C ends it)", err=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:  # the way to end it

@@ -6,6 +6,7 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
+from fewshot.cli.terminal import echo
 
 
 @click.command()
@@ -57,7 +58,7 @@ def query(
             label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
         with progress("asking", len(files)) as on_photo:
             if not as_json:
-                click.echo(prediction_heading(file_width=file_width, label_width=label_width))
+                echo(prediction_heading(file_width=file_width, label_width=label_width))
             for prediction in gallery.query(files, question, on_photo=on_photo):
                 n_answered += prediction.reason != "bad_image"
                 if as_json:
@@ -67,7 +68,7 @@ def query(
                     continue
                 name = names.get(prediction.file, "the others together")
                 for line in prediction_lines(prediction, name, file_width=file_width, label_width=label_width):
-                    click.echo(line)
+                    echo(line)
     if n_answered == 0:
         warn("no photo could be read.")
         click.get_current_context().exit(1)

@@ -6,6 +6,7 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
+from fewshot.cli.terminal import echo
 
 
 @click.command()
@@ -42,4 +43,4 @@ def reindex(
     if as_json:
         json_line({"photos": n_photos, "from_originals": n_originals, "before": before, "after": after})
     else:
-        click.echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {before} -> {after}")
+        echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {before} -> {after}")

@@ -1,11 +1,14 @@
 """`fewshot serve` and `fewshot token`: an index for apps, colleagues and phones."""
 
+import ipaddress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, table
+from fewshot.cli.terminal import echo
 
 if TYPE_CHECKING:
     from fewshot.gallery import Gallery
@@ -27,6 +30,17 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     help="A name that requests may call this service by, such as a proxy's; may be repeated.",
+)
+@click.option(
+    "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Speak TLS with this certificate (PEM, chain)."
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's private key (PEM).")
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy, or a network of them, whose X-Forwarded-For names the client; may be repeated.",
 )
 @click.option("--max-body-mb", type=click.IntRange(1), default=128, show_default=True, help="The largest request.")
 @click.option("--max-files", type=click.IntRange(1, 256), default=64, show_default=True, help="Photos a request.")
@@ -53,6 +67,9 @@ def serve(
     create: bool,
     read_token: bool | None,
     hosts: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    proxies: tuple[str, ...],
     max_body_mb: int,
     max_files: int,
     max_megapixels: int,
@@ -69,6 +86,9 @@ def serve(
     """
     from fewshot.service.settings import Settings, is_loopback
 
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together.")
+    _check_networks(proxies)
     here_only = is_loopback(host)
     needs_token = not here_only if read_token is None else read_token
     names = {name.lower() for name in hosts}
@@ -83,14 +103,18 @@ def serve(
         rate_per_minute=rate,
     )
     with open_gallery(index, embedder, create=create) as gallery:
+        gallery.embedder()  # what cannot be had is told now, and not to the first who asks
         gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
         from fewshot.service.app import create_app
-        from fewshot.service.server import address_of, listening_socket
+        from fewshot.service.server import Tls, address_of, listening_socket
         from fewshot.service.server import serve as run
 
-        _check_reach(gallery, host, here_only, needs_token)
+        tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+        if tls is not None:
+            tls.context()  # what is wrong with it is told before anything is opened
+        _check_reach(gallery, host, here_only, needs_token, has_tls=tls is not None)
         with listening_socket(host, port) as bound:
-            url = address_of(bound, host)
+            url = address_of(bound, host, tls)
 
             def started() -> None:
                 n_classes, n_supports = gallery.size()
@@ -98,9 +122,9 @@ def serve(
                     json_line({"url": url, "index": gallery.name, "classes": n_classes, "supports": n_supports})
                     return
                 size = f"{n_classes} classes, {n_supports} photos"
-                click.echo(f"{click.style(url, bold=True)}  {gallery.name}: {size}. Ctrl-C stops it.")
+                echo(f"{click.style(url, bold=True)}  {gallery.name}: {size}. Ctrl-C stops it.")
 
-            done = run(create_app(gallery, settings), bound, on_started=started)
+            done = run(create_app(gallery, settings), bound, on_started=started, tls=tls, proxies=proxies)
     if not done:
         click.get_current_context().exit(1)
 
@@ -139,7 +163,7 @@ def _token(tokens: "TokenFile", action: str, name: str | None, scope: str, as_js
             return
         cells = [[each.name, each.token_id, ", ".join(each.scopes), each.created_at] for each in tokens.all()]
         for line in table(["name", "id", "may", "created"], cells):
-            click.echo(line)
+            echo(line)
         return
     assert name is not None
     if action == "revoke":
@@ -147,17 +171,28 @@ def _token(tokens: "TokenFile", action: str, name: str | None, scope: str, as_js
         if as_json:
             json_line({**gone.as_dict(), "revoked": True})
         else:
-            click.echo(f"{click.style(gone.name, bold=True)}: revoked")
+            echo(f"{click.style(gone.name, bold=True)}: revoked")
         return
     made, word = tokens.create(name, (scope,))
     if as_json:
         json_line({**made.as_dict(), "token": word})
         return
-    click.echo(word)
+    echo(word)
     warn("this is shown once; keep it where passwords are kept.")
 
 
-def _check_reach(gallery: "Gallery", host: str, here_only: bool, needs_token: bool) -> None:
+def _check_networks(proxies: tuple[str, ...]) -> None:
+    """Refuse what is no address: "*" would let every client say that it is another."""
+    for proxy in proxies:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError as error:
+            raise click.UsageError(
+                f"--trust-proxy {proxy!r} is no address and no network, such as 127.0.0.1 or 10.0.0.0/8."
+            ) from error
+
+
+def _check_reach(gallery: "Gallery", host: str, here_only: bool, needs_token: bool, *, has_tls: bool) -> None:
     """Refuse or warn where strangers could reach what they should not."""
     from fewshot.errors import UsageError
     from fewshot.service.shared_tokens import tokens_of
@@ -171,4 +206,5 @@ def _check_reach(gallery: "Gallery", host: str, here_only: bool, needs_token: bo
             f"{host} can be reached from other machines, and the index has no token that would let anyone in.",
             hint="Make one with `fewshot token create NAME`, or let everyone read with --no-read-token.",
         )
-    warn("what is sent to this address can be read on the way; put a proxy with TLS before it (docs/service.md).")
+    if not has_tls:
+        warn("what is sent here can be read on the way; give --tls-cert and --tls-key, or put a TLS proxy before it.")

@@ -9,6 +9,8 @@ import click
 
 from fewshot.cli.options import common, index_place, open_gallery
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
+from fewshot.extras import EXTRAS, missing, need
 
 
 @click.command()
@@ -22,7 +24,13 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
     """
     from fewshot.backbones import DEFAULT_BACKBONE, available
 
-    rows = available(pattern)
+    hub_models: list[str] = []
+    if pattern is not None:
+        need("train", "a PATTERN, which looks through timm's models,", ("torch", "timm"))
+        from fewshot.networks import matching_models
+
+        hub_models = matching_models(pattern)
+    rows = available(pattern, hub_models)
     if as_json:
         for row in rows:
             json_line({**row, "default": row["name"] == DEFAULT_BACKBONE})
@@ -32,7 +40,7 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
         for row in rows
     ]
     for line in table(["backbone", "architecture", "weights"], cells):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -76,8 +84,8 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
     if as_json:
         json_line({"folder": str(folder), "classes": list(CLASSES), "photos": len(files)})
         return
-    click.echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
-    click.echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
+    echo(f"{len(files)} pictures of {len(CLASSES)} classes are in {folder}. Now try:")
+    echo(f"  fewshot enroll --each {folder / 'support'}\n  fewshot query {folder / 'query'}")
 
 
 _WHITENED = "whitened by the statistics of the classes the backbone was trained on"
@@ -104,6 +112,7 @@ def _machine() -> dict[str, Any]:
         "gpu": engines.gpu_name() if cuda else None,
         "python": platform.python_version(),
         "versions": versions,
+        "extras": {extra: missing(extra) for extra in EXTRAS},
         "weights": {source.name: source.architecture for source in installed()},
         "default_backbone": DEFAULT_BACKBONE,
         "cache": str(cache_folder()),
@@ -134,6 +143,10 @@ def _index_facts(index: str, shown: str) -> dict[str, Any] | None:
     return facts
 
 
+def _extra(name: str, absent: list[str]) -> str:
+    return f"{name}, without {', '.join(absent)} (`pip install 'fewshot[{name}]'`)" if absent else name
+
+
 def _print_facts(facts: dict[str, Any], place: str) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
@@ -142,6 +155,7 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
         ["GPU", facts["gpu"] or "none that torch can use"],
         ["weights", f"{weights}; default {facts['default_backbone']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+        ["extras", "; ".join(_extra(name, absent) for name, absent in facts["extras"].items())],
         ["prepared backbones", facts["cache"]],
     ]
     index = facts["index"]
@@ -159,6 +173,6 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
         rows.append(["index health", "sound" if n == 0 else f"{n} problem{'s' if n > 1 else ''}"])
     width = max(len(row[0]) for row in rows)
     for name, value in rows:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+        echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
     for problem in (index or {}).get("problems", []):
-        click.echo(f"{click.style('problem:', fg='red')} {problem}")
+        echo(f"{click.style('problem:', fg='red')} {problem}")

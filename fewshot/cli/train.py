@@ -9,6 +9,8 @@ import click
 
 from fewshot.cli.options import common
 from fewshot.cli.output import json_line
+from fewshot.cli.terminal import echo
+from fewshot.extras import need
 
 if TYPE_CHECKING:
     from fewshot.training.progress import Progress
@@ -39,6 +41,7 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
     A stopped or killed training goes on from its last whole epoch when the same command is given again, to the same
     result. docs/training.md says what can stand in a recipe and what comes out.
     """
+    need("train", "training a backbone")
     from fewshot.training.runs import train as run
 
     with _bar() as on_progress:
@@ -64,7 +67,7 @@ def json_report(report: "Report") -> None:
 
 def say_report(report: "Report") -> None:
     """A finished training in a few lines."""
-    click.echo(click.style(report.name + (f" ({report.cell})" if report.cell else ""), bold=True))
+    echo(click.style(report.name + (f" ({report.cell})" if report.cell else ""), bold=True))
     rows = [("backbone", f"{report.origin.name}, {report.origin.weights} weights")]
     if report.test is not None:
         accuracy = report.test.accuracy
@@ -82,7 +85,7 @@ def say_report(report: "Report") -> None:
         rows.append(("an epoch", f"{report.mean_epoch_seconds:.1f} s"))
     rows.append(("report", str(report.folder / "report.md")))
     for name, value in rows:
-        click.echo(f"  {name:<18} {value}")
+        echo(f"  {name:<18} {value}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress, shortened
+from fewshot.cli.terminal import echo, visible
 from fewshot.errors import EmptyIndexError, UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def watch(
         if not once:
             _note(f"watching {folder} with index {gallery.name!r}, memory in {place}; Ctrl-C ends")
         tally = watcher.run(stop, once=once)
-        click.echo(
+        echo(
             f"{tally.n_answered} answered, {tally.n_bad} could not be read"
             + (f" (listed in {bad_photos.path})" if tally.n_bad else "")
             + (f", {tally.n_copies} copies passed over" if tally.n_copies else ""),
@@ -182,7 +183,7 @@ def _targets(targets: Sequence[str], token: str | None) -> tuple[list["AnswerFil
 
 
 def _note(text: str) -> None:
-    click.echo(click.style(text, dim=True), err=True)
+    echo(click.style(visible(text), dim=True), err=True)
 
 
 def _show_json(answers: Sequence["Answer"]) -> None:
@@ -200,7 +201,7 @@ class Table:
         """Show answers."""
         if not self._began:
             self._began = True
-            click.echo(click.style(_row("time", "photo", "answer", "sure", "where", "who goes"), bold=True))
+            echo(click.style(_row("time", "photo", "answer", "sure", "where", "who goes"), bold=True))
         for answer in answers:
             where = "-"
             if answer.latitude is not None and answer.longitude is not None:
@@ -208,23 +209,18 @@ class Table:
             named = {"bad_image": "not readable", "ambiguous": f"{answer.answer}?"}.get(answer.reason, answer.answer)
             line = _row(
                 datetime.fromisoformat(answer.at).astimezone().strftime("%H:%M:%S"),
-                _visible(answer.file),
-                _visible(named),
+                visible(answer.file),
+                visible(named),
                 "-" if answer.probability is None else f"{answer.probability:.0%}",
                 where,
-                ", ".join(map(_visible, answer.units)) or "-",
+                ", ".join(map(visible, answer.units)) or "-",
             )
-            click.echo(click.style(line, fg="red", bold=True) if answer.units else line)
+            echo(click.style(line, fg="red", bold=True) if answer.units else line)
 
 
 def _row(time: str, photo: str, answer: str, sure: str, where: str, units: str) -> str:
     photo, answer = shortened(photo, PHOTO_WIDTH), shortened(answer, ANSWER_WIDTH)
     return f"{time:<8}  {photo:<{PHOTO_WIDTH}}  {answer:<{ANSWER_WIDTH}}  {sure:>4}  {where:<21}  {units}"
-
-
-def _visible(text: str) -> str:
-    """A stranger's file name with nothing in it that moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Spaces -> the files of TensorBoard's embedding projector, written without tensorflow; and TensorBoard on them."""
 
+import json
 import logging
 import math
 import socket
+import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from fewshot.projection.spaces import Point, Space
 FOLDER = "projector"
 HOST = "127.0.0.1"
 DEFAULT_PORT = 6006
+READ_WAIT_S = 30
 SPRITE_LIMIT_PX = 8192  # what browsers' graphics take as one picture
 SPRITE_TILE_PX = 64
 COLUMNS = ("label", "file", "role", "nearest label", "similarity", "agrees", "suspicious")
@@ -80,7 +84,7 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> str:
 
     Raises:
         PortInUseError: another program listens there.
-        ProjectionError: TensorBoard cannot listen there for another reason.
+        ProjectionError: TensorBoard cannot listen there for another reason, or finds nothing to show in the folder.
     """
     from tensorboard import default, program
 
@@ -94,10 +98,27 @@ def serve(folder: Path, port: int = DEFAULT_PORT) -> str:
         raise _port_in_use(port) from error
     except program.TensorBoardServerException as error:
         raise ProjectionError(f"TensorBoard cannot serve on port {port} of {HOST}: {error.msg}") from error
+    _wait_until_read(address)
     # Asked for the first time, it only begins to look whether there is anything to show, and calls the tab inactive.
-    with urllib.request.urlopen(f"{address}data/plugins_listing", timeout=30) as answer:
-        answer.read()
+    _get(f"{address}data/plugins_listing")
     return f"{address}#projector"
+
+
+def _wait_until_read(address: str) -> None:
+    """TensorBoard listens before it has read the folder, and shows whoever comes too soon that there is no data."""
+    deadline_s = time.monotonic() + READ_WAIT_S
+    while not _get(f"{address}data/plugin/projector/runs"):
+        if time.monotonic() > deadline_s:
+            raise ProjectionError(
+                f"TensorBoard did not find the projector's files within {READ_WAIT_S} s.",
+                hint="Is the folder still there? Try again, or run tensorboard --logdir on it.",
+            )
+        time.sleep(0.05)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=READ_WAIT_S) as answer:
+        return json.load(answer)
 
 
 def _port_in_use(port: int) -> PortInUseError:

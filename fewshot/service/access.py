@@ -1,13 +1,15 @@
 """Who may do what: a request's token against the scope that its route wants."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from fewshot.errors import ForbiddenError, UnauthorizedError
-from fewshot.service.limits import RateLimit
+from fewshot.errors import BusyError, ForbiddenError, UnauthorizedError
+from fewshot.service.limits import Backoff, RateLimit
 from fewshot.service.settings import Settings, is_loopback
 from fewshot.service.tokens import Token, TokenFile
 
@@ -19,8 +21,14 @@ _bearer = HTTPBearer(
 )
 
 
+MOST_CHECKS_WAITING = 16
+
+
 class Access:
-    """Checks tokens and counts each caller's requests.
+    """Checks tokens, counts each caller's requests, and lets who guesses wait.
+
+    A token that has proved right passes at once. Any other costs a scrypt hash, in a thread, one at a time; whoever
+    sends wrong ones waits ever longer before the next is looked at.
 
     Args:
         tokens: those of the index.
@@ -31,14 +39,22 @@ class Access:
         self._tokens = tokens
         self._settings = settings
         self._rate = RateLimit(settings.rate_per_minute)
+        self._backoff = Backoff()
+        self._hasher = ThreadPoolExecutor(1, "scrypt")
+        self._n_checks = 0
 
-    def check(self, request: Request, scope: str | None) -> Token | None:
+    def close(self) -> None:
+        """Stop the thread that checks."""
+        self._hasher.shutdown(wait=True, cancel_futures=True)
+
+    async def check(self, request: Request, scope: str | None) -> Token | None:
         """The request's token, if it has one and may do what `scope` says (None: anything goes).
 
         Raises:
             UnauthorizedError: a token is needed and there is none, or it is none of this index.
             ForbiddenError: the token may not.
-            TooManyRequestsError: the caller asks too often.
+            TooManyRequestsError: the caller asks too often, or sent too many wrong tokens.
+            BusyError: too many tokens wait to be checked.
         """
         address = request.client.host if request.client else "unknown"
         word = _word(request)
@@ -48,11 +64,15 @@ class Access:
             if scope == "write" or (scope == "read" and self._settings.require_read_token):
                 raise UnauthorizedError(f"this needs a token with the scope {scope!r}, and the request has none.")
             return None
-        try:
-            token = self._tokens.check(word)
-        except UnauthorizedError:
+        token = self._tokens.known(word)
+        if token is None:
             self._rate.count(address)  # so that tokens cannot be tried by the million
-            raise
+            self._backoff.check(address)
+            try:
+                token = await self._proved(word)
+            except UnauthorizedError:
+                self._backoff.mistake(address)
+                raise
         self._rate.count(f"token {token.token_id}")
         if scope is not None and not token.may(scope):
             raise ForbiddenError(
@@ -60,6 +80,15 @@ class Access:
                 hint=f"`fewshot token create NAME --scope {scope}` makes one that may.",
             )
         return token
+
+    async def _proved(self, word: str) -> Token:
+        if self._n_checks >= MOST_CHECKS_WAITING:
+            raise BusyError(f"{self._n_checks} tokens are waiting to be checked.", retry_after_s=1)
+        self._n_checks += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._hasher, self._tokens.check, word)
+        finally:
+            self._n_checks -= 1
 
 
 def _word(request: Request) -> str | None:
@@ -72,17 +101,17 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 async def reading(request: Request, _token: Bearer) -> None:
     """Let a request pass that reads."""
-    request.app.state.access.check(request, "read")
+    await request.app.state.access.check(request, "read")
 
 
 async def writing(request: Request, _token: Bearer) -> None:
     """Let a request pass that changes the index."""
-    request.app.state.access.check(request, "write")
+    await request.app.state.access.check(request, "write")
 
 
 async def asking(request: Request, _token: Bearer) -> Token | None:
     """Let any request pass; its token, if it has one."""
-    token: Token | None = request.app.state.access.check(request, None)
+    token: Token | None = await request.app.state.access.check(request, None)
     return token
 
 

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from fewshot import __version__
+from fewshot.decoding.guard import Guard
 from fewshot.gallery import Gallery
 from fewshot.service import classes, failures, headers, limits, maps, metrics, queries, supports, system, web
 from fewshot.service.access import Access
@@ -21,15 +22,16 @@ Ask with `POST /v1/query`; enroll with `POST /v1/classes/{label}/supports`. Ever
 `{"error": {"code", "message", "hint"}}`. Routes that change the index need a token with the scope `write`."""
 
 
-def create_app(gallery: Gallery, settings: Settings | None = None) -> FastAPI:
+def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard | None = None) -> FastAPI:
     """The service of one index.
 
     Args:
         gallery: the opened index; closed by the caller, after the app has shut down.
         settings: limits and access.
+        guard: decodes the photos, and is closed by the caller; None: the app has its own.
     """
     settings = settings or Settings()
-    work = Work(gallery, settings)
+    work = Work(gallery, settings, guard)
     tokens = tokens_of(gallery, followed=True)
     follower = Follower(gallery, tokens)
 
@@ -41,6 +43,7 @@ def create_app(gallery: Gallery, settings: Settings | None = None) -> FastAPI:
         follower.close()
         work.close()
         app.state.maps.close()
+        app.state.access.close()
 
     app = FastAPI(
         title="fewshot",

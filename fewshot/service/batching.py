@@ -6,9 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fewshot.decoding.cutting import cut_photo
+from fewshot.decoding.guard import Guard, GuardLimits
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
@@ -54,15 +56,23 @@ class Batcher:
 
     Args:
         gallery: whose embedder and answers.
-        settings: `max_waiting`, `max_batch`, `max_pixels` and `n_decoders`.
+        settings: `max_waiting`, `max_batch`, `max_pixels`, `n_decoders`, `decode_cpu_s` and `guarded`.
         on_batch: told the number of photos of each engine batch.
+        guard: decodes the photos, and stays open; None: one of its own, or none if `settings.guarded` says so.
     """
 
-    def __init__(self, gallery: Gallery, settings: Settings, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self, gallery: Gallery, settings: Settings, on_batch: Callable[[int], None], guard: Guard | None = None
+    ) -> None:
         self._gallery = gallery
         self._settings = settings
         self._on_batch = on_batch
         self._decoders = ThreadPoolExecutor(settings.n_decoders, "decode")
+        self._own_guard: Guard | None = None
+        if guard is None and settings.guarded:
+            limits = GuardLimits.for_pixels(settings.max_pixels)
+            guard = self._own_guard = Guard(settings.n_decoders, replace(limits, cpu_s=settings.decode_cpu_s))
+        self._cutter = guard.cut_photo if guard is not None and settings.guarded else cut_photo
         self._changed = threading.Condition()
         self._ready: deque[tuple[Job, int, LoadedPhoto]] = deque()
         self._done: deque[Job] = deque()  # complete without the engine: every photo refused or known already
@@ -85,11 +95,15 @@ class Batcher:
 
     def start(self) -> None:
         """Open the engine, in the background, and begin to answer."""
+        if self._own_guard is not None:
+            self._own_guard.start()
         self._worker.start()
 
     def close(self) -> None:
         """Answer what was accepted, then stop."""
         self._decoders.shutdown(wait=True)
+        if self._own_guard is not None:
+            self._own_guard.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -143,6 +157,7 @@ class Batcher:
                 is_known=self._gallery.is_enrolled if keep else None,
                 keep=keep,
                 most_pixels=self._settings.max_pixels,
+                cutter=self._cutter,
             )
         except Exception as error:  # whatever it is, the request that waits must hear of it
             job.fail(error)

@@ -78,7 +78,8 @@ def add_handlers(app: FastAPI) -> None:
 async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, FewshotError)
     if error.status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error.message)
+        # As Python writes them: what a client calls things must not make lines of its own in a log.
+        log.warning("%s %r: %r", request.method, request.url.path, error.message)
     return error_response(error)
 
 

@@ -1,5 +1,7 @@
 """What a request may cost: its host and size, all bodies held at once, its patience, and how often one may ask."""
 
+import ipaddress
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +15,9 @@ from fewshot.errors import BodyTooLargeError, BusyError, HostError, ServiceError
 from fewshot.service.settings import Settings
 
 MAX_KNOWN_CALLERS = 10_000
+FREE_MISTAKES = 5
+LONGEST_WAIT_S = 900.0
+FORGOTTEN_AFTER_S = 3600.0
 
 
 class BodyBudget:
@@ -185,3 +190,60 @@ class RateLimit:
                 f"more than {self._per_second * 60:.0f} requests a minute.",
                 retry_after_s=max(1, round((1 - left) / self._per_second)),
             )
+
+
+class Backoff:
+    """Who sends wrong tokens waits before the next is looked at: after five, 1 s, then 2, 4 and so on up to 15 minutes.
+
+    A caller is forgotten an hour after the last mistake, or when 10,000 others have made one since. An IPv6 caller is
+    its /64 network, of which one host has as many addresses as it likes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._callers: OrderedDict[str, tuple[int, float]] = OrderedDict()  # network: (mistakes, when the last was)
+        self._lock = threading.Lock()
+
+    def check(self, address: str) -> None:
+        """Let a caller try.
+
+        Raises:
+            TooManyRequestsError: it has to wait.
+        """
+        with self._lock:
+            n_mistakes, last = self._callers.get(_network(address), (0, 0.0))
+        wait_s = last + self._wait_s(n_mistakes) - self._clock()
+        if n_mistakes > FREE_MISTAKES - 1 and wait_s > 0:
+            raise TooManyRequestsError(
+                f"{n_mistakes} wrong tokens came from this address; the next is looked at in {math.ceil(wait_s)} s.",
+                retry_after_s=math.ceil(wait_s),
+            )
+
+    def mistake(self, address: str) -> None:
+        """Count a wrong token."""
+        now = self._clock()
+        with self._lock:
+            n_mistakes, last = self._callers.pop(_network(address), (0, now))
+            if now - last > FORGOTTEN_AFTER_S:
+                n_mistakes = 0
+            self._callers[_network(address)] = (n_mistakes + 1, now)
+            while len(self._callers) > MAX_KNOWN_CALLERS:
+                self._callers.popitem(last=False)
+
+    @staticmethod
+    def _wait_s(n_mistakes: int) -> float:
+        return min(LONGEST_WAIT_S, 2.0 ** min(30, n_mistakes - FREE_MISTAKES))
+
+
+def _network(address: str) -> str:
+    """
+    >>> _network("192.0.2.7"), _network("2001:db8::1:2"), _network("2001:db8::ffff:ffff"), _network("unknown")
+    ('192.0.2.7', '2001:db8::', '2001:db8::', 'unknown')
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is None:
+        return str(ipaddress.IPv6Network((ip, 64), strict=False).network_address)
+    return str(ip)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from fewshot.errors import BusyError
+from fewshot.extras import need
 from fewshot.gallery import Gallery
 from fewshot.service import shapes
 from fewshot.service.access import READ
@@ -63,6 +64,7 @@ class Maps:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, method: str, n_dims: int) -> dict[str, Any]:
+        need("project", "the map")
         from fewshot.projection.coordinates import coordinates
 
         generation, photos, vectors = self._gallery.embeddings(MOST_POINTS)
@@ -88,7 +90,9 @@ class Maps:
         }
 
 
-@router.get("/projection", response_model=shapes.Projection, responses=errors(409), summary="The map of embeddings")
+@router.get(
+    "/projection", response_model=shapes.Projection, responses=errors(409, 501), summary="The map of embeddings"
+)
 async def projection(
     request: Request,
     work: AtWork,

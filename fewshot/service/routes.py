@@ -20,6 +20,7 @@ _MEANING = {
     422: "The request cannot be understood, or no photo in it can be used.",
     429: "Too many requests; Retry-After says in how many seconds to go on.",
     500: "Something went wrong that should not have, or the index is damaged.",
+    501: "A part of the program that this needs is not installed; the hint says how to install it.",
     503: "Too busy, or another process is writing; Retry-After says in how many seconds to come again.",
     507: "The disk is full; nothing was changed.",
 }

@@ -1,13 +1,17 @@
 """An app at an address: the socket, and a stop that finishes what was accepted."""
 
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from fewshot.errors import AddressError
+from fewshot.errors import AddressError, TlsError
+from fewshot.service.protocol import Protocol
 
 # What a client that never finishes its request may delay a stop by.
 GRACE_S = 30
@@ -39,16 +43,69 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def address_of(bound: socket.socket, host: str) -> str:
+def address_of(bound: socket.socket, host: str, tls: "Tls | None" = None) -> str:
     """The URL under which a socket answers."""
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{bound.getsockname()[1]}"
+    return f"http{'s' if tls else ''}://{shown}:{bound.getsockname()[1]}"
 
 
-def made_server(app: ASGIApp, on_started: Callable[[], None]) -> uvicorn.Server:
-    """A server of an app; `run(sockets=[...])` serves until SIGTERM or SIGINT, then answers what was accepted."""
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The certificate (with its chain) and the key, both PEM files, that a service speaks TLS with."""
+
+    cert: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """What a server needs of them: TLS 1.2 and above.
+
+        Raises:
+            TlsError: a file cannot be read, is none, asks for a password, or the two do not belong together.
+        """
+        for path in (self.cert, self.key):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise TlsError(f"{path} cannot be read: {error.strerror}.") from error
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.cert, self.key, password=_no_password)
+        except ssl.SSLError as error:
+            reason = (error.reason or "they are no PEM files").replace("_", " ").lower()
+            raise TlsError(f"{self.cert} and {self.key} cannot be used together: {reason}.") from error
+        return context
+
+
+def _no_password() -> str:
+    raise TlsError(
+        "the key is encrypted, and a service that starts by itself has nobody to ask for its password.",
+        hint="Decrypt it into a file that only the service may read: `openssl pkey -in KEY -out NEW`.",
+    )
+
+
+def made_server(
+    app: ASGIApp, on_started: Callable[[], None], *, tls: Tls | None = None, proxies: Sequence[str] = ()
+) -> uvicorn.Server:
+    """A server of an app; `run(sockets=[...])` serves until SIGTERM or SIGINT, then answers what was accepted.
+
+    Args:
+        app: what is served.
+        on_started: called when it answers.
+        tls: speak TLS with this.
+        proxies: addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; nobody else's are.
+
+    Raises:
+        TlsError: see `Tls.context`.
+    """
+    context = tls.context() if tls is not None else None
     config = uvicorn.Config(
         app,
+        http=Protocol,
+        ws="none",
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        ssl_context_factory=(lambda _config, _default: context) if context is not None else None,
         log_level="warning",
         access_log=False,
         backlog=BACKLOG,
@@ -59,9 +116,16 @@ def made_server(app: ASGIApp, on_started: Callable[[], None]) -> uvicorn.Server:
     return _Server(config, on_started)
 
 
-def serve(app: ASGIApp, bound: socket.socket, *, on_started: Callable[[], None]) -> bool:
+def serve(
+    app: ASGIApp,
+    bound: socket.socket,
+    *,
+    on_started: Callable[[], None],
+    tls: Tls | None = None,
+    proxies: Sequence[str] = (),
+) -> bool:
     """Serve until SIGTERM or SIGINT, then answer what was accepted; False if the app could not start."""
-    server = made_server(app, on_started)
+    server = made_server(app, on_started, tls=tls, proxies=proxies)
     server.run(sockets=[bound])
     return server.started
 

@@ -22,7 +22,9 @@ class Settings:
         rate_per_minute: requests a minute of one token, or of one address that sends none; 0: no limit. Requests
             without a token from this machine are not counted.
         body_timeout_s: how long a client may stay silent while it sends its photos.
-        n_decoders: threads that decode photos.
+        n_decoders: processes that decode photos, and as many threads that feed them.
+        decode_cpu_s: processor seconds that one photo may take to decode.
+        guarded: decode in those processes, which a hostile photo cannot leave; else in the threads themselves.
     """
 
     require_read_token: bool = False
@@ -37,6 +39,8 @@ class Settings:
     rate_per_minute: int = 1200
     body_timeout_s: float = 30.0
     n_decoders: int = os.cpu_count() or 1
+    decode_cpu_s: float = 20.0
+    guarded: bool = True
 
 
 def is_loopback(host: str) -> bool:

@@ -61,7 +61,9 @@ class Match(BaseModel):
 
     model_config = _example(**_MATCH)
     label: str
-    similarity: float = Field(description="Cosine to the class's nearest prototype.")
+    similarity: float = Field(
+        description="Cosine to the class's nearest prototype; that of few photos is corrected upwards."
+    )
     probability: float = Field(ge=0, le=1)
 
 

@@ -1,10 +1,12 @@
 """The tokens of an index in a database: kept there, so that every service over it knows the same ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
-from fewshot.errors import LabelTakenError, TokenError
+from fewshot.errors import DatabaseUnreachableError, LabelTakenError, TokenError
 from fewshot.gallery import Gallery
-from fewshot.service.tokens import Token, TokenFile
+from fewshot.service.tokens import Token, TokenFile, token_of
 
 
 class TokenTable(TokenFile):
@@ -29,9 +31,28 @@ class TokenTable(TokenFile):
         Raises:
             DatabaseUnreachableError: the database does not answer; what was seen before holds.
         """
-        rows = self._gallery.kept_tokens()
-        found = [Token(**{**row, "scopes": tuple(row["scopes"])}) for row in rows]
-        self._tokens = {token.token_id: token for token in found}
+        found = {token.token_id: token for token in map(token_of, self._gallery.kept_tokens())}
+        if found != self._tokens:
+            self._tokens = found
+            self._proved.clear()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change is one transaction of the database, which lets in one after the other."""
+        yield
+
+    def check(self, word: str) -> Token:
+        """The token that a word stands for; one that is not known yet may have been made just now, elsewhere.
+
+        Raises:
+            UnauthorizedError: it stands for none.
+        """
+        if self._followed and self.known(word) is None:
+            try:
+                self.look()
+            except DatabaseUnreachableError:
+                pass  # what was seen before holds
+        return super().check(word)
 
     def _refresh(self) -> None:
         if not self._followed:
@@ -39,10 +60,10 @@ class TokenTable(TokenFile):
 
     def _write(self, tokens: list[Token]) -> None:
         """Change what differs and nothing else: other machines make tokens too."""
-        wanted = {token.token_id for token in tokens}
-        added = [asdict(token) for token in tokens if token.token_id not in self._tokens]
+        before = list(self._tokens.values())
+        added = [asdict(token) for token in tokens if token not in before]
         try:
-            self._gallery.change_tokens(added, [known for known in self._tokens if known not in wanted])
+            self._gallery.change_tokens(added, [token.token_id for token in before if token not in tokens])
         except LabelTakenError as error:
             raise TokenError(error.message, hint="Choose another name, or revoke that one first.") from error
         self.look()

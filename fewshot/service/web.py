@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fewshot.errors import NoSuchPageError
+from fewshot.extras import need
 
 PAGES = Path(__file__).parent / "pages"
 PLOTLY = "plotly.min.js"
@@ -73,7 +74,8 @@ def _file(name: str) -> _File:
 
 def _plotly() -> Path:
     """Where plotly's package keeps its script; the package itself, which takes a second, is not imported."""
+    need("project", "the map", ("plotly",))
     spec = importlib.util.find_spec("plotly")
-    assert spec is not None, "plotly is a dependency"
+    assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "package_data" / PLOTLY

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError
 from fewshot.gallery import Gallery
@@ -25,13 +26,14 @@ class Work:
     Args:
         gallery: the opened index; the caller closes it.
         settings: the limits.
+        guard: see `Batcher`.
     """
 
-    def __init__(self, gallery: Gallery, settings: Settings) -> None:
+    def __init__(self, gallery: Gallery, settings: Settings, guard: Guard | None = None) -> None:
         self.gallery = gallery
         self.settings = settings
         self.metrics = Metrics(self._index_size)
-        self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe)
+        self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe, guard)
         self.metrics.waiting.set_function(lambda: self.batcher.n_waiting)
         self._readers = ThreadPoolExecutor(N_READERS, "read")
         self._writer = ThreadPoolExecutor(1, "write")  # SQLite has one writer; more would only wait in threads

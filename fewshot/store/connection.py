@@ -1,7 +1,9 @@
 """An index file, opened: whose it is, which format it has, and its transactions."""
 
+import contextlib
 import sqlite3
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -17,9 +19,12 @@ from fewshot.errors import (
     NewerFormatError,
     NotAnIndexError,
 )
+from fewshot.sealed import make_folder
 from fewshot.store import migrating
+from fewshot.store.reading import Place
 from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
 from fewshot.store.transactions import BUSY_TIMEOUT_S, WRITES, Transactions
+from fewshot.store.writing import Writer
 
 FILE_NAME = "index.sqlite"
 
@@ -59,11 +64,45 @@ class Store(Transactions):
             self._engine.dispose()
             raise
 
-    def copy_to(self, folder: Path) -> None:
+    # ---- transactions
+
+    @contextlib.contextmanager
+    def write(self, beside: Path | None = None) -> Iterator[Writer]:
+        """One change: all of it is kept, or none; durable when the block ends.
+
+        Args:
+            beside: another index file, read by `Writer.take_beside`.
+
+        Raises:
+            IndexLockedError: another process has been writing for longer than the timeout.
+            DiskFullError: nothing of the change is kept.
+        """
+        with self._connect(write=True) as connection, self._attached(connection, beside), connection.begin():
+            yield Writer(Place(self.name, self.folder), connection)
+
+    @contextlib.contextmanager
+    def _attached(self, sa_connection: sa.Connection, file: Path | None) -> Iterator[None]:
+        """Another file's tables as `beside.TABLE`; SQLite attaches outside of a transaction only."""
+        if file is None:
+            yield
+            return
+        connection = sa_connection.connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        try:
+            connection.execute("ATTACH ? AS beside", (str(file),)).close()
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+        try:
+            yield
+        finally:
+            connection.execute("DETACH beside").close()
+
+    def copy_to(self, folder: Path, on_part: Callable[[], None] | None = None) -> None:
         """Make another index of the same content, whatever other processes write meanwhile.
 
         Args:
             folder: where; made if it does not exist, and must be empty.
+            on_part: called about a hundred times on the way, for progress.
 
         Raises:
             NotAnIndexError: there is something in the folder.
@@ -79,7 +118,7 @@ class Store(Transactions):
             ) from error
         with self.read() as reader:
             try:
-                reader.copy_to(folder / FILE_NAME)
+                reader.copy_to(folder / FILE_NAME, on_part)
             except sqlite3.Error as error:
                 raise self.translated(error) from error
 
@@ -95,7 +134,7 @@ class Store(Transactions):
                     f"{self.folder} is a folder with other things in it, not an index.",
                     hint="Name a new or an empty folder, so that nothing of yours is mixed with an index.",
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise IndexUnwritableError(
                 f"the index folder {self.folder} cannot be made: {error.strerror}.",

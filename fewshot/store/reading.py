@@ -352,16 +352,27 @@ class Reader:
             )
         return bytes(row.webp)
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, on_part: Callable[[], None] | None = None) -> None:
         """Write this view of the index as a file of its own.
+
+        Args:
+            path: where; nothing stands there yet.
+            on_part: called about a hundred times on the way, for progress.
 
         Raises:
             OSError, sqlite3.Error: it cannot be written.
         """
         source = self._connection.connection.driver_connection
         assert isinstance(source, sqlite3.Connection)
+        n_pages = int(self._connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+        progress = None if on_part is None else lambda *_: on_part()
         with contextlib.closing(sqlite3.connect(path)) as target:
-            source.backup(target)
+            # This connection is inside its view, which other writers do not move: the copy never starts again.
+            source.backup(target, pages=max(1, -(-n_pages // 100)), progress=progress)
+
+    def last_change(self) -> dict[str, Any] | None:
+        """The latest line of history, None before the first change."""
+        return next(iter(self.history(1)), None)
 
     def highest_id(self, table: sa.Table) -> int:
         """The highest key that a table ever gave, to a row that may be gone; 0 if none."""

@@ -10,7 +10,6 @@ from sqlalchemy import event
 
 from fewshot.errors import (
     DatabaseUnreachableError,
-    ExtraMissingError,
     FewshotError,
     IndexDamagedError,
     IndexMissingError,
@@ -18,6 +17,7 @@ from fewshot.errors import (
     NotAnIndexError,
     PgvectorMissingError,
 )
+from fewshot.extras import need
 from fewshot.store import addresses, migrating
 from fewshot.store.schema import FORMAT_VERSION, about, copying, fewshot_format, metadata
 from fewshot.store.server_errors import translated
@@ -51,7 +51,7 @@ class ServerStore(Transactions):
         unfinished: open also what an interrupted copy has left.
 
     Raises:
-        ExtraMissingError, DatabaseUnreachableError, DatabaseAccessError, PgvectorMissingError, IndexMissingError,
+        MissingExtraError, DatabaseUnreachableError, DatabaseAccessError, PgvectorMissingError, IndexMissingError,
         NotAnIndexError, NewerFormatError, IndexDamagedError: see their messages.
     """
 
@@ -109,14 +109,9 @@ class ServerStore(Transactions):
     # ---- opening
 
     def _made_engine(self, url: sa.URL) -> sa.Engine:
-        try:
-            import pgvector  # noqa: F401  an extra, looked for before anything is tried
-            import psycopg
-        except ImportError as error:
-            raise ExtraMissingError(
-                f"{self.place} is a database, and {error.name} is not installed.",
-                hint="Install the extra: `pip install 'fewshot[postgres]'`.",
-            ) from error
+        need("postgres", f"{self.place} is a database, which")
+        import psycopg
+
         self._driver = psycopg
         given = {
             "connect_timeout": CONNECT_TIMEOUT_S,

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
-from fewshot.store.reading import PART, Place, Reader, checksum
+from fewshot.store.reading import PART, VECTOR_TABLES, Place, Reader, checksum
 from fewshot.store.schema import (
     APPLICATION_ID,
     FORMAT_VERSION,
@@ -220,6 +220,30 @@ class Writer(Reader):
         """Let others know of a change, once it is kept."""
         if not self._is_file:
             self._connection.execute(sa.select(sa.func.pg_notify(CHANNEL, sa.func.current_schema())))
+
+    def take_beside(self) -> None:
+        """Hold what the file beside holds, an earlier state of this index (`Store.write(beside=...)`).
+
+        Ids go on naming what they named, the history stays, and everything is noted as removed and written again, so
+        that caches made before can be caught up. The caller writes the line of history.
+        """
+        generation = sa.literal(self.generation())
+        for kind, (_, key) in VECTOR_TABLES.items():
+            gone = sa.select(sa.literal(kind), key, generation)
+            self._connection.execute(removals.insert().from_select(["kind", "removed_id", "generation"], gone))
+        content = (classes, supports, embeddings, thumbnails, prototypes)  # owners before what refers to them
+        for table in reversed((*content, staged)):
+            self._connection.execute(table.delete())
+        for table in content:
+            names = [column.name for column in table.columns]
+            there = sa.select(*(generation if name == "generation" else sa.column(name) for name in names))
+            there = there.select_from(sa.table(table.name, schema="beside"))
+            self._connection.execute(table.insert().from_select(names, there))
+        facts = [column.name for column in about.columns if column.name not in ("one", "created_at", "generation")]
+        source = sa.table(about.name, *map(sa.column, facts), schema="beside")
+        self._connection.execute(
+            about.update().values({name: sa.select(source.c[name]).scalar_subquery() for name in facts})
+        )
 
     def _drop(self, kind: str, key: sa.Column[Any], condition: sa.ColumnElement[bool]) -> int:
         ids = list(self._connection.execute(sa.select(key).where(condition)).scalars())

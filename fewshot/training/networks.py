@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fewshot import backbones
-from fewshot.backbones import Preprocessing
+from fewshot import networks
+from fewshot.backbones import Preprocessing, resolve
 from fewshot.errors import TrainingError
 from fewshot.recipes import BASELINES, Recipe
 from fewshot.records import Float32s, Pixels
@@ -100,8 +100,8 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
         plain = Preprocessing(_BASELINE_SIZE_PX, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         trainee_dim, preprocessing = _BASELINE_WIDTH[recipe.backbone], plain
     else:
-        load = backbones.load if recipe.weights == "imagenet" else backbones.load_untrained
-        source = backbones.resolve(recipe.backbone)
+        load = networks.load if recipe.weights == "imagenet" else networks.load_untrained
+        source = resolve(recipe.backbone)
         described, network = load(source)
         trained = recipe.weights != "random" and source.kind in ("shipped", "trained")
         origin = Origin(recipe.backbone, described.architecture, "trained" if trained else recipe.weights)

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save
 
 from fewshot import __version__
-from fewshot.backbones import FACTS_FILE, STATISTICS_FILE, WEIGHTS_FILE
+from fewshot.backbones import FACTS_FILE, PORTABLE_FILE, STATISTICS_FILE, WEIGHTS_FILE, resolve
 from fewshot.errors import TrainingError, TrainingStoppedError
 from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
+from fewshot.networks import load
+from fewshot.portable import export_onnx
 from fewshot.recipes import BASELINES, Cell, Recipe, read_plan
 from fewshot.records import Float32s
 from fewshot.training.backbone_phase import N_SHOT, BackbonePhase, Prepared
@@ -200,6 +202,18 @@ def _write_backbone(
         "recipe": recipe.as_dict(),
         "fewshot": __version__,
     }
+    write_whole(folder / FACTS_FILE, (json.dumps(facts, indent=1) + "\n").encode())
+    if recipe.backbone not in BASELINES:  # which no index can use
+        write_portable(folder)
+
+
+def write_portable(folder: Path) -> None:
+    """Put a trained backbone beside its weights as ONNX, and describe it, so that it can be used without torch."""
+    backbone, network = load(resolve(f"{folder}/"))
+    onnx = export_onnx(network, backbone.preprocessing.image_size_px)
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    facts |= {"weights_sha256": backbone.weights_sha256, "onnx_sha256": hashlib.sha256(onnx).hexdigest()}
+    write_whole(folder / PORTABLE_FILE, onnx)
     write_whole(folder / FACTS_FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
 

@@ -103,15 +103,17 @@ export const enroll = (label, files, options = {}) =>
 export const classes = async () => (await call("GET", "/v1/classes")).classes;
 
 // An enrolled photo's picture. Where reading needs a token, an <img> cannot send it: the bytes are fetched instead.
+// A picture that cannot be had is left to the <img>, which shows the photo's name in its place.
 export async function showThumbnail(image, supportId) {
   const path = `/v1/supports/${supportId}/thumbnail`;
-  if (!token() || !(await currentSession()).read_needs_token) {
-    image.src = path;
-    return;
-  }
+  image.src = (await fetchedThumbnail(image, path).catch(() => null)) ?? path;
+}
+
+async function fetchedThumbnail(image, path) {
+  if (!token() || !(await currentSession()).read_needs_token) return null;
   const response = await fetch(path, { headers: { Authorization: `Bearer ${token()}` } });
-  if (!response.ok) return;
+  if (!response.ok) return null;
   const url = URL.createObjectURL(await response.blob());
   image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
-  image.src = url;
+  return url;
 }

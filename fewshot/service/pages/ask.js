@@ -57,7 +57,7 @@ export async function askView() {
         });
         done += part.length;
         const cards = pair(found, part, together).map(([prediction, file]) =>
-          answerCard(prediction, file, options, () => call("GET", "/v1/health").then(describe)));
+          answerCard(prediction, file, options, () => call("GET", "/v1/health").then(describe, told)));
         answers.prepend(...cards);
         said.push(...found.map((each) => `${each.file}: ${each.answer}`));
         live.textContent = said.length > 4 ? `${plural(said.length, "answer")}.` : said.join(". ");

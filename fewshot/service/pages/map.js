@@ -38,7 +38,10 @@ export async function mapView() {
     words.textContent = method.value === "pca" ? "Drawing …" : "Drawing; this may take a minute the first time …";
     plot.setAttribute("aria-busy", "true");
     try {
-      const [Plotly, map] = await Promise.all([plotly(), call("GET", `/v1/projection?method=${method.value}&dims=${dims.value}`)]);
+      const script = plotly();
+      script.catch(() => {}); // where both fail, the service's own words say more
+      const map = await call("GET", `/v1/projection?method=${method.value}&dims=${dims.value}`);
+      const Plotly = await script;
       if (mine !== turn) return;
       const labels = [...new Set(map.points.map((point) => point.label))];
       await Plotly.react(plot, traces(map, labels), layout(map, labels), {
@@ -58,6 +61,7 @@ export async function mapView() {
       if (mine !== turn) return;
       words.textContent = "";
       if (error.code === "too_few_points") plot.replaceChildren(emptyState());
+      else if (error.code === "missing_extra") plot.replaceChildren(notInstalled(error));
       else told(error);
     } finally {
       plot.removeAttribute("aria-busy");
@@ -158,4 +162,11 @@ function emptyState() {
     h("h2", {}, "Too few photos for a map"),
     h("p", {}, "Enroll two classes of 5 photos or more; then the map shows how far apart they lie."),
     h("a", { class: "button primary", href: "/new", "data-view": "" }, "Create a class"));
+}
+
+function notInstalled(error) {
+  return h("section", { class: "card empty" },
+    h("h2", {}, "No map on this service yet"),
+    h("p", {}, error.message),
+    h("p", {}, "Whoever runs the service can add it: ", error.hint));
 }

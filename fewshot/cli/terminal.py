@@ -1,0 +1,56 @@
+"""Words for a terminal: what a stranger's file or class is named can move no cursor, hide no text, turn no line."""
+
+import re
+import unicodedata
+
+import click
+
+# The colours that `click.style` gives here; every other sequence that a terminal would obey is shown, not obeyed.
+_OUR_STYLES = re.compile("\x1b\\[(?:0|1|2|3[1-6])m")
+# Joiners that scripts need to be written, and the no-break spaces; they hide nothing.
+_HARMLESS = frozenset("\u200c\u200d\u00ad")
+
+
+def visible(text: str) -> str:
+    r"""A text with every character that a terminal would obey, or nobody could see, shown as its number.
+
+    >>> visible("leaf\x1b[2J.jpg"), visible("gpj.\u202efael"), visible("Mehltau \U0001f33f")
+    ('leaf<U+001B>[2J.jpg', 'gpj.<U+202E>fael', 'Mehltau 🌿')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(f"<U+{ord(character):04X}>" if _is_obeyed(character) else character for character in text)
+
+
+def json_safe(text: str) -> str:
+    r"""The same JSON with such characters as `\u` escapes: it means what it meant, and a terminal obeys nothing in it.
+
+    >>> json_safe('{"file": "gpj.\u202efael"}')
+    '{"file": "gpj.\\u202efael"}'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_json_escape(character) if _is_obeyed(character) else character for character in text)
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print lines, with our own colours and nothing else that a terminal would obey."""
+    parts, at = [], 0
+    for match in _OUR_STYLES.finditer(text):
+        parts += [_visible_lines(text[at : match.start()]), match.group()]
+        at = match.end()
+    click.echo("".join([*parts, _visible_lines(text[at:])]), err=err)
+
+
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def _is_obeyed(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and character not in _HARMLESS)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{int.from_bytes(units[i : i + 2]):04x}" for i in range(0, len(units), 2))
