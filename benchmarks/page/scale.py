@@ -37,8 +37,8 @@ def scale() -> str:
     measured = [
         ["a question over HTTP, decoded and embedded", f"{photo_ms:.1f} ms of CPU", "service.json"],
         ["a question, in the database's processes", f"{database_ms:.2f} ms of CPU, 7 statements", "shared-store.json"],
-        ["an embedding in the database", f"{row_kb:.1f} kB", "shared-store.json"],
-        ["its HNSW entry", f"{index_kb:.1f} kB", "shared-store.json"],
+        ["an embedding in the database, its indexes with it", f"{row_kb:.1f} kB", "shared-store.json"],
+        ["its HNSW entry, of that", f"{index_kb:.1f} kB", "shared-store.json"],
         [f"recall of 5 by ef_search, {searched['vectors']:,} hard vectors", recall, "shared-store.json"],
         ["one search among them: exact, HNSW", f"{searched['exact_ms']:.0f} ms, {searched['hnsw_ms']:.0f} ms"]
         + ["shared-store.json"],

@@ -18,7 +18,7 @@ def shared_store() -> str:
             + [f"{row[key] / row['vectors'] / 1000:.1f}" for key in ("table_bytes", "index_bytes")]
         )
     headings = ["made-up embeddings", "recall of 5 by ef_search", "exact scan, ms", "HNSW, ms", "building, s"]
-    headings += ["table, kB a vector", "index, kB a vector"]
+    headings += ["on disk, kB a vector", "HNSW of that, kB"]
     ms = found["question_ms"]
     return f"""## One index in PostgreSQL
 
