@@ -1,4 +1,4 @@
-"""Every benchmark in turn, then docs/benchmarks.md from their results (`make bench`).
+"""Every benchmark in turn, then docs/benchmarks.md and docs/scale.md from their results (`make bench`).
 
 python benchmarks/all.py [--only-page]
 """
@@ -11,8 +11,10 @@ from page.accuracy import accuracy, honesty, peers
 from page.installing import cold_start, installing
 from page.limits import embedding, growth, int8, large_index, memory, profile, rivals, search
 from page.running import constants, safety, speed
+from page.scale import scale
 from page.scaling import scaling
 from page.serving import service, watching
+from page.sharing import replicas, shared_store
 from page.spaces import spaces
 from page.training import epoch_times, losses, studies
 
@@ -45,6 +47,8 @@ COMMANDS = (
     ["ray_scale.py"],
     ["watch_demo.py"],
     ["watch_demo.py", "--backbone", "lite0"],
+    ["shared_store.py"],
+    ["replicas.py"],
 )
 
 
@@ -71,11 +75,14 @@ def main() -> None:
         safety,
         service,
         scaling,
+        shared_store,
+        replicas,
         watching,
     )
     written = [section() for section in (*sections, constants)]
     PAGE.write_text("\n".join([head, *(text for text in written if text)]))  # what was never measured is left out
-    print(f"written: {PAGE.name}")
+    PAGE.with_name("scale.md").write_text(scale())
+    print(f"written: {PAGE.name}, scale.md")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from fewshot.errors import (
     UsageError,
 )
 from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
-from fewshot.store import FILE_NAME, Store
+from fewshot.store import FILE_NAME, Store, Transactions, copy_index
 from fewshot.store.reading import Reader
 
 SUFFIX = ".backup"
@@ -75,7 +75,7 @@ class Restored:
     undone: tuple[dict[str, Any], ...]
 
 
-def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = None) -> Backup:
+def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | None = None) -> Backup:
     """Write a backup of an index, whatever other processes write meanwhile; verified before and after it is named.
 
     Args:
@@ -96,7 +96,7 @@ def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = Non
         if is_file and target.exists():
             _read(target)  # nothing but a backup is ever written over
         with work_folder(folder, store.name) as work:
-            store.copy_to(work, on_part)
+            _copy(store, work, on_part)
             facts = {"kind": "backup", "index": store.name, "made_at": made_at.isoformat(timespec="seconds")}
             facts |= _checked_facts(work, store.name)
             name = f"{store.name}-{made_at:%Y%m%dT%H%M%SZ}-g{facts['generation']:08d}{SUFFIX}"
@@ -105,6 +105,25 @@ def back_up(store: Store, target: Path, on_part: Callable[[], None] | None = Non
         return read_backup(path)
     except OSError as error:
         raise _unwritable(error, target) from error
+
+
+def _copy(store: Transactions, work: Path, on_part: Callable[[], None] | None) -> None:
+    if isinstance(store, Store):
+        store.copy_to(work, on_part)
+        return
+    n_rows, n_done = 1, 0
+
+    def begin(n: int) -> None:
+        nonlocal n_rows
+        n_rows = max(1, n)
+
+    def step() -> None:
+        nonlocal n_done
+        n_done += 1
+        if on_part is not None and 100 * n_done // n_rows > 100 * (n_done - 1) // n_rows:
+            on_part()
+
+    copy_index(store, work, on_begin=begin, on_row=step)
 
 
 def read_backup(path: Path) -> Backup:

@@ -249,6 +249,30 @@ class DiskFullError(IndexProblem):
     hint = "Free some space and run the same command again: photos already enrolled are kept and skipped."
 
 
+class DatabaseUnreachableError(IndexProblem):
+    """The server that holds an index does not answer, or has just gone away. Nothing is said of the index itself."""
+
+    code = "database_unreachable"
+    status = 503
+    hint = "Check that the server runs and can be reached, then try again; photos already enrolled are skipped."
+
+
+class DatabaseAccessError(IndexProblem):
+    """The server that holds an index does not let this user do what is needed."""
+
+    code = "database_access"
+
+
+class PgvectorMissingError(IndexProblem):
+    code = "no_pgvector"
+
+
+class CopyError(IndexProblem):
+    """An index cannot be copied to where it should go, or what arrived is not what was sent."""
+
+    code = "copy"
+
+
 class MixedEmbeddingsError(IndexProblem):
     """Embeddings of two backbones, preprocessings or precisions cannot be compared."""
 

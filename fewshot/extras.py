@@ -18,6 +18,7 @@ EXTRAS = {
         "matplotlib",
         "tensorboard",
     ),
+    "postgres": ("psycopg", "pgvector"),
     "project": ("sklearn", "umap", "matplotlib", "plotly", "pyarrow", "tensorboard"),
     "ray": ("ray", "pyarrow", "pandas"),
 }

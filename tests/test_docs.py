@@ -45,7 +45,9 @@ PAGES = [
     "docs/cluster.md",
     "docs/projection.md",
     "docs/reliability.md",
+    "docs/scale.md",
     "docs/service.md",
+    "docs/shared-store.md",
     "docs/threat-model.md",
     "docs/watching.md",
 ]

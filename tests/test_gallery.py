@@ -4,11 +4,9 @@ import json
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from PIL import Image
+from test_store import change
 
 from fewshot import images
 from fewshot.calibration import Calibration
@@ -34,9 +33,30 @@ from fewshot.errors import (
 )
 from fewshot.gallery import Gallery
 from fewshot.records import ClassSummary, NamedBytes, Question
-from fewshot.store import FILE_NAME
+from fewshot.store.schema import embeddings, thumbnails
 
 HERE = Path(__file__).parent
+
+
+# What rests on the store runs in a folder and in a database; the rest would only say the same twice.
+both = pytest.mark.parametrize("place", ["folder", "database"], indirect=True)
+
+
+@pytest.fixture
+def place(request, tmp_path):
+    """Where the index is to be made: a folder, unless the test says otherwise."""
+    return request.getfixturevalue("postgres").new_place() if _wants_database(request) else tmp_path / "plants"
+
+
+def _wants_database(request):
+    return getattr(request, "param", "folder") == "database"
+
+
+@pytest.fixture
+def gallery(place, embedder):
+    """A new, empty index with the colour embedder."""
+    with Gallery(place, create=True, embedder=embedder) as opened:
+        yield opened
 
 
 def enroll(gallery, folder, label=None, **settings):
@@ -75,6 +95,7 @@ class Interrupter:
 # ---- enroll, then ask
 
 
+@both
 def test_enrolled_classes_are_recognised_in_new_photos(gallery, leaves, tmp_path):
     reports = enroll(gallery, leaves(n=5))
     assert [(each.label, each.enrolled, each.already_there, each.refused) for each in reports] == [
@@ -140,6 +161,7 @@ def test_photos_together_get_one_answer_and_unreadable_ones_are_told_apart(galle
     assert only_bad.reason == "bad_image"
 
 
+@both
 def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     rust = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 900)
@@ -148,7 +170,7 @@ def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, le
     assert {photo.label for photo in answer.nearest} == {"healthy", "mildew"}
     assert len(answer.nearest) == 10
     assert sum(match.probability for match in answer.matches) == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(EmptyIndexError, match="no class of index 'index' fits 'helthy'") as caught:
+    with pytest.raises(EmptyIndexError, match="no class of index 'plants' fits 'helthy'") as caught:
         list(gallery.query([rust], Question(within=("helthy",))))
     assert "'healthy'" in caught.value.hint
 
@@ -218,6 +240,7 @@ def test_enrolling_again_adds_nothing_and_is_no_change(gallery, leaves):
     assert set(counts(gallery).values()) == {5}
 
 
+@both
 def test_enrolling_again_adds_only_the_new_photos_whatever_they_are_called(gallery, leaves):
     folder = leaves(n=3, labels=["rust"])
     enroll(gallery, folder)
@@ -247,6 +270,7 @@ def test_enrolling_in_two_parts_equals_enrolling_at_once(leaves, tmp_path):
     assert found[0] == found[1]
 
 
+@both
 def test_the_same_photo_under_two_labels_is_refused_and_the_other_label_named(gallery, leaves):
     folder = leaves(n=3, labels=["rust", "healthy"])
     enroll(gallery, folder)
@@ -304,6 +328,7 @@ def test_a_class_without_one_usable_photo_is_not_made(gallery, tmp_path):
     assert gallery.about().generation == 0
 
 
+@both
 def test_strict_is_all_or_nothing_across_classes(gallery, leaves):
     folder = leaves(n=3)
     (folder / "rust" / "bad.jpg").write_text("words")
@@ -405,12 +430,13 @@ def test_nothing_new_raises_no_doubt(gallery, leaves):
 # ---- remove and rename
 
 
+@both
 def test_a_removed_class_is_never_returned(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, _ = ask_photos(tmp_path)
     list(gallery.query(photos))
     assert gallery.remove("rust") == 5
-    for opened in (gallery, Gallery(gallery.folder, embedder=colour_embedder())):
+    for opened in (gallery, Gallery(gallery.place, embedder=colour_embedder())):
         for prediction in opened.query(photos, Question(top=10, n_nearest=50)):
             assert "rust" not in {match.label for match in prediction.matches}
             assert "rust" not in {near.label for near in prediction.nearest}
@@ -430,6 +456,7 @@ def test_removed_then_enrolled_again_answers_as_before(gallery, leaves, tmp_path
     assert answers(gallery, photos) == right
 
 
+@both
 def test_add_then_remove_answers_as_if_never_added(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "healthy", "healthy")
@@ -442,6 +469,7 @@ def test_add_then_remove_answers_as_if_never_added(gallery, leaves, tmp_path):
     assert list(gallery.query(photos)) == before
 
 
+@both
 def test_the_last_class_can_be_removed_and_the_index_filled_again(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "rust", "rust")
@@ -454,6 +482,7 @@ def test_the_last_class_can_be_removed_and_the_index_filled_again(gallery, leave
     assert answers(gallery, photos[:1]) == ["healthy"]
 
 
+@both
 def test_rename_keeps_the_answers_under_the_new_name(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
@@ -496,6 +525,7 @@ def test_rename_to_what_cannot_be_a_label_is_refused(gallery, leaves, label):
 # ---- inspect
 
 
+@both
 def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, leaves):
     folder = leaves(n=6)
     write_leaf(folder / "healthy" / "mistaken.png", LEAF_COLOURS["rust"], 300)
@@ -520,20 +550,22 @@ def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, 
 # ---- several at once
 
 
+@both
 def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, _ = ask_photos(tmp_path)
     before = (gallery.about(), gallery.classes(), list(gallery.query(photos)), gallery.history())
     gallery.close()
-    with Gallery(gallery.folder, create=True, embedder=colour_embedder()) as again:
+    with Gallery(gallery.place, create=True, embedder=colour_embedder()) as again:
         assert (again.about(), again.classes(), list(again.query(photos)), again.history()) == before
 
 
+@both
 def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, leaves, tmp_path):
     folder = leaves(n=5)
     enroll(gallery, folder / "healthy", "healthy")
     photos, right = ask_photos(tmp_path)
-    with Gallery(gallery.folder, embedder=colour_embedder()) as second:
+    with Gallery(gallery.place, embedder=colour_embedder()) as second:
         assert answers(second, photos)[0] == "healthy"
         enroll(gallery, folder)
         assert answers(second, photos) == right
@@ -552,7 +584,7 @@ SCRIPT = """
     from fewshot.gallery import Gallery
     print("ready", flush=True)
     sys.stdin.readline()
-    with Gallery(Path(sys.argv[1]), create=True, embedder=colour_embedder()) as gallery:
+    with Gallery(sys.argv[1], create=True, embedder=colour_embedder()) as gallery:
         for report in gallery.enroll(class_folders(Path(sys.argv[2]))):
             print(report.label, report.enrolled, report.already_there, len(report.refused), flush=True)
 """
@@ -576,20 +608,21 @@ def run_together(processes):
     return [process.communicate(timeout=60) for process in processes]
 
 
-def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path):
+@both
+def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path, place):
     leaves(n=6, labels=["healthy", "rust"], name="left")
     leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
     leaves(n=3, labels=["rust"], first_seed=70, name="extra")
     for photo in (tmp_path / "extra" / "rust").iterdir():
         shutil.copy(photo, tmp_path / "right" / "rust" / f"extra-{photo.name}")
-    processes = [start(SCRIPT, tmp_path / "index", tmp_path / name) for name in ("left", "right")]
+    processes = [start(SCRIPT, place, tmp_path / name) for name in ("left", "right")]
     outcomes = run_together(processes)
     assert [process.returncode for process in processes] == [0, 0], outcomes
     rust = [list(map(int, line.split()[1:])) for out, _ in outcomes for line in out.splitlines() if "rust" in line]
     assert sum(enrolled for enrolled, _, _ in rust) == 9
     assert sum(already for _, already, _ in rust) == 6
     assert sum(refused for _, _, refused in rust) == 0
-    with Gallery(tmp_path / "index", embedder=colour_embedder()) as gallery:
+    with Gallery(place, embedder=colour_embedder()) as gallery:
         assert counts(gallery) == {"healthy": 6, "rust": 9, "mildew": 6}
         assert gallery.problems() == []
         assert len(gallery.history()) == gallery.about().generation
@@ -598,7 +631,7 @@ def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves,
 def test_an_index_can_be_made_by_several_processes_at_the_same_moment(leaves, tmp_path):
     folder = leaves(n=1, labels=["rust"])
     script = SCRIPT.replace(
-        "with Gallery(Path(sys.argv[1])", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
+        "with Gallery(sys.argv[1]", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
     )
     script = script.replace("        for report", "          for report").replace(
         "            print", "              print"
@@ -627,6 +660,7 @@ def test_interrupt_keeps_the_complete_classes_and_nothing_of_the_interrupted(gal
     assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 5)
 
 
+@both
 def test_interrupt_of_a_strict_enrolment_keeps_nothing(gallery, leaves):
     with pytest.raises(KeyboardInterrupt):
         enroll(gallery, leaves(n=3), strict=True, on_photo=Interrupter(11))
@@ -690,7 +724,7 @@ def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
     enroll(gallery, folder)
     photos, _ = ask_photos(tmp_path)
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         for call in (lambda: list(opened.query(photos)), lambda: enroll(opened, folder)):
             with pytest.raises(MixedEmbeddingsError, match="48-dim") as caught:
                 call()
@@ -700,9 +734,10 @@ def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
         assert set(counts(opened)) == set(LEAF_COLOURS)
 
 
+@both
 def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
     folder = leaves(n=3)
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as other:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as other:
         reports = other.enroll(class_folders(folder))
         first = next(reports)  # pins the index
         with pytest.raises(MixedEmbeddingsError):
@@ -714,18 +749,19 @@ def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anyth
 
 def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
-    with Gallery(gallery.folder, embedder=colour_embedder("colours-under-another-name")) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("colours-under-another-name")) as opened:
         photos, right = ask_photos(tmp_path)
         assert answers(opened, photos) == right
 
 
+@both
 def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
     before = [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)]
     old = gallery.about()
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         assert opened.reindex() == (20, 0)
         assert opened.about().fingerprint == other.fingerprint
         assert opened.about().generation == old.generation + 1
@@ -756,13 +792,14 @@ def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
         assert partly != wholly, "a kept photo is not quite the original"
 
 
+@both
 def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
     monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
     before = (gallery.about(), list(gallery.query(photos)))
     other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.folder, embedder=other) as opened:
+    with Gallery(gallery.place, embedder=other) as opened:
         with pytest.raises(KeyboardInterrupt):
             opened.reindex(on_photo=Interrupter(14))
         assert (gallery.about(), list(gallery.query(photos))) == before
@@ -773,6 +810,7 @@ def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gall
         assert answers(opened, photos) == right
 
 
+@both
 def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
     monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
     folder = leaves(n=5)
@@ -784,7 +822,7 @@ def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed
         if todo:
             todo.pop()()
 
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         opened.reindex(on_photo=meanwhile)
         assert counts(opened) == {"healthy": 5, "mildew": 5}
         assert opened.problems() == []
@@ -793,10 +831,10 @@ def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed
 
 def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
     enroll(gallery, leaves(n=2))
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("UPDATE thumbnails SET webp = substr(webp, 1, 100) WHERE support_id = 3")
+    cut = gallery.thumbnail(3)[:100]
+    change(gallery._store, thumbnails.update().where(thumbnails.c.support_id == 3).values(webp=cut))
     before = gallery.about()
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         with pytest.raises(IndexDamagedError, match="support 3"):
             opened.reindex()
         assert opened.about() == before
@@ -805,9 +843,8 @@ def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, 
 def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
     folder = leaves(n=2)
     enroll(gallery, folder)
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("DELETE FROM thumbnails WHERE support_id = 3")
-    with Gallery(gallery.folder, embedder=colour_embedder("others", 32)) as opened:
+    change(gallery._store, thumbnails.delete().where(thumbnails.c.support_id == 3))
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
         with pytest.raises(FewshotError, match="support 3") as caught:
             opened.reindex()
         assert "--photos" in caught.value.hint
@@ -817,14 +854,15 @@ def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
 # ---- health
 
 
+@both
 def test_problems_names_damaged_rows_and_damaged_caches(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=3))
     list(gallery.query(ask_photos(tmp_path)[0]))
     assert gallery.problems() == []
-    cache = gallery.folder / "cache" / "supports.faiss"
+    cache = next(file for file in gallery._neighbours.cache_files if file.name == "supports.faiss")
     cache.write_bytes(cache.read_bytes()[:-1])
-    with closing(sqlite3.connect(gallery.folder / FILE_NAME)) as connection, connection:
-        connection.execute("UPDATE embeddings SET vector = zeroblob(length(vector)) WHERE support_id = 2")
+    nothing = bytes(4 * gallery.about().dim)
+    change(gallery._store, embeddings.update().where(embeddings.c.support_id == 2).values(vector=nothing))
     problems = gallery.problems()
     assert len(problems) == 2
     assert "support 2" in problems[0]
@@ -858,6 +896,7 @@ def test_random_photos_in_random_order_give_the_same_prototypes(leaves, tmp_path
 # ---- views, thumbnails and copies: what pictures of the space are made of
 
 
+@both
 def test_views_hold_the_photos_asked_for_in_the_order_asked(gallery, leaves):
     list(gallery.enroll(class_folders(leaves(n=4))))
     photos = {label: list(hashes)[::-1][:3] for label, hashes in gallery.photo_hashes()}
@@ -906,6 +945,7 @@ def test_thumbnails_come_in_the_order_asked(gallery, leaves):
     assert list(gallery.thumbnails([10_000])) == [None]
 
 
+@both
 def test_a_copy_is_an_index_of_its_own(gallery, leaves, tmp_path):
     list(gallery.enroll(class_folders(leaves(n=3))))
     before = gallery.classes()

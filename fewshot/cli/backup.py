@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fewshot.cli.options import common, index_folder, open_gallery
+from fewshot.cli.options import common, index_place, open_gallery
 from fewshot.cli.output import json_line, progress, table
+from fewshot.errors import UsageError
 
 if TYPE_CHECKING:
     from fewshot.backup import Backup
@@ -60,7 +61,13 @@ def restore(source: Path, at: str | None, replace: bool, as_list: bool, index: s
         for problem in damaged:
             click.echo(f"{click.style('damaged:', fg='red')} {problem.message}", err=True)
         return
-    done = run(chosen_backup(source, at), index_folder(index), replace=replace)
+    place = index_place(index)
+    if isinstance(place, str):
+        raise UsageError(
+            "a backup is restored to a folder, and --index names a database.",
+            hint="Restore to a new folder; `fewshot copy FOLDER DATABASE` brings it into an empty database.",
+        )
+    done = run(chosen_backup(source, at), place, replace=replace)
     if as_json:
         undone = [{name: each[name] for name in ("event_id", "at", "who", "action", "label")} for each in done.undone]
         kept = None if done.kept is None else str(done.kept)

@@ -22,6 +22,8 @@ COMMANDS = {
         "Show classes from inside: spread, confusable pairs, suspicious photos.",
     ),
     "project": ("fewshot.cli.project", "Draw the space: PCA, t-SNE, UMAP, TensorBoard's projector, doubtful photos."),
+    "copy": ("fewshot.cli.copy", "Copy an index between a folder and a database."),
+    "search-index": ("fewshot.cli.copy", "Let a database search many photos fast, as well as measured."),
     "reindex": ("fewshot.cli.reindex", "Embed all photos of an index anew, with another backbone."),
     "evaluate": ("fewshot.cli.evaluate", "Measure how well classes are told apart from a few photos."),
     "watch": ("fewshot.cli.watch", "Answer each photo that comes into a folder once: what, where, who goes."),

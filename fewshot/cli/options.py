@@ -42,7 +42,7 @@ def common(function: Function) -> Function:
         default=DEFAULT_INDEX,
         show_default=True,
         show_envvar=True,
-        help="The index: a folder, or the name of one under indexes/.",
+        help="The index: a folder, the name of one under indexes/, or postgresql://USER@HOST/DATABASE.",
     )
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout; the rest on stderr.")
     @wraps(function)
@@ -126,6 +126,15 @@ def index_folder(name_or_path: str) -> Path:
     return Path("indexes") / name_or_path if is_bare and name_or_path not in (".", "..") else Path(name_or_path)
 
 
+def index_place(name_or_path: str) -> Path | str:
+    """What `--index` names: a folder, or the address of a database.
+
+    >>> index_place("postgresql://ada@db.example/plants")
+    'postgresql://ada@db.example/plants'
+    """
+    return name_or_path if "://" in name_or_path else index_folder(name_or_path)
+
+
 def open_gallery(
     index: str, embedder: EmbedderOptions = AS_PINNED, *, create: bool = False, guarded: bool = False
 ) -> "Gallery":
@@ -139,7 +148,7 @@ def open_gallery(
 
         guard = default_guard(os.cpu_count() or 1)
     choice = EmbedderChoice(*embedder)
-    return Gallery(index_folder(index), create=create, choice=choice, on_notice=notice, guard=guard)
+    return Gallery(index_place(index), create=create, choice=choice, on_notice=notice, guard=guard)
 
 
 def notice(text: str) -> None:

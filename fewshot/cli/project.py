@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, notice, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, index_place, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
 from fewshot.extras import need
@@ -145,10 +145,13 @@ def _sources(
             galleries = [stack.enter_context(open_gallery(name)) for name in compare]
             names = [gallery.name for gallery in galleries]
             same = names[0] == names[1]
-            yield [Source(g, name if same else n) for g, n, name in zip(galleries, names, compare, strict=True)]
+            yield [Source(g, str(g.place) if same else n) for g, n in zip(galleries, names, strict=True)]
             return
         if any(are_indexes):
             known, other = compare if are_indexes[0] else compare[::-1]
+            from fewshot.store import shown_place
+
+            known = shown_place(index_place(known))
             raise click.UsageError(f"{known!r} is an index and {other!r} is not; give two indexes, or two backbones.")
         if given.backbone is not None:
             raise click.UsageError("--compare names the backbones; leave --backbone out.")
@@ -189,7 +192,8 @@ def _with_backbones(index: str, choices: Sequence["EmbedderChoice"]) -> Iterator
 def _is_index(name: str) -> bool:
     from fewshot.store import FILE_NAME
 
-    return (index_folder(name) / FILE_NAME).is_file()
+    place = index_place(name)
+    return isinstance(place, str) or (place / FILE_NAME).is_file()
 
 
 def _say(result: "Result") -> None:

@@ -2,12 +2,17 @@
 
 import ipaddress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, table
 from fewshot.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from fewshot.gallery import Gallery
+    from fewshot.service.tokens import TokenFile
 
 
 @click.command()
@@ -110,7 +115,10 @@ def serve(
         from fewshot.service.server import address_of, listening_socket
         from fewshot.service.server import serve as run
 
-        _check_reach(index_folder(index), host, here_only, needs_token, has_tls=tls is not None)
+        tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+        if tls is not None:
+            tls.context()  # what is wrong with it is told before anything is opened
+        _check_reach(gallery, host, here_only, needs_token, has_tls=tls is not None)
         with listening_socket(host, port) as bound:
             url = address_of(bound, host, tls)
 
@@ -144,12 +152,15 @@ def token(action: str, name: str | None, scope: str, index: str, as_json: bool) 
     `create NAME` prints the token, this once: the index keeps only a hash of it. `revoke` takes a NAME or an id. A
     running service sees the change at once.
     """
-    from fewshot.service.tokens import TokenFile
+    from fewshot.service.shared_tokens import tokens_of
 
     if (name is None) != (action == "list"):
         raise click.UsageError("`list` takes no NAME; `create` and `revoke` take one.")
     with open_gallery(index) as gallery:
-        tokens = TokenFile(gallery.folder)
+        _token(tokens_of(gallery), action, name, scope, as_json)
+
+
+def _token(tokens: "TokenFile", action: str, name: str | None, scope: str, as_json: bool) -> None:
     if action == "list":
         rows = [each.as_dict() for each in tokens.all()]
         if as_json:
@@ -187,16 +198,16 @@ def _check_networks(proxies: tuple[str, ...]) -> None:
             ) from error
 
 
-def _check_reach(folder: Path, host: str, here_only: bool, needs_token: bool, *, has_tls: bool) -> None:
+def _check_reach(gallery: "Gallery", host: str, here_only: bool, needs_token: bool, *, has_tls: bool) -> None:
     """Refuse or warn where strangers could reach what they should not."""
     from fewshot.errors import UsageError
-    from fewshot.service.tokens import TokenFile
+    from fewshot.service.shared_tokens import tokens_of
 
     if here_only:
         return
     if not needs_token:
         warn(f"whoever can reach {host} can ask and see every enrolled photo. Leave --no-read-token out to prevent it.")
-    elif not TokenFile(folder).all():
+    elif not tokens_of(gallery).all():
         raise UsageError(
             f"{host} can be reached from other machines, and the index has no token that would let anyone in.",
             hint="Make one with `fewshot token create NAME`, or let everyone read with --no-read-token.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fewshot.cli.options import common, index_folder, notice, open_gallery
+from fewshot.cli.options import common, index_place, notice, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
 from fewshot.extras import EXTRAS, missing, need
@@ -56,16 +56,19 @@ def doctor(repair: bool, index: str, as_json: bool) -> None:
     prototypes and caches anew, and lists what is lost, photo by photo. The damaged file stays beside the new one. Stop
     what has the index open first. It exits with 1 if a photo was lost.
     """
+    from fewshot.store import shown_place
+
     facts = _machine()
-    folder = index_folder(index)
-    facts["index"] = index_facts(index) if folder.exists() else None
+    place = index_place(index)
+    is_there = place.exists() if isinstance(place, Path) else True
+    facts["index"] = index_facts(index) if is_there else None
     if repair and facts["index"] and facts["index"]["problems"]:
         _repair(index, facts["index"]["problems"], as_json)
         return
     if as_json:
         json_line(facts)
     else:
-        _print_facts(facts, folder)
+        _print_facts(facts, shown_place(place))
     if facts["index"] and facts["index"]["problems"]:
         click.get_current_context().exit(1)
 
@@ -98,7 +101,12 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
     from fewshot.gallery import repaired
 
-    folder = index_folder(index)
+    folder = index_place(index)
+    if isinstance(folder, str):
+        raise click.UsageError(
+            "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
+            "from `fewshot backup`."
+        )
     if all(problem.startswith("cache: ") for problem in problems):
         shutil.rmtree(folder / "cache")
         if as_json:
@@ -132,7 +140,7 @@ def _machine() -> dict[str, Any]:
 
     cuda = engines.cuda_available()
     versions = {}
-    for package in ("fewshot", "openvino", "faiss-cpu", "torch", "timm", "numpy"):
+    for package in ("fewshot", "openvino", "faiss-cpu", "torch", "timm", "numpy", "psycopg", "pgvector"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -152,15 +160,19 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def index_facts(index: str) -> dict[str, Any]:
-    """What an index says of itself and what is wrong with it, also when it cannot be opened."""
-    from fewshot.errors import FewshotError
-    from fewshot.store import FILE_NAME
+def index_facts(index: str) -> dict[str, Any] | None:
+    """What an index says of itself and what is wrong with it, also when it cannot be opened.
+
+    None where a database holds none yet.
+    """
+    from fewshot.errors import FewshotError, IndexMissingError
+    from fewshot.store import FILE_NAME, shown_place
     from fewshot.store.log import damaged_log
 
-    facts: dict[str, Any] = {"folder": str(index_folder(index)), "problems": []}
+    place = index_place(index)
+    facts: dict[str, Any] = {"folder": shown_place(place), "problems": []}
     # Before it is opened: SQLite cuts a damaged log off where the damage begins, and nothing would show it later.
-    log_problem = damaged_log(index_folder(index) / FILE_NAME)
+    log_problem = damaged_log(place / FILE_NAME) if isinstance(place, Path) else None
     if log_problem is not None:
         facts["problems"] = [f"{log_problem}. Nothing opened it yet; `fewshot doctor --repair` saves what it can."]
         return facts
@@ -174,6 +186,10 @@ def index_facts(index: str) -> dict[str, Any]:
             facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()
+    except IndexMissingError as error:
+        if isinstance(place, str):
+            return None
+        facts["problems"] = [error.said]
     except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
         facts["problems"] = [error.said]
     return facts
@@ -183,7 +199,7 @@ def _extra(name: str, absent: list[str]) -> str:
     return f"{name}, without {', '.join(absent)} (`pip install 'fewshot[{name}]'`)" if absent else name
 
 
-def _print_facts(facts: dict[str, Any], folder: Path) -> None:
+def _print_facts(facts: dict[str, Any], place: str) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
         ["engine", f"{facts['engine']}, {facts['precision']}"],
@@ -196,12 +212,12 @@ def _print_facts(facts: dict[str, Any], folder: Path) -> None:
     ]
     index = facts["index"]
     if index is None:
-        rows.append(["index", f"none at {folder} yet"])
+        rows.append(["index", f"none at {place} yet"])
     elif "generation" not in index:
-        rows.append(["index", f"{folder}: cannot be opened"])
+        rows.append(["index", f"{place}: cannot be opened"])
     else:
         pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
-        rows.append(["index", f"{folder}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
+        rows.append(["index", f"{place}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
     if index is not None and "whitened" in index:
         rows.append(["comparison", _WHITENED if index["whitened"] else _PLAIN])
     if index is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, index_folder, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding, open_gallery, warn
 from fewshot.cli.output import json_line, progress, shortened
 from fewshot.cli.terminal import echo, visible
 from fewshot.errors import EmptyIndexError, UsageError
@@ -117,7 +117,7 @@ def watch(
         for doubt in known.doubts(labels):
             warn(doubt)
         gallery.embedder()  # now, and not when the first photo waits for it
-        home = index_folder(index).resolve()
+        home = gallery.place.resolve() if isinstance(gallery.place, Path) else gallery.place
         place = default_folder(watched, home) if state is None else state
         memory = stack.enter_context(Memory(place, watched, home))
         bad_photos = AnswerFile(place / "bad-photos.jsonl" if report is None else report)

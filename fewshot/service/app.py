@@ -11,8 +11,9 @@ from fewshot.decoding.guard import Guard
 from fewshot.gallery import Gallery
 from fewshot.service import classes, failures, headers, limits, maps, metrics, queries, supports, system, web
 from fewshot.service.access import Access
+from fewshot.service.following import Follower
 from fewshot.service.settings import Settings
-from fewshot.service.tokens import TokenFile
+from fewshot.service.shared_tokens import tokens_of
 from fewshot.service.work import Work
 
 DESCRIPTION = """Recognise a plant disease from a few enrolled photos.
@@ -31,11 +32,15 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
     """
     settings = settings or Settings()
     work = Work(gallery, settings, guard)
+    tokens = tokens_of(gallery, followed=True)
+    follower = Follower(gallery, tokens)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         work.start()
+        follower.start()
         yield
+        follower.close()
         work.close()
         app.state.maps.close()
         app.state.access.close()
@@ -52,7 +57,7 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
     )
     app.state.work = work
     app.state.maps = maps.Maps(gallery)
-    app.state.access = Access(TokenFile(gallery.folder), settings)
+    app.state.access = Access(tokens, settings)
     for module in (queries, classes, supports, maps, system, web):
         app.include_router(module.router)
     failures.add_handlers(app)

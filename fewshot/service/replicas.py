@@ -8,7 +8,6 @@ several, the index has to be one that all of them reach.
 
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -48,7 +47,7 @@ class Service:
     def __init__(self, options: Options) -> None:
         os.environ[THREADS_VARIABLE] = str(options.threads)
         choice = EmbedderChoice(options.backbone, options.precision, options.engine)
-        self._gallery = Gallery(Path(options.index), choice=choice)
+        self._gallery = Gallery(options.index, choice=choice)
         # A replica takes requests when it can answer them.
         self._gallery.embedder().open_for_many()
         self._settings = Settings(
@@ -84,7 +83,7 @@ def app(args: dict[str, Any]) -> Application:
                 hint=f"{did_you_mean(name, known)} Known: {', '.join(known)}.".strip(),
             )
     if "index" not in args:
-        raise UsageError("the arguments name no index.", hint="Set `index` to the index's folder.")
-    deployment: Any = serve.deployment(serve.ingress()(Service), name="Service")  # ray's stubs name the decorator's form
+        raise UsageError("the arguments name no index.", hint="Set `index` to its folder or its database.")
+    deployment: Any = serve.deployment(serve.ingress()(Service), name="Service")  # its stubs are wrong
     made: Application = deployment.bind(Options(**args))
     return made

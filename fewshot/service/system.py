@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from fewshot import __version__
 from fewshot.datasets import MAX_LABEL_LENGTH
-from fewshot.errors import BusyError
+from fewshot.errors import BusyError, DatabaseUnreachableError
 from fewshot.service import shapes
 from fewshot.service.access import READ, asking
 from fewshot.service.routes import AtWork, errors
@@ -34,6 +34,8 @@ async def ready(work: AtWork) -> dict[str, Any]:
     """The same, but 503 until photos can be answered."""
     found = await work.read(_health, work)
     if not found["ready"]:
+        if work.batcher.is_ready:
+            raise BusyError("the service is not ready: its database does not answer.", retry_after_s=1)
         failure = work.batcher.failure
         why = "its backbone is being opened" if failure is None else f"its backbone cannot be opened: {failure}"
         raise BusyError(f"the service is not ready: {why}.", retry_after_s=1)
@@ -68,14 +70,20 @@ async def metrics(work: AtWork) -> Response:
 
 
 def _health(work: Work) -> dict[str, Any]:
-    n_classes, n_supports = work.gallery.size()
+    is_ready = work.batcher.is_ready
+    try:
+        n_classes, n_supports = work.gallery.size()
+        work.last_seen = (n_classes, n_supports, work.gallery.about().generation)
+    except DatabaseUnreachableError:
+        is_ready = False  # alive all the same: to start it anew would not bring the database back
+    n_classes, n_supports, generation = work.last_seen
     return {
         "live": True,
-        "ready": work.batcher.is_ready,
+        "ready": is_ready,
         "index": work.gallery.name,
         "classes": n_classes,
         "supports": n_supports,
-        "generation": work.gallery.about().generation,
+        "generation": generation,
         "waiting": work.batcher.n_waiting,
         "version": __version__,
     }

@@ -196,7 +196,7 @@ class TokenFile:
             return
         try:
             rows = json.loads(self._path.read_text(encoding="utf-8"))["tokens"]
-            found = [_token_of(row) for row in rows]
+            found = [token_of(row) for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TokenError(
                 f"the tokens of the index cannot be read from {self._path}: {error}.",
@@ -225,7 +225,12 @@ class TokenFile:
         )
 
 
-def _token_of(row: dict[str, Any]) -> Token:
+def token_of(row: dict[str, Any]) -> Token:
+    """A token as it was kept.
+
+    Raises:
+        ValueError, TypeError, KeyError: this is none.
+    """
     token = Token(**{**row, "scopes": tuple(row["scopes"])})
     if token.kind not in ("scrypt", "sha256"):
         raise ValueError(f"{token.kind!r} is no hash that is known here")

@@ -38,6 +38,7 @@ class Work:
         self._readers = ThreadPoolExecutor(N_READERS, "read")
         self._writer = ThreadPoolExecutor(1, "write")  # SQLite has one writer; more would only wait in threads
         self._n_writes = 0
+        self.last_seen = (0, 0, 0)  # classes, photos and generation when the index was last looked at for health
 
     def start(self) -> None:
         """Begin to answer."""

@@ -20,15 +20,16 @@ from fewshot.errors import (
     NotAnIndexError,
 )
 from fewshot.sealed import make_folder
-from fewshot.store.reading import Place, Reader
+from fewshot.store import migrating
+from fewshot.store.reading import Place
 from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
+from fewshot.store.transactions import BUSY_TIMEOUT_S, WRITES, Transactions
 from fewshot.store.writing import Writer
 
 FILE_NAME = "index.sqlite"
-BUSY_TIMEOUT_S = 30.0
 
 
-class Store:
+class Store(Transactions):
     """One index file, opened.
 
     Args:
@@ -42,7 +43,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, create: bool = False, timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        self.folder = folder
+        self.folder = self.place = folder
         self.path = folder / FILE_NAME
         self.name = folder.name or str(folder)
         self._timeout_s = timeout_s
@@ -57,19 +58,13 @@ class Store:
         event.listen(self._engine, "begin", _begin)
         event.listen(self._engine, "handle_error", self._translate)
         try:
-            with self._connect() as connection:
+            with self._connect(write=False) as connection:
                 self._check_format(connection, create)
         except BaseException:
             self._engine.dispose()
             raise
 
     # ---- transactions
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Reader]:
-        """One unchanging view of the index, whatever other processes write meanwhile."""
-        with self._connect() as connection, connection.begin():
-            yield Reader(Place(self.name, self.folder), connection)
 
     @contextlib.contextmanager
     def write(self, beside: Path | None = None) -> Iterator[Writer]:
@@ -82,10 +77,8 @@ class Store:
             IndexLockedError: another process has been writing for longer than the timeout.
             DiskFullError: nothing of the change is kept.
         """
-        with self._connect() as connection, self._attached(connection, beside):
-            connection = connection.execution_options(fewshot_write=True)
-            with connection.begin():
-                yield Writer(Place(self.name, self.folder), connection)
+        with self._connect(write=True) as connection, self._attached(connection, beside), connection.begin():
+            yield Writer(Place(self.name, self.folder), connection)
 
     @contextlib.contextmanager
     def _attached(self, sa_connection: sa.Connection, file: Path | None) -> Iterator[None]:
@@ -128,10 +121,6 @@ class Store:
                 reader.copy_to(folder / FILE_NAME, on_part)
             except sqlite3.Error as error:
                 raise self.translated(error) from error
-
-    def close(self) -> None:
-        """Close every connection."""
-        self._engine.dispose()
 
     # ---- opening
 
@@ -184,6 +173,11 @@ class Store:
                 hint="Update fewshot: `pip install -U fewshot`.",
             )
         self._write_ahead(connection)
+        if version < FORMAT_VERSION:
+            with self._connect(write=True) as migrated, migrated.begin():
+                # Another process may have been first.
+                version = int(migrated.exec_driver_sql("PRAGMA user_version").scalar_one())
+                migrating.migrate(migrated, version)
 
     def _write_ahead(self, sa_connection: sa.Connection) -> None:
         """Readers go on while one process writes. Set only once the file is known to be ours: it changes the file."""
@@ -208,9 +202,9 @@ class Store:
             hint="Enroll a class to make it: `fewshot enroll LABEL FOLDER`.",
         )
 
-    def _connect(self) -> sa.Connection:
+    def _connect(self, *, write: bool) -> sa.Connection:
         try:
-            return self._engine.connect()
+            return self._engine.connect().execution_options(**{WRITES: write})
         except (sqlite3.Error, UnicodeDecodeError) as error:  # while the connection is set up, before `_translate`
             raise self.translated(error) from error
 
@@ -258,5 +252,5 @@ def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
 
 def _begin(connection: sa.Connection) -> None:
     # IMMEDIATE takes the write lock at once: a change never fails half-way because another came first.
-    write = connection.get_execution_options().get("fewshot_write", False)
+    write = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -2,10 +2,10 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,7 +14,22 @@ from numpy.typing import NDArray
 
 from fewshot.errors import IndexDamagedError, UnknownLabelError, UnknownSupportError
 from fewshot.records import ClassSummary, Float32s, Int64s, Support
-from fewshot.store.schema import about, classes, embeddings, history, prototypes, removals, staged, supports, thumbnails
+from fewshot.store import searching
+from fewshot.store.schema import (
+    about,
+    classes,
+    embeddings,
+    history,
+    metadata,
+    prototypes,
+    removals,
+    staged,
+    supports,
+    thumbnails,
+    tokens,
+)
+
+Answer = TypeVar("Answer")
 
 PART = 500  # SQLite bounds the number of parameters of one statement
 VECTOR_TABLES = {"support": (embeddings, embeddings.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
@@ -25,7 +40,7 @@ class Place:
     """Which index a message speaks of."""
 
     name: str
-    folder: Path
+    where: Path | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +73,18 @@ _SUPPORT_RECORD = sa.select(
 class Reader:
     """Questions to one unchanging view of an index."""
 
+    # What is asked several times on the way to one answer is looked up once: over a network each time is a journey.
+    _is_unchanging = True
+
     def __init__(self, place: Place, connection: sa.Connection) -> None:
         self._place = place
         self._connection = connection
+        self._known: dict[Hashable, Any] = {}
+
+    @property
+    def connection(self) -> sa.Connection:
+        """The transaction, for the other modules of the store."""
+        return self._connection
 
     @property
     def index_name(self) -> str:
@@ -69,6 +93,9 @@ class Reader:
 
     def about(self) -> About:
         """The index's own facts."""
+        return self._once("about", self._read_about)
+
+    def _read_about(self) -> About:
         with self._decoding("its own facts"):
             row = self._connection.execute(sa.select(about)).one_or_none()
         if row is None:
@@ -102,7 +129,8 @@ class Reader:
 
     def n_classes(self) -> int:
         """How many classes are enrolled."""
-        return int(self._connection.execute(sa.select(sa.func.count()).select_from(classes)).scalar_one())
+        query = sa.select(sa.func.count()).select_from(classes)
+        return self._once("n_classes", lambda: int(self._connection.execute(query).scalar_one()))
 
     def n_prototypes(self) -> int:
         """How many prototypes all classes have together."""
@@ -214,7 +242,7 @@ class Reader:
         if missing:
             raise IndexDamagedError(
                 f"index {self._place.name!r} is damaged: support {missing[0]} has no embedding.",
-                hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+                hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
             )
         return self._vectors([rows[i] for i in support_ids.tolist()], support_ids)
 
@@ -251,7 +279,8 @@ class Reader:
     def prototypes_of(self, class_id: int) -> Float32s:
         """The prototypes of a class: (n_prototypes, dim) float32, rows of unit length."""
         query = sa.select(prototypes.c.prototype_id, prototypes.c.vector, prototypes.c.xxh3)
-        return self._read_vectors(query.where(prototypes.c.class_id == class_id))[1]
+        query = query.where(prototypes.c.class_id == class_id).order_by(prototypes.c.prototype_id)
+        return self._read_vectors(query)[1]
 
     def changed_vectors(self, kind: str, since: int) -> tuple[Int64s, Float32s]:
         """Ids and vectors of the supports or prototypes written after a generation.
@@ -290,6 +319,32 @@ class Reader:
         table = supports if kind == "support" else prototypes
         query = sa.select(sa.func.count()).select_from(table).where(table.c.generation > since)
         return int(self._connection.execute(query).scalar_one())
+
+    def may_hold_more_supports_than(self, n: int) -> bool:
+        """Whether so many photos may be enrolled, told at once: from the ids given so far, of which some are gone."""
+        highest = self._connection.execute(sa.select(sa.func.max(supports.c.support_id))).scalar()
+        return highest is not None and int(highest) > n
+
+    def nearest_supports(
+        self, vectors: Float32s, k: int, within: Sequence[int] | None
+    ) -> tuple[Float32s, Int64s] | None:
+        """Each vector's nearest supports as the database finds them; None where the record is a file.
+
+        Args:
+            vectors: (n_vectors, dim) float32, rows of unit length.
+            k: how many.
+            within: class ids to answer from; None: all.
+
+        Returns:
+            Cosines (n_vectors, k) float32, highest first, and support ids (n_vectors, k) int64; where there are fewer,
+            -inf and -1.
+        """
+        return None if self._is_file else searching.nearest(self._connection, vectors, k, within)
+
+    def kept_tokens(self) -> list[dict[str, Any]]:
+        """What a server keeps of the tokens of its index, oldest first."""
+        rows = self._connection.execute(sa.select(tokens.c.facts).order_by(tokens.c.place)).scalars()
+        return [dict(row) for row in rows]
 
     def thumbnail(self, support_id: int) -> bytes | None:
         """The kept photo of a support: a WebP file.
@@ -331,6 +386,19 @@ class Reader:
         """The latest line of history, None before the first change."""
         return next(iter(self.history(1)), None)
 
+    def highest_id(self, table: sa.Table) -> int:
+        """The highest key that a table ever gave, to a row that may be gone; 0 if none."""
+        (key,) = table.primary_key
+        there = int(self._connection.execute(sa.select(sa.func.coalesce(sa.func.max(key), 0))).scalar_one())
+        if self._is_file:
+            if not table.kwargs.get("sqlite_autoincrement"):
+                return there
+            query = sa.text("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = :name")
+            return max(there, int(self._connection.execute(query, {"name": table.name}).scalar_one()))
+        query = sa.text("SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence(:table, :key)::regclass), 0)")
+        given = self._connection.execute(query, {"table": table.name, "key": key.name}).scalar_one()
+        return max(there, int(given))
+
     def unstaged(self, fingerprint: str) -> list[tuple[int, str, str]]:
         """(support_id, sha256, file) of the supports that `stage` has not yet got for this fingerprint."""
         done = sa.select(staged.c.support_id).where(staged.c.fingerprint == fingerprint)
@@ -344,7 +412,7 @@ class Reader:
         A file restored from a copy may count up to the same generation again with other content; the word tells.
         """
         query = sa.select(history.c.token).where(history.c.generation == generation)
-        return self._connection.execute(query).scalar()
+        return self._once(("token", generation), lambda: self._connection.execute(query).scalar())
 
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
@@ -360,15 +428,12 @@ class Reader:
         except (ValueError, TypeError) as error:
             raise IndexDamagedError(
                 f"index {self._place.name!r} is damaged: {what} cannot be read ({error}).",
-                hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+                hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
             ) from error
 
     def problems(self) -> list[str]:
-        """What is wrong with the file: SQLite's own check, foreign keys, checksums. Reads all of it."""
-        rows = self._connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-        found = [f"SQLite: {text}" for text in rows if text != "ok"]
-        orphans = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
-        found += [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in orphans]
+        """What is wrong with the record: SQLite's own check, foreign keys, checksums. Reads all of it."""
+        found = self._file_problems() if self._is_file else self._server_problems()
         for key, column in (
             (embeddings.c.support_id, embeddings.c.vector),
             (thumbnails.c.support_id, thumbnails.c.webp),
@@ -376,10 +441,13 @@ class Reader:
             (staged.c.support_id, staged.c.vector),
         ):
             query = sa.select(key, column, key.table.c.xxh3).execution_options(yield_per=500)
-            for row_id, blob, noted in self._connection.execute(query):
-                if checksum(blob) != noted:
-                    owner = key.name.removesuffix("_id")
-                    found.append(f"the {column.name} of {owner} {row_id} does not fit its checksum")
+            owner = key.name.removesuffix("_id")
+            with self._connection.execute(query) as rows:
+                found += [
+                    f"the {column.name} of {owner} {row_id} does not fit its checksum"
+                    for row_id, blob, noted in rows
+                    if checksum(blob) != noted
+                ]
         without = (
             sa.select(sa.func.count())
             .select_from(supports)
@@ -387,6 +455,36 @@ class Reader:
         )
         if n := self._connection.execute(without).scalar_one():
             found.append(f"{n} supports have no embedding")
+        return found
+
+    @property
+    def _is_file(self) -> bool:
+        return self._connection.dialect.name == "sqlite"
+
+    def _file_problems(self) -> list[str]:
+        rows = self._connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        found = [f"SQLite: {text}" for text in rows if text != "ok"]
+        orphans = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
+        return found + [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in orphans]
+
+    def _server_problems(self) -> list[str]:
+        """A server sees to foreign keys itself, but not across the servers that tables may be spread over."""
+        found = []
+        for table in metadata.sorted_tables:
+            for key in table.foreign_keys:
+                other = key.column
+                known = sa.select(other).where(other == key.parent).exists()
+                (row_key,) = table.primary_key
+                orphans = self._connection.execute(sa.select(row_key).where(~known)).scalars()
+                found += [f"row {row} of {table.name} refers to nothing in {other.table.name}" for row in orphans]
+        return found
+
+    def _once(self, name: Hashable, ask: Callable[[], Answer]) -> Answer:
+        if not self._is_unchanging:
+            return ask()
+        if name not in self._known:
+            self._known[name] = ask()
+        found: Answer = self._known[name]
         return found
 
     def _in_parts(self, query: Any, column: Any, values: Sequence[Any]) -> Iterator[Any]:
@@ -401,10 +499,10 @@ class Reader:
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def _parts_of_vectors(self, query: Any) -> Iterator[tuple[Int64s, Float32s]]:
-        result = self._connection.execute(query.execution_options(yield_per=2000))
-        for partition in result.partitions():
-            ids = np.array([row[0] for row in partition], np.int64)
-            yield ids, self._vectors([row[1:] for row in partition], ids)
+        with self._connection.execute(query.execution_options(yield_per=2000)) as result:
+            for partition in result.partitions():
+                ids = np.array([row[0] for row in partition], np.int64)
+                yield ids, self._vectors([row[1:] for row in partition], ids)
 
     def _vectors(self, rows: Sequence[tuple[bytes, int]], ids: Int64s) -> Float32s:
         dim = self.about().dim or 0
@@ -412,7 +510,7 @@ class Reader:
             if checksum(blob) != noted or len(blob) != 4 * dim:
                 raise IndexDamagedError(
                     f"index {self._place.name!r} is damaged: the vector of row {row_id} does not fit its checksum.",
-                    hint=f"`fewshot doctor --index {self._place.folder}` lists what is damaged.",
+                    hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
                 )
         return np.frombuffer(b"".join(row[0] for row in rows), "<f4").reshape(len(rows), dim).astype(np.float32)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
@@ -20,18 +21,26 @@ from fewshot.store.schema import (
     about,
     classes,
     embeddings,
+    fewshot_format,
     history,
     metadata,
     prototypes,
     removals,
+    server_metadata,
     staged,
     supports,
     thumbnails,
+    tokens,
 )
+
+# Where a server tells its other clients of a change.
+CHANNEL = "fewshot_change"
 
 
 class Writer(Reader):
     """Changes to an index, inside one transaction; every change counts the generation up once."""
+
+    _is_unchanging = False
 
     def __init__(self, place: Place, connection: sa.Connection) -> None:
         super().__init__(place, connection)
@@ -39,14 +48,22 @@ class Writer(Reader):
 
     def create_tables(self) -> None:
         """Lay out a new index, unless another process has just done so."""
-        if self._connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
+        if has_table(self._connection, about.name):
             return
-        metadata.create_all(self._connection, checkfirst=False)
-        for name, (table, columns) in GUARDS.items():
-            self._connection.exec_driver_sql(f"CREATE INDEX {name} ON {table} ({', '.join(columns)})")
-        self._connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        self._connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
+        self.create_empty_tables()
         self._connection.execute(about.insert().values(one=1, created_at=_now(), generation=0))
+
+    def create_empty_tables(self) -> None:
+        """Lay out the tables and say whose they are, in which format."""
+        metadata.create_all(self._connection, checkfirst=False)
+        if self._is_file:
+            for name, (table, columns) in GUARDS.items():
+                self._connection.exec_driver_sql(f"CREATE INDEX {name} ON {table} ({', '.join(columns)})")
+            self._connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
+            return
+        server_metadata.create_all(self._connection, checkfirst=False)
+        self._connection.execute(fewshot_format.insert().values(one=1, version=FORMAT_VERSION))
 
     def generation(self) -> int:
         """The generation that this transaction makes."""
@@ -75,7 +92,7 @@ class Writer(Reader):
             {
                 "class_id": class_id,
                 "sha256": photo.sha256,
-                "file": Path(photo.file).name,
+                "file": Path(photo.file).name.replace("\0", ""),  # which no server stores in a text
                 "width": photo.width,
                 "height": photo.height,
                 "dhash": photo.dhash,
@@ -84,13 +101,15 @@ class Writer(Reader):
             }
             for photo in photos
         ]
-        in_order = supports.insert().returning(supports.c.support_id, sort_by_parameter_order=True)
-        ids = [int(i) for i in self._connection.execute(in_order, rows).scalars()]
-        vectors = [{"support_id": i, **_packed(photo.embedding)} for i, photo in zip(ids, photos, strict=True)]
-        self._connection.execute(embeddings.insert(), vectors)
+        made = supports.insert().returning(supports.c.support_id, sort_by_parameter_order=True)
+        ids = [int(support_id) for support_id in self._connection.execute(made, rows).scalars()]
+        pairs = list(zip(ids, photos, strict=True))
+        self._connection.execute(
+            embeddings.insert(), [{"support_id": i, **_packed(photo.embedding)} for i, photo in pairs]
+        )
         kept = [
             {"support_id": i, "webp": photo.thumbnail, "xxh3": checksum(photo.thumbnail)}
-            for i, photo in zip(ids, photos, strict=True)
+            for i, photo in pairs
             if photo.thumbnail is not None
         ]
         if kept:
@@ -146,7 +165,9 @@ class Writer(Reader):
         """Keep new embeddings of supports aside until all are there."""
         for support_id, vector in vectors.items():
             row = {"support_id": support_id, "fingerprint": fingerprint, **_packed(vector)}
-            self._connection.execute(staged.insert().prefix_with("OR REPLACE").values(**row))
+            insert: Any = sqlite.insert(staged) if self._is_file else postgresql.insert(staged)
+            key = [staged.c.support_id]
+            self._connection.execute(insert.values(**row).on_conflict_do_update(index_elements=key, set_=row))
 
     def adopt_staged(self, fingerprint: str) -> None:
         """Make the staged embeddings the index's own; the caller has seen that none is missing."""
@@ -155,6 +176,17 @@ class Writer(Reader):
         self._connection.execute(embeddings.insert().from_select(["support_id", "vector", "xxh3"], done))
         self._connection.execute(staged.delete())
         self._connection.execute(supports.update().values(generation=self.generation()))
+
+    def count_from(self, table: sa.Table, highest: int) -> None:
+        """Give the next rows of a table keys above this one."""
+        (key,) = table.primary_key
+        if not self._is_file:
+            query = sa.text("SELECT setval(pg_get_serial_sequence(:table, :key), :highest)")
+            self._connection.execute(query, {"table": table.name, "key": key.name, "highest": highest})
+        elif table.kwargs.get("sqlite_autoincrement"):
+            known = {"name": table.name, "highest": highest}
+            self._connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = :name"), known)
+            self._connection.execute(sa.text("INSERT INTO sqlite_sequence VALUES (:name, :highest)"), known)
 
     def note(self, action: str, label: str | None, **detail: Any) -> None:
         """Write the line of history of this change: who did what, when. Every change has exactly one."""
@@ -169,6 +201,28 @@ class Writer(Reader):
                 token=secrets.token_hex(8),
             )
         )
+        self._tell()
+
+    def keep_token(self, token_id: str, name: str, facts: dict[str, Any]) -> None:
+        """Keep a token of a server's index.
+
+        Raises:
+            LabelTakenError: there is one of this name.
+        """
+        if self._connection.execute(sa.select(tokens.c.token_id).where(tokens.c.name == name)).scalar() is not None:
+            raise LabelTakenError(f"index {self._place.name!r} has a token named {name!r} already.")
+        self._connection.execute(tokens.insert().values(token_id=token_id, name=name, facts=facts))
+        self._tell()
+
+    def drop_token(self, token_id: str) -> None:
+        """Forget a token of a server's index."""
+        self._connection.execute(tokens.delete().where(tokens.c.token_id == token_id))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let others know of a change, once it is kept."""
+        if not self._is_file:
+            self._connection.execute(sa.select(sa.func.pg_notify(CHANNEL, sa.func.current_schema())))
 
     def take_beside(self) -> None:
         """Hold what the file beside holds, an earlier state of this index (`Store.write(beside=...)`).
@@ -203,6 +257,14 @@ class Writer(Reader):
             )
             self._connection.execute(sa.delete(key.table).where(condition))
         return len(ids)
+
+
+def has_table(connection: sa.Connection, name: str) -> bool:
+    """Whether the file, or the schema that a server would make tables in, has this table; others' do not count."""
+    schema = None
+    if connection.dialect.name != "sqlite":
+        schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar_one())
+    return sa.inspect(connection).has_table(name, schema=schema)
 
 
 def _packed(vector: Float32s) -> dict[str, Any]:

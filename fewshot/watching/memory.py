@@ -40,12 +40,12 @@ class Finished:
     sinks: tuple[str, ...] = ()
 
 
-def default_folder(watched: Path, index_folder: Path) -> Path:
+def default_folder(watched: Path, index_place: Path | str) -> Path:
     """Where the memory of a watch is by default: in the user's own folder for state, on a disk of this machine.
 
     Not in the watched folder, which may be a network share (SQLite's locks fail there) or one that may not be written.
     """
-    digest = hashlib.sha256(os.fsencode(watched) + b"\0" + os.fsencode(index_folder)).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(watched) + b"\0" + os.fsencode(index_place)).hexdigest()[:12]
     return platformdirs.user_state_path("fewshot", appauthor=False) / "watch" / f"{watched.name}-{digest}"
 
 
@@ -58,14 +58,14 @@ class Memory:
     Args:
         folder: the memory's own folder; made if it is missing.
         watched: the folder watched.
-        index_folder: the index asked.
+        index_place: the index asked: its folder, or the address of its database.
 
     Raises:
         WatchRunningError: another process holds this memory.
         WatchStateError: it is another watch's, damaged, newer, or cannot be written.
     """
 
-    def __init__(self, folder: Path, watched: Path, index_folder: Path) -> None:
+    def __init__(self, folder: Path, watched: Path, index_place: Path | str) -> None:
         self.path = folder / FILE_NAME
         self._lock = threading.RLock()  # the main thread and those that post share the connection
         try:
@@ -78,7 +78,7 @@ class Memory:
             self._connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None, check_same_thread=False)
         try:
             with self._translated():
-                self._set_up(os.fsencode(watched), os.fsencode(index_folder))
+                self._set_up(os.fsencode(watched), os.fsencode(index_place))
         except BaseException:
             self._connection.close()
             raise

@@ -1,0 +1,1 @@
+"""Revisions of the tables, for files and servers alike: one script for each format version, run by Alembic."""

@@ -1,0 +1,1 @@
+"""The revisions, named after the format version that each makes."""
