@@ -20,7 +20,7 @@ from fewshot.cli import main
 from fewshot.cli.main import COMMANDS
 from fewshot.gallery import Gallery
 from fewshot.records import Question
-from fewshot.store import FILE_NAME, Store
+from fewshot.store import FILE_NAME, open_store
 
 INDEX = Path("indexes") / "default"
 
@@ -547,7 +547,7 @@ def test_newer_format_fails_with_both_numbers(enrolled):
 
 
 def test_locked_index_fails_after_its_timeout_and_can_still_be_asked(enrolled, photo, monkeypatch):
-    monkeypatch.setattr("fewshot.gallery.Store", functools.partial(Store, timeout_s=0.05))
+    monkeypatch.setattr("fewshot.gallery.open_store", functools.partial(open_store, timeout_s=0.05))
     with closing(sqlite3.connect(INDEX / FILE_NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert "locked" in fails(1, "index_locked", "remove", "rust")

@@ -95,7 +95,11 @@ def test_the_corpus_is_the_same_every_time():
 
 
 def test_no_module_opens_pickles_or_runs_text():
-    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_backbones.py."""
+    """The one `torch.load` reads an installed package's weights, as plain tensors; see test_backbones.py.
+
+    What goes over a Ray cluster is pickled by our own processes at both ends; Ray itself runs the code of whoever can
+    reach it, which docs/cluster.md says.
+    """
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -119,7 +123,13 @@ def test_no_module_opens_pickles_or_runs_text():
                 )
                 if risky:
                     found.append((path.name, ast.unparse(node)[:200]))
-    pickle, load = found
+    on_a_cluster = [each for each in found if each[0] in ("spreading.py", "workers.py")]
+    assert {what for _, what in on_a_cluster} == {
+        "import pickle",
+        "pickle.loads(content)",
+        "pickle.loads(row['refused'])",
+    }
+    pickle, load = (each for each in found if each not in on_a_cluster)
     assert pickle == ("networks.py", "import pickle")  # for the name of the error that torch raises
     assert load[0] == "networks.py"
     assert load[1].startswith("torch.load(")

@@ -476,7 +476,7 @@ def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path,
         return colour_embedder(name, sizes[name])
 
     monkeypatch.setattr("fewshot.gallery.open_embedder", open_colours)
-    monkeypatch.setattr("fewshot.gallery.resolve", lambda name: colour_embedder(name, sizes[name]).source)
+    monkeypatch.setattr("fewshot.gallery.on_this_machine", lambda source: source)
     from fewshot.embedder import EmbedderChoice
 
     with Gallery(tmp_path / "index", create=True) as gallery:

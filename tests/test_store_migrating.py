@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from test_store import add_class, content
 
 from fewshot.store import Store, migrating, open_store
-from fewshot.store.schema import FORMAT_VERSION, fewshot_format, metadata, server_metadata
+from fewshot.store.schema import FORMAT_VERSION, GUARDS, fewshot_format, metadata, server_metadata
 
 NEXT = """
 import pgvector.sqlalchemy  # noqa: F401  names the type of its columns to what reads tables back
@@ -69,6 +69,8 @@ def test_what_is_laid_out_is_what_the_tables_say(store):
 
 
 def _ours(name, kind, _parents):
+    if kind == "index":  # the second copies for a repair are no part of the tables
+        return name not in GUARDS
     return kind != "table" or name in metadata.tables or name in server_metadata.tables
 
 

@@ -151,7 +151,7 @@ def _sources(
             known, other = compare if are_indexes[0] else compare[::-1]
             from fewshot.store import shown_place
 
-            known = shown_place(index_place(known))
+            known = shown_place(known)
             raise click.UsageError(f"{known!r} is an index and {other!r} is not; give two indexes, or two backbones.")
         if given.backbone is not None:
             raise click.UsageError("--compare names the backbones; leave --backbone out.")
