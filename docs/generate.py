@@ -46,6 +46,7 @@ FLOW = [
     "calibration",
     "answering",
     "enrolling",
+    "reindexing",
     "repair",
     "gallery",
     "training",

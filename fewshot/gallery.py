@@ -19,12 +19,11 @@ from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder
-from fewshot.enrolling import enroll_class, learn_class, remove_support, replace_class
+from fewshot.enrolling import enroll_class, remove_support, replace_class
 from fewshot.errors import (
     CacheDamagedError,
     EmptyIndexError,
     FewshotError,
-    ImageError,
     IndexDamagedError,
     IndexMissingError,
     MixedEmbeddingsError,
@@ -45,6 +44,7 @@ from fewshot.records import (
     Refused,
     Support,
 )
+from fewshot.reindexing import embed_anew
 from fewshot.repair import Repaired, repair
 from fewshot.sealed import verify
 from fewshot.search import VectorIndex
@@ -55,7 +55,6 @@ from fewshot.store import (
     ServerStore,
     Store,
     Transactions,
-    Writer,
     copy_index,
     is_server,
     open_store,
@@ -67,7 +66,6 @@ if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
 
 QUERY_CHUNK = 32
-STAGE_CHUNK = 256
 
 log = logging.getLogger(__name__)
 
@@ -532,17 +530,7 @@ class Gallery:
             IndexDamagedError: a kept photo does not fit its checksum.
         """
         embedder = self._embedder or open_embedder(self._choice, on_notice=self._on_notice)
-        by_hash = _by_hash(originals)
-        n_from_originals = 0
-        while True:
-            with self._store.write() as writer:
-                todo = writer.unstaged(embedder.fingerprint)
-                if not todo:
-                    n_supports = writer.n_supports()
-                    self._adopt(writer, embedder)
-                    return n_supports, n_from_originals
-            n_from_originals += sum(sha256 in by_hash for _, sha256, _ in todo)
-            self._stage(embedder, todo, by_hash, on_photo)
+        return embed_anew(self._store, embedder, originals, cutter=self._cutter, on_photo=on_photo)
 
     # ---- inspect
 
@@ -745,46 +733,6 @@ class Gallery:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
 
-    def _stage(
-        self,
-        embedder: Embedder,
-        todo: Sequence[tuple[int, str, str]],
-        by_hash: dict[str, Path],
-        on_photo: Callable[[], None] | None,
-    ) -> None:
-        def photos() -> Iterator[Path | NamedBytes]:
-            for support_id, sha256, file in todo:
-                if sha256 in by_hash:
-                    yield by_hash[sha256]
-                    continue
-                with self._store.read() as reader:
-                    yield NamedBytes(file, reader.thumbnail(support_id) or b"")
-
-        outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo), cutter=self._cutter), strict=True)
-        while chunk := list(islice(outcomes, STAGE_CHUNK)):
-            vectors = {}
-            for (support_id, _, file), outcome in chunk:
-                if not isinstance(outcome, EmbeddedPhoto):
-                    message = outcome.message if isinstance(outcome, Refused) else "it was skipped"
-                    raise FewshotError(
-                        f"photo {file} (support {support_id}) cannot be embedded again: {message}",
-                        hint="Give the folder with the original photos: `fewshot reindex --photos FOLDER`.",
-                    )
-                vectors[support_id] = outcome.embedding
-                if on_photo is not None:
-                    on_photo()
-            with self._store.write() as writer:
-                present = writer.supports(vectors)
-                writer.stage(embedder.fingerprint, {key: vectors[key] for key in present})
-
-    def _adopt(self, writer: Writer, embedder: Embedder) -> None:
-        before = writer.about().fingerprint
-        writer.pin_embedder(embedder.facts())
-        writer.adopt_staged(embedder.fingerprint)
-        for label in writer.labels():
-            learn_class(writer, writer.wanted_class_id(label))
-        writer.note("reindex", None, before=before, after=embedder.fingerprint)
-
 
 def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
     """Save what is sound of a damaged index, in its place; see `repair.repair`."""
@@ -830,16 +778,6 @@ def _by_class(
             if on_photo is not None:
                 on_photo()
         yield folder, batch
-
-
-def _by_hash(files: Iterable[Path]) -> dict[str, Path]:
-    found = {}
-    for file in files:
-        try:
-            found[images.content_hash(images.read_bytes(file))] = file
-        except ImageError as error:
-            log.warning("%s", error.message)
-    return found
 
 
 def _digits(fingerprint: str) -> str:

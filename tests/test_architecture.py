@@ -31,6 +31,7 @@ LAYERS = [
         "calibration",
         "answering",
         "enrolling",
+        "reindexing",
         "repair",
         "gallery",
         "training",

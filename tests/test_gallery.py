@@ -794,7 +794,7 @@ def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
 
 @both
 def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
-    monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
+    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
     before = (gallery.about(), list(gallery.query(photos)))
@@ -812,7 +812,7 @@ def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gall
 
 @both
 def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.gallery.STAGE_CHUNK", 4)
+    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
     folder = leaves(n=5)
     for label in ("healthy", "rust"):
         enroll(gallery, folder / label, label)
