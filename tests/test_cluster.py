@@ -153,7 +153,8 @@ def test_an_interrupted_enrolment_goes_on_where_it_stopped(tmp_path, leaves, clu
             note.unlink()
         reports = list(gallery.enroll(folders, cluster=spread))
         assert [report.enrolled for report in reports] == [0, 20, 20, 20]
-    assert embedded(notes) == 60
+    # What was whole is not embedded again; each worker may have finished the photo that it had in hand.
+    assert 60 <= embedded(notes) <= 60 + spread.n_cores()
 
 
 def test_a_machine_killed_in_the_middle_costs_no_photo(tmp_path, leaves, cluster, machines, notes, capfd):

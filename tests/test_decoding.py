@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,9 +172,10 @@ def test_a_process_that_says_what_cannot_be_is_replaced(guard, leaf, reply, monk
     """What a process might say that a photo has taken over."""
     guard.cut_photo(leaf, "leaf.png", CUT)
     worker = guard._free.queue[0]
-    monkeypatch.setattr(worker, "_lines", io.BytesIO(reply))
-    with pytest.raises(ImageStoppedError):
-        guard.cut_photo(leaf, "leaf.png", CUT)
+    with closing(worker._lines):
+        monkeypatch.setattr(worker, "_lines", io.BytesIO(reply))
+        with pytest.raises(ImageStoppedError):
+            guard.cut_photo(leaf, "leaf.png", CUT)
     assert guard._free.queue[0] is not worker
     same(guard.cut_photo(leaf, "leaf.png", CUT), cut_photo(leaf, "leaf.png", CUT))
 
