@@ -307,6 +307,15 @@ def refused(error: ImageError, file: str) -> Refused:
     return Refused(file, error.code, error.said)
 
 
+def same_embeddings(fingerprint: str, other: str) -> bool:
+    """Whether two fingerprints differ in the name alone: a weights file may have been renamed.
+
+    >>> same_embeddings("mine@74ddd7ddce6e", "plants-lite0@74ddd7ddce6e")
+    True
+    """
+    return fingerprint.rpartition("@")[2] == other.rpartition("@")[2]
+
+
 def open_embedder(
     choice: EmbedderChoice, *, source: WeightsSource | None = None, on_notice: Callable[[str], None] | None = None
 ) -> Embedder:

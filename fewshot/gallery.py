@@ -18,7 +18,7 @@ from fewshot.calibration import Calibration
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
-from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder
+from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder, same_embeddings
 from fewshot.enrolling import enroll_class, remove_support, replace_class
 from fewshot.errors import (
     CacheDamagedError,
@@ -106,10 +106,11 @@ class Gallery:
         self._store = self._opened(place, create)
         if self._store.cache_name is None:
             self.folder = Path(place)
-            self._cache = self.folder / "cache"
+            cache = self.folder / "cache"
         else:  # a database's caches are this machine's own
-            self.folder = self._cache = cache_folder() / "indexes" / self._store.cache_name
-        self._neighbours = Neighbours(self._cache, most_in_memory=_most_in_memory())
+            self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
+        self._calibration_file = cache / "calibration"
+        self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory())
         self._calibration_of: tuple[int, Calibration] | None = None
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
@@ -175,8 +176,7 @@ class Gallery:
     def size(self) -> tuple[int, int]:
         """How many classes and how many photos are enrolled. Counted once a change: counting very many takes long."""
         with self._store.read() as reader:
-            generation = reader.about().generation
-            content = (generation, reader.token(generation))
+            content = reader.content()
             if self._size_of is None or self._size_of[0] != content:
                 self._size_of = (content, (reader.n_classes(), reader.n_supports()))
             return self._size_of[1]
@@ -650,10 +650,10 @@ class Gallery:
                 except CacheDamagedError as error:
                     found.append(f"cache: {error.message} It will be rebuilt at the next use.")
             try:
-                verify(self.folder / "cache" / "calibration")
+                if self._calibration_file.exists():
+                    verify(self._calibration_file)
             except CacheDamagedError as error:
-                if (self.folder / "cache" / "calibration").exists():
-                    found.append(f"cache: {error.message} It will be made anew at the next use.")
+                found.append(f"cache: {error.message} It will be made anew at the next use.")
             try:
                 if reader.about().fingerprint is None and reader.n_supports():
                     found.append("photos are enrolled, but the index does not say by which backbone")
@@ -695,11 +695,11 @@ class Gallery:
 
     def _is_repinned(self, about: About, embedder: Embedder) -> bool:
         """Whether another process has given the index another backbone, and none was chosen here."""
-        other = about.fingerprint is not None and _digits(about.fingerprint) != _digits(embedder.fingerprint)
+        other = about.fingerprint is not None and not same_embeddings(about.fingerprint, embedder.fingerprint)
         return other and not self._is_given and self._choice.backbone is None and self._choice.precision is None
 
     def _check_pinned(self, about: About, embedder: Embedder) -> None:
-        if about.fingerprint is None or _digits(about.fingerprint) == _digits(embedder.fingerprint):
+        if about.fingerprint is None or same_embeddings(about.fingerprint, embedder.fingerprint):
             return
         raise MixedEmbeddingsError(
             f"index {self.name!r} holds {about.dim}-dim {about.precision} embeddings of {about.fingerprint}; this "
@@ -714,7 +714,7 @@ class Gallery:
         """What the index's own photos say of its answers, once a generation."""
         generation = reader.about().generation
         if self._calibration_of is None or self._calibration_of[0] != generation:
-            found = calibration.calibrated(reader, self._neighbours, self._cache / "calibration")
+            found = calibration.calibrated(reader, self._neighbours, self._calibration_file)
             self._calibration_of = (generation, found)
         return self._calibration_of[1]
 
@@ -745,7 +745,7 @@ def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) ->
             )
         except FewshotError as error:
             return [Refused(photo.file, error.code, error.message) for photo in photos]
-        if _digits(embedder.fingerprint) != _digits(facts["fingerprint"]):
+        if not same_embeddings(embedder.fingerprint, facts["fingerprint"]):
             why = f"the backbone here is {embedder.fingerprint}; the index has embeddings of {facts['fingerprint']}"
             return [Refused(photo.file, MixedEmbeddingsError.code, why) for photo in photos]
         return list(embedder.embed_photos(photos, n_photos=len(photos)))
@@ -778,11 +778,6 @@ def _by_class(
             if on_photo is not None:
                 on_photo()
         yield folder, batch
-
-
-def _digits(fingerprint: str) -> str:
-    """The part of a fingerprint that depends on content alone; a weights file may have been renamed."""
-    return fingerprint.rpartition("@")[2]
 
 
 def _most_in_memory() -> int:

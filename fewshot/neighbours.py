@@ -102,8 +102,7 @@ class Neighbours:
 
     def _moved_by(self, metric: Metric, reader: Reader) -> VectorIndex:
         """All prototypes in an index's own metric, in memory; made anew for each generation."""
-        generation = reader.about().generation
-        content = (generation, reader.token(generation))
+        content = reader.content()
         known = self._moved
         if known is not None and known[0] == content:
             return known[1]

@@ -7,6 +7,7 @@ import click
 
 from fewshot.cli.options import common, index_place, open_gallery
 from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.terminal import echo
 from fewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def backup(target: Path, index: str, as_json: bool) -> None:
     if as_json:
         json_line({**made.as_dict(), "verified": True})
         return
-    click.echo(f"{made.path}: {_held(made)}; verified")
+    echo(f"{made.path}: {_held(made)}; verified")
 
 
 @click.command()
@@ -59,7 +60,7 @@ def restore(source: Path, at: str | None, replace: bool, as_list: bool, index: s
         found, damaged = backups_in(source) if source.is_dir() else ([chosen_backup(source)], [])
         _show(found, as_json)
         for problem in damaged:
-            click.echo(f"{click.style('damaged:', fg='red')} {problem.message}", err=True)
+            echo(f"{click.style('damaged:', fg='red')} {problem.message}", err=True)
         return
     place = index_place(index)
     if isinstance(place, str):
@@ -74,11 +75,11 @@ def restore(source: Path, at: str | None, replace: bool, as_list: bool, index: s
         facts: dict[str, Any] = {"folder": str(done.folder), "backup": done.backup.as_dict(), "kept": kept}
         json_line({**facts, "undone": undone})
         return
-    click.echo(f"{done.folder}: {_held(done.backup)}; restored from {done.backup.path}")
+    echo(f"{done.folder}: {_held(done.backup)}; restored from {done.backup.path}")
     for each in reversed(done.undone):
-        click.echo(f"  undone: {each['event_id']} {each['at']} {each['who']}: {each['action']} {each['label'] or ''}")
+        echo(f"  undone: {each['event_id']} {each['at']} {each['who']}: {each['action']} {each['label'] or ''}")
     if done.kept is not None:
-        click.echo(f"what was there before is kept as {done.kept}")
+        echo(f"what was there before is kept as {done.kept}")
 
 
 def _held(made: "Backup") -> str:
@@ -98,4 +99,4 @@ def _show(found: "list[Backup]", as_json: bool) -> None:
         for each in found
     ]
     for line in table(["change", "of", "classes", "photos", "backup"], rows, right=(0, 2, 3)):
-        click.echo(line)
+        echo(line)

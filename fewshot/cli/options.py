@@ -1,6 +1,5 @@
 """The options that commands share, and how they become an opened index."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -145,8 +144,9 @@ def open_gallery(
     guard = None
     if guarded:
         from fewshot.decoding.guard import default_guard
+        from fewshot.engines import n_threads
 
-        guard = default_guard(os.cpu_count() or 1)
+        guard = default_guard(n_threads())
     choice = EmbedderChoice(*embedder)
     return Gallery(index_place(index), create=create, choice=choice, on_notice=notice, guard=guard)
 

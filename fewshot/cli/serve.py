@@ -84,7 +84,7 @@ def serve(
     Reachable from this machine only, unless --host says otherwise. Changing the index needs a token that `fewshot
     token create NAME` makes. Ctrl-C or SIGTERM stops the service after it has answered what it accepted.
     """
-    from fewshot.service.settings import Settings, is_loopback
+    from fewshot.service.settings import is_loopback, settings_of
 
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together.")
@@ -92,15 +92,14 @@ def serve(
     here_only = is_loopback(host)
     needs_token = not here_only if read_token is None else read_token
     names = {name.lower() for name in hosts}
-    settings = Settings(
-        require_read_token=needs_token,
-        hosts=frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *names}) if here_only or names else None,
-        max_body_bytes=max_body_mb * 1_000_000,
-        max_flying_bytes=3 * max_body_mb * 1_000_000,
+    settings = settings_of(
+        needs_token,
+        frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *names}) if here_only or names else None,
+        max_body_mb=max_body_mb,
         max_files=max_files,
-        max_pixels=max_megapixels * 1_000_000,
-        max_waiting=max(max_waiting, max_files),
-        rate_per_minute=rate,
+        max_megapixels=max_megapixels,
+        max_waiting=max_waiting,
+        rate=rate,
     )
     tls = None
     if tls_cert is not None and tls_key is not None:
@@ -115,9 +114,6 @@ def serve(
         from fewshot.service.server import address_of, listening_socket
         from fewshot.service.server import serve as run
 
-        tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
-        if tls is not None:
-            tls.context()  # what is wrong with it is told before anything is opened
         _check_reach(gallery, host, here_only, needs_token, has_tls=tls is not None)
         with listening_socket(host, port) as bound:
             url = address_of(bound, host, tls)

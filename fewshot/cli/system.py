@@ -112,19 +112,19 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
         if as_json:
             json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
         else:
-            click.echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
+            echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
         return
     done = repaired(folder, on_notice=notice)
     if as_json:
         json_line({"index": str(folder), "problems": problems, "repaired": done.as_dict()})
     else:
         for problem in problems:
-            click.echo(f"{click.style('problem:', fg='red')} {problem}")
-        click.echo(f"{folder}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
+            echo(f"{click.style('problem:', fg='red')} {problem}")
+        echo(f"{folder}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
         for doubt in done.doubts:
-            click.echo(f"{click.style('note:', fg='yellow')} {doubt}")
+            echo(f"{click.style('note:', fg='yellow')} {doubt}")
         for number, what, why in done.lost:
-            click.echo(f"{click.style('lost:', fg='red')} {what} (support {number}): {why}")
+            echo(f"{click.style('lost:', fg='red')} {what} (support {number}): {why}")
     if done.lost:
         click.get_current_context().exit(1)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fewshot import images
 from fewshot.backbones import WeightsSource, on_this_machine
-from fewshot.embedder import Embedder, EmbedderChoice, open_embedder, refused
+from fewshot.embedder import Embedder, EmbedderChoice, open_embedder, refused, same_embeddings
 from fewshot.engines import THREADS_VARIABLE
 from fewshot.errors import FewshotError, ImageError
 from fewshot.records import LoadedPhoto, NamedBytes
@@ -97,7 +97,7 @@ class Worker:
         except FewshotError as error:
             self._failure = Failure(socket.gethostname(), error.message, error.hint)
             return
-        if self._embedder.fingerprint.rpartition("@")[2] != order.fingerprint.rpartition("@")[2]:
+        if not same_embeddings(self._embedder.fingerprint, order.fingerprint):
             self._failure = Failure(
                 socket.gethostname(),
                 f"it has {self._embedder.fingerprint}, and the index wants {order.fingerprint}.",

@@ -18,7 +18,7 @@ from fewshot.engines import THREADS_VARIABLE
 from fewshot.errors import UsageError, did_you_mean
 from fewshot.gallery import Gallery
 from fewshot.service.app import create_app
-from fewshot.service.settings import Settings
+from fewshot.service.settings import settings_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class Service:
         self._gallery = Gallery(options.index, choice=choice)
         # A replica takes requests when it can answer them.
         self._gallery.embedder().open_for_many()
-        self._settings = Settings(
-            require_read_token=options.read_token,
-            max_body_bytes=options.max_body_mb * 1_000_000,
-            max_flying_bytes=3 * options.max_body_mb * 1_000_000,
+        self._settings = settings_of(
+            options.read_token,
+            None,
+            max_body_mb=options.max_body_mb,
             max_files=options.max_files,
-            max_pixels=options.max_megapixels * 1_000_000,
-            max_waiting=max(options.max_waiting, options.max_files),
-            rate_per_minute=options.rate,
+            max_megapixels=options.max_megapixels,
+            max_waiting=options.max_waiting,
+            rate=options.rate,
         )
 
     def __serve_build_asgi_app__(self) -> Any:  # the name that Serve asks for

@@ -44,6 +44,29 @@ class Settings:
     guarded: bool = True
 
 
+def settings_of(
+    require_read_token: bool,
+    hosts: frozenset[str] | None,
+    *,
+    max_body_mb: int,
+    max_files: int,
+    max_megapixels: int,
+    max_waiting: int,
+    rate: int,
+) -> Settings:
+    """The limits in the words and units of `fewshot serve`; one request's photos always find a place to wait."""
+    return Settings(
+        require_read_token=require_read_token,
+        hosts=hosts,
+        max_body_bytes=max_body_mb * 1_000_000,
+        max_flying_bytes=3 * max_body_mb * 1_000_000,
+        max_files=max_files,
+        max_pixels=max_megapixels * 1_000_000,
+        max_waiting=max(max_waiting, max_files),
+        rate_per_minute=rate,
+    )
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address stands for this machine alone.
 

@@ -414,6 +414,11 @@ class Reader:
         query = sa.select(history.c.token).where(history.c.generation == generation)
         return self._once(("token", generation), lambda: self._connection.execute(query).scalar())
 
+    def content(self) -> tuple[int, str | None]:
+        """Generation and token: what is derived from one view holds for every view in which these are the same."""
+        generation = self.about().generation
+        return generation, self.token(generation)
+
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
         query = sa.select(history).order_by(history.c.event_id.desc()).limit(limit)
