@@ -62,6 +62,13 @@ class UsageError(FewshotError):
     status = 400
 
 
+class OutputError(FewshotError):
+    """What a command has to say cannot be written to where its output goes."""
+
+    code = "output"
+    hint = "What was done is kept. Free some space or send the output elsewhere, and run the same command again."
+
+
 class MissingExtraError(FewshotError):
     """The work needs libraries of an extra that is not installed."""
 

@@ -207,9 +207,9 @@ def _command(folder: Path, words: tuple[str, ...], memory: mmap.mmap, said: int 
         elif given[0] in ("replace", "remove-photo"):
             _without_a_command(folder, given)
         else:
-            with Path(os.devnull).open("w") as nowhere:
-                sys.stderr = nowhere
-                code = main([*given, "--index", str(folder / "index"), "--json"], standalone_mode=False) or 0
+            # Not closed: what could not be written would be written once more.
+            sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+            code = main([*given, "--index", str(folder / "index"), "--json"], standalone_mode=False) or 0
     except FewshotError as error:
         show_error(error, as_json=True)
         code = error.exit_code

@@ -1,7 +1,11 @@
 """A stranger's names on the terminal: shown, never obeyed."""
 
 import json
+import os
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -71,3 +75,44 @@ def test_every_command_shows_a_hostile_name_and_obeys_nothing(tmp_path, colours,
             assert not set(shown) & (set(OBEYED) - {"\n"}), (words, shown)
             # No line begins with what a name would have put there.
             assert not any(line.startswith("error: b.png") for line in shown.splitlines()), shown
+
+
+# ---- a disk that is full where the output goes
+
+FULL = Path("/dev/full")
+full_disk = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full, which fails every write")
+FEWSHOT = [sys.executable, "-m", "fewshot.cli"]
+
+
+@full_disk
+@pytest.mark.parametrize("words", [["backbones"], ["backbones", "--json"]])
+def test_output_that_cannot_be_written_is_an_error_in_a_sentence(words):
+    with FULL.open("w") as full:
+        done = subprocess.run([*FEWSHOT, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "the answer cannot be written: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@full_disk
+def test_warning_that_cannot_be_written_ends_no_work(tmp_path, colours, monkeypatch):
+    for i in range(3):
+        write_leaf(tmp_path / "rust" / f"{i}.jpg", LEAF_COLOURS["rust"], seed=i)
+    (tmp_path / "rust" / "not-a-photo.jpg").write_bytes(b"no")
+    full = os.fdopen(os.open(FULL, os.O_WRONLY), "w", closefd=False)
+    monkeypatch.setattr(sys, "stderr", full)
+    main(["enroll", "rust", str(tmp_path / "rust"), "--index", str(tmp_path / "index")], standalone_mode=False)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="No space"):
+        full.flush()  # what it was told in vain
+    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    full.flush()
+
+
+@full_disk
+def test_error_that_can_be_told_nowhere_keeps_its_exit_code(tmp_path):
+    with FULL.open("w") as full:
+        words = [*FEWSHOT, "query", "a.jpg", "--json", "--index", str(tmp_path / "none")]
+        found = subprocess.run(words, stdout=full, stderr=full)
+    assert found.returncode in (1, 2)

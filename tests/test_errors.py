@@ -78,6 +78,7 @@ def test_the_shape_is_pinned():
     ("name", "code", "exit_code", "status"),
     [
         ("UsageError", "usage", 2, 400),
+        ("OutputError", "output", 1, 500),
         ("NotAnImageError", "not_an_image", 1, 422),
         ("EmptyFileError", "empty_file", 1, 422),
         ("TruncatedImageError", "truncated", 1, 422),

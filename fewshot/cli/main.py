@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from fewshot import __version__
-from fewshot.cli.terminal import echo, json_safe, visible
-from fewshot.errors import FewshotError, UsageError
+from fewshot.cli.terminal import echo, json_safe, visible, write_line
+from fewshot.errors import FewshotError, OutputError, UsageError
 
 # name: (module, the line that `fewshot --help` shows). A command's module is imported when it is called, so that
 # help and typing errors answer at once.
@@ -80,11 +80,18 @@ def _path(error: click.UsageError) -> str:
 
 
 def show_error(error: FewshotError, *, as_json: bool) -> None:
-    """Tell a user what went wrong: on stderr for people, on stdout as `{"error": ...}` for programs."""
+    """Tell a user what went wrong: on stderr for people, on stdout as `{"error": ...}` for programs.
+
+    That stdout itself cannot be written is told on stderr.
+    """
     if as_json:
         import json
 
-        click.echo(json_safe(json.dumps({"error": error.as_dict()}, ensure_ascii=False)))
+        line = json_safe(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        try:
+            write_line(line, err=isinstance(error, OutputError))
+        except OutputError:
+            write_line(line, err=True)
         return
     echo(f"{click.style('error:', fg='red', bold=True)} {visible(error.message)}", err=True)
     if error.hint:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fewshot.cli.terminal import json_safe, visible
+from fewshot.cli.terminal import json_safe, visible, write_line
 from fewshot.records import Prediction
 
 BAR_WIDTH = 12
@@ -21,7 +21,7 @@ PROGRESS_FROM = 8
 
 def json_line(value: dict[str, Any]) -> None:
     """One JSON object on a line of stdout, at once."""
-    click.echo(json_safe(json.dumps(value, ensure_ascii=False)))
+    write_line(json_safe(json.dumps(value, ensure_ascii=False)))
 
 
 @contextmanager

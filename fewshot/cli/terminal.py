@@ -1,9 +1,13 @@
 """Words for a terminal: what a stranger's file or class is named can move no cursor, hide no text, turn no line."""
 
+import errno
+import os
 import re
 import unicodedata
 
 import click
+
+from fewshot.errors import OutputError
 
 # The colours that `click.style` gives here; every other sequence that a terminal would obey is shown, not obeyed.
 _OUR_STYLES = re.compile("\x1b\\[(?:0|1|2|3[1-6])m")
@@ -39,7 +43,28 @@ def echo(text: str = "", *, err: bool = False) -> None:
     for match in _OUR_STYLES.finditer(text):
         parts += [_visible_lines(text[at : match.start()]), match.group()]
         at = match.end()
-    click.echo("".join([*parts, _visible_lines(text[at:])]), err=err)
+    write_line("".join([*parts, _visible_lines(text[at:])]), err=err)
+
+
+def write_line(text: str, *, err: bool = False) -> None:
+    """Print a line as it is, at once.
+
+    Where stderr cannot be written, its file on a full disk say, nothing is: no work ends for want of a warning.
+
+    Raises:
+        OutputError: stdout cannot be written. It is given up, so that nothing is tried again when the process ends.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # who read has gone: click ends the command without a word
+        if err:
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+        raise OutputError(f"the answer cannot be written: {error.strerror}.") from error
 
 
 def _visible_lines(text: str) -> str:
