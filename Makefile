@@ -2,24 +2,34 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+MADE := $(VENV)/made
 BASE := $(VENV)/base
 INSTALLED := $(VENV)/installed
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BASE): pyproject.toml
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# pip makes byte code with one core: here all cores do, and tests that come with a library have none made.
+INSTALL = $(PIP) install --no-compile --editable '$(1)' && \
+	  { $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true; }  # templates are no Python
+
+$(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fewshot needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
-	@echo "Installing into $(VENV) (about half a minute the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(INSTALLED): $(BASE)
-	@echo "Installing what training, drawing and development need (a few minutes the first time) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(BASE): pyproject.toml | $(MADE)
+	@echo "Installing into $(VENV) (about half a minute the first time) ..."
+	@$(call INSTALL,.)
 	@touch $@
+
+# What is installed here holds the base: nobody has to install that before.
+$(INSTALLED): pyproject.toml | $(MADE)
+	@echo "Installing the program and what its development needs into $(VENV) (a few minutes the first time) ..."
+	@$(call INSTALL,.[dev])
+	@touch $(BASE) $@
 
 install: $(INSTALLED) ## Create .venv with the program and everything its development needs
 
@@ -27,7 +37,7 @@ demo: $(BASE) ## Install, enroll classes from photos, recognise others, and say 
 	@BIN=$(BIN) sh benchmarks/demo.sh
 
 test: $(INSTALLED) ## Install and run every test
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -45,7 +55,7 @@ faults: $(INSTALLED) ## Kill, fill, cut and damage: every fault of docs/reliabil
 	@$(BIN)/python benchmarks/campaign_faults.py && $(BIN)/python benchmarks/campaign_damage.py
 
 audit: $(INSTALLED) ## Ask the advisory database about every installed package (needs its network)
-	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit && $(BIN)/pip-audit --local --skip-editable
+	@$(PIP) install pip-audit && $(BIN)/pip-audit --local --skip-editable
 
 clean: ## Remove .venv and everything that was built
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,33 @@ GRID = 4  # the colour embedder keeps the mean colour of 4 x 4 fields
 REAL_DATA = Path(os.environ.get("FEWSHOT_DATA") or Path(__file__).parents[2] / "shared" / "data" / "fieldleaf")
 LEAF_COLOURS = {"healthy": (40, 140, 50), "rust": (170, 90, 30), "mildew": (200, 205, 200), "blight": (80, 60, 40)}
 
+# The files that take longest, the longest first: begun last, one of them would run on while the other workers wait.
+LONGEST_FIRST = [
+    "test_projection_project.py", "test_service_pages.py", "test_training.py", "test_install.py", "test_engines.py",
+    "test_gallery.py", "test_training_processes.py", "test_oracle.py", "test_projection_browser.py",
+    "test_cli_project.py", "test_cli.py", "test_service.py", "test_watching.py", "test_docs.py",
+    "test_service_schema.py", "test_extras.py", "test_projection_coordinates.py", "test_episodes.py",
+    "test_backbones.py", "test_service_server.py",
+    # What starts a cluster comes when as much is left for the other worker: all that is not named here.
+    "test_cluster.py", "test_service_replicas.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the longest files to the front; `--no-loadscope-reorder` keeps this order."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def backbone_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of prepared backbones for the whole run: converting one takes seconds."""
-    return tmp_path_factory.mktemp("backbones")
+    """One folder of prepared backbones for the whole run and all its workers: converting one takes seconds."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # each worker has a folder in that of the run
+    folder = run / "backbones"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +144,12 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def painted_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are computed in a thread: the start of a process takes longer than the few points of most tests."""
+    monkeypatch.setattr("fewshot.projection.pictures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import LONGEST_FIRST
 
 import fewshot
 from fewshot.extras import EXTRAS
@@ -380,3 +381,11 @@ except SystemExit as stopped:
     assert stopped.code == 2, stopped.code
 """
     assert loaded_by(code, "enrol") & HEAVY == set()
+
+
+# ---- the tests themselves
+
+
+def test_the_test_files_that_begin_first_are_there_each_once():
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
+    assert set(LONGEST_FIRST) <= {path.name for path in Path(__file__).parent.glob("test_*.py")}

@@ -18,6 +18,13 @@ from fewshot.gallery import Gallery
 PCA = ("--method", "pca")
 
 
+@pytest.fixture(autouse=True)
+def most_painted_here(request):
+    """In processes of their own where all methods are asked for, and in `--serve`, which is a program of its own."""
+    if "by_default" not in request.node.name:
+        request.getfixturevalue("painted_here")
+
+
 @pytest.fixture
 def enrolled(leaves):
     folder = leaves(n=5)

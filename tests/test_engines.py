@@ -242,7 +242,7 @@ def test_damaged_transform_is_made_anew(tmp_path, monkeypatch, pixels, damage):
     wanted = whitened().embed_pixels(pixels[:1])
     made = cache_folder() / "backbones" / source_key(resolve("plants-lite0"))
     own = tmp_path / "cache" / "backbones" / made.name
-    shutil.copytree(made, own)
+    shutil.copytree(made, own, ignore=shutil.ignore_patterns(".*"))  # what another worker is just writing
     monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "cache"))
     file = own / "transform"
     if damage == "missing":

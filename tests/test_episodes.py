@@ -42,14 +42,14 @@ def test_probabilities_and_sets_keep_their_promise():
     assert report.calibration_error < 0.06
     assert 0.86 < report.covered.mean < 0.95
     assert 1 <= report.set_size < 8
-    wider = evaluate_episodes(*world(spread=2.2), EpisodePlan(8, 20, 10, 80, coverage=0.5))
+    wider = evaluate_episodes(*world(spread=2.2), EpisodePlan(8, 20, 10, 30, coverage=0.5))
     assert wider.covered.mean < report.covered.mean
 
 
 def test_more_photos_help_and_the_interval_shrinks_with_more_episodes():
     few, many = (evaluate_episodes(*world(spread=2.0), EpisodePlan(5, n, 10, 60)) for n in (1, 15))
     assert many.accuracy.mean > few.accuracy.mean + 0.05
-    short, long = (evaluate_episodes(*world(spread=2.0), EpisodePlan(5, 5, 10, n)) for n in (20, 200))
+    short, long = (evaluate_episodes(*world(spread=2.0), EpisodePlan(5, 5, 10, n)) for n in (20, 100))
     assert long.accuracy.high - long.accuracy.low < short.accuracy.high - short.accuracy.low
 
 

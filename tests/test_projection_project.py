@@ -27,6 +27,7 @@ from fewshot.projection.folder import OutputFolder
 from fewshot.projection.project import Plan, Source, n_steps, project
 
 PCA = Plan(methods=("pca",))
+here = pytest.mark.usefixtures("painted_here")  # without it: in processes of their own
 
 
 def draw(gallery, out, plan=PCA, **more):
@@ -58,9 +59,25 @@ def enrolled(gallery, leaves):
     return gallery
 
 
-def test_everything_is_written(enrolled, tmp_path):
-    draw(enrolled, tmp_path / "out")
-    files = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The index that `enrolled` gives, drawn once: the folder, what was found, and how many steps were told."""
+    root = tmp_path_factory.mktemp("drawn")
+    for label, colour in LEAF_COLOURS.items():
+        for i in range(6):
+            write_leaf(root / "photos" / label / f"{label}-{i:02d}.png", colour, i)
+    write_leaf(root / "photos" / "healthy" / "wrong.png", LEAF_COLOURS["rust"], 77)
+    steps = []
+    with Gallery(root / "index", create=True, embedder=colour_embedder()) as gallery:
+        list(gallery.enroll(class_folders(root / "photos")))
+        announced = n_steps([Source(gallery, "leaves")], PCA)
+        result = draw(gallery, root / "out", on_step=lambda: steps.append(1))
+    return root / "out", result, (len(steps), announced)
+
+
+def test_everything_is_written(drawn):
+    out, _, _ = drawn
+    files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert files == {
         "index.html",
         "space.html",
@@ -75,20 +92,20 @@ def test_everything_is_written(enrolled, tmp_path):
     }
 
 
-def test_the_planted_photo_is_named_first_everywhere(enrolled, tmp_path):
-    result = draw(enrolled, tmp_path / "out")
+def test_the_planted_photo_is_named_first_everywhere(drawn):
+    out, result, _ = drawn
     assert [(each.label, each.file, each.looks_like) for each in result.doubts] == [("healthy", "wrong.png", "rust")]
-    (row,) = read_csv(tmp_path / "out" / "suspicious.csv")
+    (row,) = read_csv(out / "suspicious.csv")
     assert (row["label"], row["file"], row["looks_like"]) == ("healthy", "wrong.png", "rust")
-    report = (tmp_path / "out" / "index.html").read_text()
+    report = (out / "index.html").read_text()
     assert "wrong.png" in report
     assert "1 of 25 enrolled photos" in report
 
 
-def test_csv_and_parquet_hold_the_same_points_and_places(enrolled, tmp_path):
-    result = draw(enrolled, tmp_path / "out")
-    table = pyarrow.parquet.read_table(tmp_path / "out" / "coordinates.parquet")
-    rows = read_csv(tmp_path / "out" / "coordinates.csv")
+def test_csv_and_parquet_hold_the_same_points_and_places(drawn):
+    out, result, _ = drawn
+    table = pyarrow.parquet.read_table(out / "coordinates.parquet")
+    rows = read_csv(out / "coordinates.csv")
     places = ["pca_2d_x", "pca_2d_y", "pca_3d_x", "pca_3d_y", "pca_3d_z"]
     told = ["space", "label", "file", "role", "nearest", "similarity", "agrees", "suspicious"]
     assert table.column_names == told + places == list(rows[0])
@@ -108,9 +125,9 @@ def test_the_same_index_gives_the_same_files(enrolled, tmp_path):
             assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes(), file
 
 
-def test_numbers_fit_what_was_planted(enrolled, tmp_path):
-    draw(enrolled, tmp_path / "out")
-    facts = json.loads((tmp_path / "out" / "numbers.json").read_text())
+def test_numbers_fit_what_was_planted(drawn):
+    out, _, _ = drawn
+    facts = json.loads((out / "numbers.json").read_text())
     (space,) = facts["spaces"]
     assert space["drawn"] == "25 enrolled photos, 4 classes"
     assert space["class_agreement"] == 24 / 25
@@ -120,13 +137,12 @@ def test_numbers_fit_what_was_planted(enrolled, tmp_path):
     assert (facts["n_neighbours"], facts["seed"], facts["metric"]) == (15, 0, "cosine")
 
 
-def test_steps_are_as_many_as_announced(enrolled, tmp_path):
-    steps = []
-    announced = n_steps([Source(enrolled, "leaves")], PCA)
-    draw(enrolled, tmp_path / "out", on_step=lambda: steps.append(1))
-    assert len(steps) == announced
+def test_steps_are_as_many_as_announced(drawn):
+    _, _, (told, announced) = drawn
+    assert told == announced > 0
 
 
+@here
 def test_thinning_is_said_on_the_page_and_in_the_numbers(enrolled, tmp_path):
     result = draw(enrolled, tmp_path / "out", Plan(methods=("pca",), max_photos=12))
     said = "12 of 25 enrolled photos, 4 classes, chosen at random in proportion to the classes"
@@ -136,6 +152,7 @@ def test_thinning_is_said_on_the_page_and_in_the_numbers(enrolled, tmp_path):
     assert "12 of 25 enrolled photos" in (tmp_path / "out" / "figures" / "pca-2d.svg").read_text()
 
 
+@here
 def test_doubtful_photos_are_found_even_where_they_are_not_drawn(enrolled, tmp_path):
     for seed in range(3):
         plan = Plan(methods=("pca",), max_photos=5, seed=seed)
@@ -146,6 +163,7 @@ def test_doubtful_photos_are_found_even_where_they_are_not_drawn(enrolled, tmp_p
 # ---- what cannot be drawn, or only in part
 
 
+@here
 def test_an_index_of_one_class_is_drawn_without_what_takes_two(gallery, leaves, tmp_path):
     list(gallery.enroll(class_folders(leaves(n=6, labels=["rust"]))))
     result = draw(gallery, tmp_path / "out")
@@ -155,6 +173,7 @@ def test_an_index_of_one_class_is_drawn_without_what_takes_two(gallery, leaves, 
     assert "there is only one class" in (tmp_path / "out" / "index.html").read_text()
 
 
+@here
 def test_an_index_of_one_photo_is_told_how_many_it_takes(gallery, leaves, tmp_path):
     list(gallery.enroll(class_folders(leaves(n=1, labels=["rust"]))))
     with pytest.raises(TooFewPointsError, match="'leaves' has 1 photo to draw; wanted at least 4"):
@@ -162,6 +181,7 @@ def test_an_index_of_one_photo_is_told_how_many_it_takes(gallery, leaves, tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@here
 def test_classes_of_one_photo_each_can_be_drawn(gallery, leaves, tmp_path):
     list(gallery.enroll(class_folders(leaves(n=1))))
     result = draw(gallery, tmp_path / "out")
@@ -169,6 +189,7 @@ def test_classes_of_one_photo_each_can_be_drawn(gallery, leaves, tmp_path):
     assert result.numbers[0].class_agreement is None
 
 
+@here
 def test_more_neighbours_than_photos_are_refused_before_anything_is_written(enrolled, tmp_path):
     with pytest.raises(NeighbourCountError, match="25 neighbours were asked for and there are 25 points"):
         draw(enrolled, tmp_path / "out", Plan(methods=("pca",), n_neighbours=25))
@@ -206,6 +227,7 @@ def test_a_folder_that_the_system_keeps_is_refused_even_for_root():
         OutputFolder(Path("/proc/fewshot-out"))
 
 
+@here
 def test_results_are_never_mixed_with_other_files_but_may_replace_themselves(enrolled, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -275,6 +297,7 @@ def compare(first, second, out, plan=PCA):
     return project(OutputFolder(out), [Source(first, "first"), Source(second, "second")], plan)
 
 
+@here
 def test_two_indexes_are_drawn_with_the_same_photos_in_the_same_rows(enrolled, second, tmp_path):
     result = compare(enrolled, second, tmp_path / "out")
     first, other = ([(p.label, p.file) for p in space.points if p.role == "support"] for space in result.spaces)
@@ -283,6 +306,7 @@ def test_two_indexes_are_drawn_with_the_same_photos_in_the_same_rows(enrolled, s
     assert "25 photos are in both under the same label and are compared; 1 are in one only" in result.notes[0]
 
 
+@here
 def test_a_comparison_has_silhouettes_agreement_and_confusion_of_both(enrolled, second, tmp_path):
     result = compare(enrolled, second, tmp_path / "out")
     for numbers in result.numbers:
@@ -297,6 +321,7 @@ def test_a_comparison_has_silhouettes_agreement_and_confusion_of_both(enrolled, 
     assert f"{share:.0%} in common" in report
 
 
+@here
 def test_a_space_compared_with_itself_shares_every_neighbour(enrolled, tmp_path):
     enrolled.copy_to(tmp_path / "copy")
     with Gallery(tmp_path / "copy", embedder=colour_embedder()) as copy:
@@ -306,6 +331,7 @@ def test_a_space_compared_with_itself_shares_every_neighbour(enrolled, tmp_path)
     assert result.numbers[0].as_dict() == result.numbers[1].as_dict()
 
 
+@here
 def test_the_projector_offers_both_spaces(enrolled, second, tmp_path):
     compare(enrolled, second, tmp_path / "out")
     config = (tmp_path / "out" / "projector" / "projector_config.pbtxt").read_text()
@@ -314,6 +340,7 @@ def test_the_projector_offers_both_spaces(enrolled, second, tmp_path):
         assert (tmp_path / "out" / "projector" / name).is_file()
 
 
+@here
 def test_indexes_without_a_photo_in_common_cannot_be_compared(enrolled, leaves, tmp_path):
     folder = leaves(n=5, first_seed=900, name="strangers")
     with Gallery(tmp_path / "strange", create=True, embedder=colour_embedder()) as strange:

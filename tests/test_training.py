@@ -135,7 +135,7 @@ def test_every_loss_trains_a_backbone(tmp_path: Path, data: Path, loss: str) -> 
         "backbone": "cnn-basic",
         "loss": loss,
         "margin": None,
-        "epochs": 8,
+        "epochs": 5,
         "learning_rate": 0.003,
         "photos_per_class": 4,
     }
