@@ -30,7 +30,7 @@ match, whether or not the answer is `unknown`.
 {table(headings, rows)}
 
 All {n:,} queries (base, novel, hard) together: {share:.2f} %. docs/log.md has the steps apart: one mean prototype a
-class, whitened, has base 94.8, novel 80.9, hard 36.7 and hard + field 43.3; a peer library's cosine to the mean
+class, whitened, has base 95.2, novel 78.6, hard 34.0 and hard + field 42.0; a peer library's cosine to the mean
 prototype of the ImageNet network 80.8, 70.5, 16.0 and 28.0.
 
 {stamp(shipped)}
