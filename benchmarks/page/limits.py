@@ -47,8 +47,19 @@ Many photos, images/s; in brackets the part of the bare engine's best over batch
 a core. From files' bytes, decoding runs on the cores that the engine uses too.
 
 {table(["photos", "engine alone", "at", "from pixels", "from files' bytes"], many)}
-
+{_tried(facts)}
 {stamp(facts)}
+"""
+
+
+def _tried(facts: dict[str, Any]) -> str:
+    tried = facts.get("tried")
+    if tried is None:
+        return ""
+    rates = ", ".join(f"{name}: {rate:.0f}" for name, rate in tried["photos_per_s"].items())
+    return f"""
+What the first command of 500 photos or more on a machine tries (a few seconds, once), photos/s: {rates}. Taken here:
+{tried["chosen"]}.
 """
 
 
