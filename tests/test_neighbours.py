@@ -106,6 +106,16 @@ def inodes(files):
 
 
 @pytest.mark.parametrize("kind", ["quantised", "cells"])
+def test_making_a_large_search_file_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOLD_FROM", 3)
+    store, told = Store(tmp_path, create=True), []
+    add(store, "rust", n=4)
+    answers(store, Neighbours(tmp_path / "cache", on_notice=told.append))
+    answers(store, Neighbours(tmp_path / "cache", on_notice=told.append))
+    assert [sentence.split(";")[0] for sentence in told] == ["making the search file of 4 photos"]
+    store.close()
+
+
 def test_photos_of_a_large_index_have_the_similarities_of_the_stored_vectors(tmp_path, cache, monkeypatch, kind):
     monkeypatch.setattr(module, "EXACT_NUMBERS", 100 * DIM)
     monkeypatch.setattr(VectorIndex, "__init__", limited(kind))
