@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -216,7 +217,7 @@ class OpenVinoEngine:
         limit = _thread_limit()
         if limit is not None:  # without one, OpenVINO knows best which cores to use
             told["INFERENCE_NUM_THREADS"] = str(limit)
-        self._compile = lambda batch_size: _compiled(core, ir, precision, told, batch_size, keep)
+        self._compile: Callable[[int], Any] = lambda batch_size: _compiled(core, ir, precision, told, batch_size, keep)
         self._opening = threading.Lock()
         try:
             self._compiled = {self.batch_size: self._compile(self.batch_size)}
