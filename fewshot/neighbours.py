@@ -11,7 +11,7 @@ import numpy as np
 from fewshot.errors import CacheDamagedError
 from fewshot.metric import Metric
 from fewshot.records import Float32s, Int64s, Neighbour
-from fewshot.search import NO_ID, VectorIndex
+from fewshot.search import NO_ID, Centres, VectorIndex
 from fewshot.store import Reader
 
 # Enrolled photos are kept exact up to so many numbers (128 MB); beyond, a byte each: their similarities are computed
@@ -184,6 +184,18 @@ def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) ->
     )
 
 
+def _prototypes_of_supports(reader: Reader) -> Centres | None:
+    """All prototypes, and for supports the row of their class's first one."""
+    _, vectors = reader.changed_vectors("prototype", since=-1)
+    _, classes = reader.owners("prototype")
+    support_ids, support_classes = reader.owners("support")
+    if len(classes) != len(vectors) or not len(classes):
+        return None
+    order = np.argsort(classes, kind="stable")
+    rows = order[np.minimum(np.searchsorted(classes[order], support_classes), len(order) - 1)]
+    return vectors, lambda ids: rows[np.searchsorted(support_ids, ids)]
+
+
 class _VectorCopy:
     """The faiss copy of a store's support or prototype vectors: a file, brought up to the generation asked for."""
 
@@ -245,7 +257,8 @@ class _VectorCopy:
             what = "photos" if self._kind == "support" else "prototypes"
             self._on_notice(f"making the search file of {n:,} {what}; for a million that takes minutes.")
         sample = self._sample(reader, n, index.n_training(n))
-        index.build_from(n, sample, lambda: reader.vector_parts(self._kind))
+        centres = (lambda: _prototypes_of_supports(reader)) if self._kind == "support" else None
+        index.build_from(n, sample, lambda: reader.vector_parts(self._kind), centres)
         token = reader.token(about.generation)
         facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
         try:
