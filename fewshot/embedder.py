@@ -318,7 +318,7 @@ def refused(error: ImageError, file: str) -> Refused:
 def same_embeddings(fingerprint: str, other: str) -> bool:
     """Whether two fingerprints differ in the name alone: a weights file may have been renamed.
 
-    >>> same_embeddings("mine@74ddd7ddce6e", "plants-lite0@74ddd7ddce6e")
+    >>> same_embeddings("mine@6b5bc16fbb27", "plants-lite0@6b5bc16fbb27")
     True
     """
     return fingerprint.rpartition("@")[2] == other.rpartition("@")[2]

@@ -13,6 +13,9 @@ from fewshot.records import Float32s, Int64s
 
 # Chosen on classes held out of training (docs/log.md).
 POWER = 0.5
+# The least share of a covariance that is replaced by its mean variance in every direction. New classes spread less like
+# the training classes than more photos of those could tell, and an index's own metric learns what is left.
+SHRINKAGE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,10 @@ def unit_rows(rows: Float32s) -> Float32s:
     return unit
 
 
-def measure_statistics(embeddings: Float32s, class_index: Int64s, power: float = POWER) -> ClassStatistics:
-    """Mean and within-class covariance of levelled embeddings, shrunk as far as their number asks for.
+def measure_statistics(
+    embeddings: Float32s, class_index: Int64s, power: float = POWER, shrinkage: float = SHRINKAGE
+) -> ClassStatistics:
+    """Mean and within-class covariance of levelled embeddings, shrunk.
 
     The *within*-class covariance, never the total one: the total one counts what separates classes as noise.
 
@@ -100,10 +105,11 @@ def measure_statistics(embeddings: Float32s, class_index: Int64s, power: float =
         embeddings: (n, dim) float32, rows of any length but 0.
         class_index: (n,) int64 from 0; every class has a photo.
         power: see `level`.
+        shrinkage: at least so much, in [0, 1]; more where the photos are too few for that.
 
     Source:
         Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", for the
-        shrinkage; scikit-learn computes it.
+        shrinkage that the number of photos asks for; scikit-learn computes it.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -113,7 +119,7 @@ def measure_statistics(embeddings: Float32s, class_index: Int64s, power: float =
     around = unit - means[class_index]
     covariance = around.T @ around / len(around)
     dim = len(covariance)
-    shrinkage = float(ledoit_wolf_shrinkage(around, assume_centered=True))
+    shrinkage = max(shrinkage, float(ledoit_wolf_shrinkage(around, assume_centered=True)))
     shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
     return ClassStatistics(
         unit.mean(axis=0).astype(np.float32), shrunk.astype(np.float32), shrinkage, len(unit), n_classes, power

@@ -62,13 +62,13 @@ def test_relative_links_lead_somewhere(page):
 
 @pytest.mark.weights
 def test_python_example_of_the_readme_runs(tmp_path, capsys):
-    write_samples(tmp_path / "photos", n_support=5, n_query=1)
+    write_samples(tmp_path / "photos", n_support=10, n_query=1)
     (tmp_path / "photos" / "support" / "rust").rename(tmp_path / "photos" / "corn-rust")
     (tmp_path / "photos" / "query" / "rust" / "rust-00.jpg").rename(tmp_path / "IMG_2041.jpg")
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert printed.startswith("5 ()\ncorn-rust (Match(label='corn-rust'")
+    assert printed.startswith("10 ()\ncorn-rust (Match(label='corn-rust'")
 
 
 @pytest.mark.weights

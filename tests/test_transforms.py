@@ -46,8 +46,8 @@ def within_class_covariance(rows, class_index):
 
 def test_whitened_classes_spread_alike_in_every_direction_but_for_the_shrinkage(photos):
     rows, class_index = photos
-    statistics = measure_statistics(rows, class_index)
-    assert 0 < statistics.shrinkage < 0.2
+    statistics = measure_statistics(rows, class_index, shrinkage=0.0)
+    assert 0 < statistics.shrinkage < 0.2  # what 400 photos ask for
     moved = whitening(statistics)(rows).astype(np.float64)
     before = np.linalg.cond(within_class_covariance(level(rows, 0.5).astype(np.float64), class_index))
     after = np.linalg.cond(within_class_covariance(moved, class_index))
@@ -68,6 +68,17 @@ def test_distance_after_whitening_is_the_mahalanobis_distance(photos, rng):
     assert moved @ moved == pytest.approx(wanted, rel=1e-3)
 
 
+def test_a_covariance_is_shrunk_as_far_as_asked_and_further_where_photos_are_few(photos):
+    rows, class_index = photos
+    asked = measure_statistics(rows, class_index, shrinkage=0.6)
+    assert asked.shrinkage == 0.6
+    exact = within_class_covariance(level(rows, 0.5).astype(np.float64), class_index)
+    wanted = 0.4 * exact + 0.6 * np.trace(exact) / DIM * np.eye(DIM)
+    np.testing.assert_allclose(asked.covariance, wanted, atol=1e-6)
+    few = rows.reshape(8, 50, DIM)[:, :3].reshape(-1, DIM)
+    assert measure_statistics(few, np.repeat(np.arange(8), 3), shrinkage=0.01).shrinkage > 0.1
+
+
 def test_whitening_helps_classes_it_has_not_seen(rng):
     """The point of it: the spread that the trained classes show is the spread of new ones too."""
     spread = np.concatenate([np.full(3, 1.5), np.full(DIM - 3, 0.15)])
@@ -75,7 +86,7 @@ def test_whitening_helps_classes_it_has_not_seen(rng):
     class_index = np.repeat(np.arange(30), 40)
     rows = unit(centres[class_index] + rng.normal(size=(1200, DIM)) * spread + 1.0)
     known, new = class_index < 20, class_index >= 20
-    transform = whitening(measure_statistics(rows[known], class_index[known]))
+    transform = whitening(measure_statistics(rows[known], class_index[known], shrinkage=0.0))
 
     def accuracy(vectors):
         first = np.flatnonzero(new).reshape(10, 40)
