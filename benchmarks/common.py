@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+# A trial at small sizes keeps its results elsewhere: $FEWSHOT_RESULTS.
+RESULTS = Path(os.environ.get("FEWSHOT_RESULTS") or ROOT / "benchmarks" / "results")
 FEWSHOT = Path(sys.executable).with_name("fewshot")
 
 
@@ -132,7 +133,7 @@ def keep(name: str, result: dict[str, Any]) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**result, **facts}, indent=1) + "\n")
 
 

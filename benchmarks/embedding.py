@@ -5,7 +5,8 @@
 *One photo, warm*: the time from bytes to the embedding, against the bare engine call on pixels in memory plus the
 fastest of several decoders, each scaling as it may while decoding to no less than the network's input; in turn. A photo
 of 256 px as in the data, and one enlarged to 12 megapixels. *Many*: photos in memory as files' bytes, and as prepared
-pixels, against the engine alone with every batch and number of streams; in turn. *Growth*: 64, 128 and 256 photos.
+pixels, against the engine alone with every batch and number of streams; in turn. The program's own choice of these is
+made anew before, as the first large command on a machine makes it. *Growth*: 64, 128 and 256 photos.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,8 +24,10 @@ import numpy as np
 from common import data_folder, in_turn, keep
 from PIL import Image
 
+from fewshot import tuning
 from fewshot.backbones import resolve, source_key
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
+from fewshot.engines import BulkSettings
 from fewshot.records import LoadedPhoto, NamedBytes
 from fewshot.sealed import read_sealed
 
@@ -63,7 +67,7 @@ def decoders(side_px: int) -> dict[str, Callable[[bytes], object]]:
 
 def one(data: bytes, n_runs: int) -> dict[str, Any]:
     """One photo, from its bytes to its embedding."""
-    embedder = open_embedder(EmbedderChoice(BACKBONE))
+    embedder = open_embedder(EmbedderChoice(BACKBONE, "f32"))
     photo = NamedBytes("photo.jpg", data)
     loaded = embedder.prepare(photo)
     assert isinstance(loaded, LoadedPhoto)
@@ -88,11 +92,16 @@ def one(data: bytes, n_runs: int) -> dict[str, Any]:
     }
 
 
+def prepared() -> Path:
+    """Where the prepared backbone is."""
+    return cache_folder() / "backbones" / source_key(resolve(BACKBONE)) / "model.ir"
+
+
 def bare_engines(pixels: np.ndarray) -> dict[str, Callable[[], object]]:
     """OpenVINO without us, on pixels in memory: every batch and number of streams."""
     import openvino
 
-    payload, facts = read_sealed(cache_folder() / "backbones" / source_key(resolve(BACKBONE)) / "model.ir")
+    payload, facts = read_sealed(prepared())
     core = openvino.Core()
     weights = openvino.Tensor(np.frombuffer(payload[facts["xml_bytes"] :], np.uint8).copy())
     n_cores = os.cpu_count() or 1
@@ -128,7 +137,7 @@ def _free_batch(model: Any) -> None:
 
 def many(photos: list[NamedBytes], n_runs: int) -> dict[str, Any]:
     """Many photos, as bytes and as pixels, against the engine alone."""
-    embedder = open_embedder(EmbedderChoice(BACKBONE))
+    embedder = open_embedder(EmbedderChoice(BACKBONE, "f32"))
     with ThreadPoolExecutor() as pool:
         loaded = [each for each in pool.map(embedder.prepare, photos) if isinstance(each, LoadedPhoto)]
     pixels = np.stack([each.pixels for each in loaded])
@@ -168,6 +177,9 @@ def main() -> None:
     for name, data in (("256 px", small), ("12 megapixels", buffer.getvalue())):
         result["one"][name] = one(data, given.runs)
         print(name, json.dumps(result["one"][name]), flush=True)
+    tried = tuning.measure(prepared(), "f32")
+    result["tried"] = {"chosen": str(BulkSettings(**tried["chosen"])), "photos_per_s": tried["photos_per_s"]}
+    print(json.dumps(result["tried"]), flush=True)
     for n in map(int, given.photos.split(",")):
         result["many"].append(many([NamedBytes(file.name, file.read_bytes()) for file in files[:n]], given.runs))
         print(json.dumps(result["many"][-1]), flush=True)

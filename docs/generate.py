@@ -34,6 +34,7 @@ FLOW = [
     "networks",
     "losses",
     "engines",
+    "tuning",
     "embedder",
     "cluster",
     "store",

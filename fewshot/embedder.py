@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import platformdirs
 
-from fewshot import engines, extras, images
+from fewshot import engines, extras, images, tuning
 from fewshot.backbones import (
     DEFAULT_BACKBONE,
     PACKAGES,
@@ -44,6 +44,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Up to so many photos the engine is compiled for the first answer, beyond for the most answers a second.
 FEW_PHOTOS = 4
+# From so many bytes on, hashing takes longer than starting a thread for it, by ten times.
+HASHED_BESIDE_BYTES = 400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Embedder:
         precision: the engine's, part of the fingerprint.
         open_engine: gives the engine; called with True when many photos are to come.
         open_transform: gives the map that embeddings go through; None: they stay as the backbone makes them.
+        measure_bulk: called before the engine is opened for very many photos; finds out how it takes them fastest.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Embedder:
         precision: str,
         open_engine: Callable[[bool], Engine],
         open_transform: Callable[[], Transform] | None = None,
+        measure_bulk: Callable[[], object] | None = None,
     ) -> None:
         self.backbone = backbone
         self.source = source
@@ -81,6 +85,7 @@ class Embedder:
         self._open_engine = open_engine
         self._engines: dict[bool, Engine] = {}
         self._open_transform = open_transform
+        self._measure_bulk = measure_bulk
         self._transform: Transform | None = None
         self._opening = threading.Lock()
         self._runners: ThreadPoolExecutor | None = None
@@ -143,9 +148,9 @@ class Embedder:
         data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
         if not data:
             raise EmptyFileError(f"{Path(file).name} is empty.")
-        sha256 = images.content_hash(data)
-        if is_known is not None and is_known(sha256):
-            return SkippedPhoto(file, sha256)
+        hashed = _hash_beside(data)
+        if is_known is not None and is_known(hashed()):
+            return SkippedPhoto(file, hashed())
         prepared = self.backbone.preprocessing
         cut = Cut(
             prepared.image_size_px,
@@ -157,7 +162,7 @@ class Embedder:
             most_pixels=most_pixels,
         )
         found = cutter(data, Path(file).name, cut)
-        return LoadedPhoto(file, sha256, found.width, found.height, found.pixels, found.thumbnail, found.dhash)
+        return LoadedPhoto(file, hashed(), found.width, found.height, found.pixels, found.thumbnail, found.dhash)
 
     def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Any) -> LoadedPhoto | SkippedPhoto | Refused:
         """As `prepare`, with its options, but a photo that cannot be used is no exception."""
@@ -177,7 +182,8 @@ class Embedder:
             # Threads that stay: each keeps its own request of the engine.
             self._runners = ThreadPoolExecutor(engine.n_parallel, "engine")
         pixels = [photo.pixels for photo in photos]
-        parts = [np.stack(pixels[i : i + engine.batch_size]) for i in range(0, len(pixels), engine.batch_size)]
+        size = engine.batch_size if len(pixels) >= engine.batch_size * engine.n_parallel else 1
+        parts = [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)]
         rows = self._finish(np.concatenate(list(self._runners.map(engine.run, parts))))
         return [_embedded(photo, row) for photo, row in zip(photos, rows, strict=True)]
 
@@ -298,6 +304,8 @@ class Embedder:
         bulk = n_photos > FEW_PHOTOS
         with self._opening:
             if bulk not in self._engines:
+                if n_photos >= tuning.MEASURED_FROM and self._measure_bulk is not None:
+                    self._measure_bulk()
                 self._engines[bulk] = self._open_engine(bulk)
             return self._engines[bulk]
 
@@ -366,10 +374,21 @@ def _open_openvino(source: WeightsSource, choice: EmbedderChoice, on_notice: Cal
 
     def open_engine(bulk: bool) -> Engine:
         try:
-            return OpenVinoEngine(ir, precision, bulk=bulk)
+            settings = tuning.chosen(ir, precision) if bulk else engines.BulkSettings()
+            return OpenVinoEngine(ir, precision, bulk=bulk, settings=settings)
         except CacheDamagedError:
             _convert(source, ir, on_notice)
             return OpenVinoEngine(ir, precision, bulk=bulk)
+
+    def measure_bulk() -> None:
+        if tuning.is_measured(ir, precision):
+            return
+        if on_notice is not None:
+            on_notice("finding out how this machine embeds many photos fastest; once, a few seconds.")
+        try:
+            tuning.measure(ir, precision)
+        except CacheDamagedError:
+            pass  # opening the engine makes the prepared backbone anew; the next large run measures
 
     def open_transform() -> Transform:
         file = _transform_file(ir)
@@ -381,7 +400,7 @@ def _open_openvino(source: WeightsSource, choice: EmbedderChoice, on_notice: Cal
         return Transform.from_bytes(payload, backbone.dim, facts["power"])
 
     whitened = backbone.statistics_sha256 is not None
-    return Embedder(backbone, source, precision, open_engine, open_transform if whitened else None)
+    return Embedder(backbone, source, precision, open_engine, open_transform if whitened else None, measure_bulk)
 
 
 def _transform_file(ir: Path) -> Path:
@@ -460,6 +479,22 @@ def _ahead(
     finally:
         for future in running:
             future.cancel()
+
+
+def _hash_beside(data: bytes) -> Callable[[], str]:
+    """Begin a photo's content hash; what is given gives it. That of a large file is computed while it is decoded."""
+    if len(data) < HASHED_BESIDE_BYTES:
+        sha256 = images.content_hash(data)
+        return lambda: sha256
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(images.content_hash(data)), name="hash")
+    thread.start()
+
+    def hashed() -> str:
+        thread.join()
+        return found[0]
+
+    return hashed
 
 
 def _embedded(photo: LoadedPhoto, row: Float32s) -> EmbeddedPhoto:

@@ -1,5 +1,6 @@
 """Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
 
+import importlib
 import importlib.util
 import io
 import os
@@ -7,6 +8,8 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +38,18 @@ class Engine(Protocol):
     def run(self, pixels: Pixels) -> Float32s:
         """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class BulkSettings:
+    """How many photos go into a call, and how many calls run at once; None leaves the latter to OpenVINO."""
+
+    batch_size: int = 1
+    n_streams: int | None = None
+
+    def __str__(self) -> str:
+        streams = "OpenVINO's own choice" if self.n_streams is None else f"{self.n_streams} at once"
+        return f"{self.batch_size} a call, {streams}"
 
 
 def n_threads() -> int:
@@ -173,38 +188,46 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
 
 
 class OpenVinoEngine:
-    """OpenVINO on the CPU, one photo a call.
+    """OpenVINO on the CPU.
 
     Args:
         ir: the sealed file that `export_openvino` wrote.
         precision: `f32` or `bf16`; `bf16` is emulated, slowly, where the CPU lacks it.
         bulk: compile for many photos at once (a stream a core) instead of for the first answer.
+        settings: of a bulk engine; see `fewshot.tuning`.
+        keep: leave what is compiled in the cache, for the next start.
 
     Raises:
         CacheDamagedError: the IR does not fit its checksum.
-        EngineError: OpenVINO cannot run it at this precision here.
+        EngineError: OpenVINO cannot run it at this precision, or so many photos a call, here.
     """
 
-    batch_size = 1
-
-    def __init__(self, ir: Path, precision: str, *, bulk: bool) -> None:
+    def __init__(
+        self, ir: Path, precision: str, *, bulk: bool, settings: BulkSettings = BulkSettings(), keep: bool = True
+    ) -> None:
         self.precision = precision
+        self.batch_size = settings.batch_size if bulk else 1
         core = _openvino().Core()
-        settings = {
+        told = {
             "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
         }
+        if bulk and settings.n_streams is not None:
+            told["NUM_STREAMS"] = str(settings.n_streams)
         limit = _thread_limit()
         if limit is not None:  # without one, OpenVINO knows best which cores to use
-            settings["INFERENCE_NUM_THREADS"] = str(limit)
+            told["INFERENCE_NUM_THREADS"] = str(limit)
+        self._compile: Callable[[int], Any] = lambda batch_size: _compiled(core, ir, precision, told, batch_size, keep)
+        self._opening = threading.Lock()
         try:
-            self._compiled = _compiled(core, ir, precision, settings)
+            self._compiled = {self.batch_size: self._compile(self.batch_size)}
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot run this backbone at {precision} on this CPU: {str(error).splitlines()[0]}",
                 hint="Try `--precision f32`, or `--engine torch`.",
             ) from error
-        self.n_parallel = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        network = self._compiled[self.batch_size]
+        self.n_parallel = int(network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._local = threading.local()
 
     def run(self, pixels: Pixels) -> Float32s:
@@ -217,11 +240,21 @@ class OpenVinoEngine:
         return self._infer(pixels)
 
     def _infer(self, pixels: Pixels) -> Float32s:
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        rows = [np.array(request.infer([pixels[i : i + 1]])[0][0], np.float32) for i in range(len(pixels))]
+        if len(pixels) == self.batch_size > 1:
+            return np.array(self._request(self.batch_size).infer([pixels])[0], np.float32)
+        one = self._request(1)
+        rows = [np.array(one.infer([pixels[i : i + 1]])[0][0], np.float32) for i in range(len(pixels))]
         return np.stack(rows)
+
+    def _request(self, batch_size: int) -> Any:
+        """This thread's request for so many photos a call; what is left of a run goes one by one."""
+        own = self._local.__dict__.setdefault("requests", {})
+        if batch_size not in own:
+            with self._opening:
+                if batch_size not in self._compiled:
+                    self._compiled[batch_size] = self._compile(batch_size)
+            own[batch_size] = self._compiled[batch_size].create_infer_request()
+        return own[batch_size]
 
 
 class _FirstRun:
@@ -239,36 +272,61 @@ class _FirstRun:
 _FIRST_RUN = _FirstRun()
 
 
-def _compiled(core: Any, ir: Path, precision: str, settings: dict[str, str]) -> Any:
-    """The compiled network, from the blob that an earlier run left beside the IR where there is a sound one."""
-    facts = read_facts(ir)
-    made_for = {
-        "ir": facts["payload_xxh3"],
+def made_for(ir_facts: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """What something holds for that was compiled or measured here: the backbone, OpenVINO, the machine, and `more`."""
+    core = _openvino().Core()
+    return {
+        "ir": ir_facts["payload_xxh3"],
         "openvino": _openvino().get_version(),
         "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
         "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "n_cpus": n_cores(),
-        "settings": settings,
+        **more,
     }
+
+
+def _compiled(
+    core: Any, ir: Path, precision: str, settings: dict[str, str], batch_size: int = 1, keep: bool = True
+) -> Any:
+    """The compiled network, from the blob that an earlier run left beside the IR where there is a sound one."""
+    holds_for = made_for(read_facts(ir), {"settings": settings})
     # Processes with a limit of threads live beside those without: each kind has its own blob.
     parts = [precision, settings["PERFORMANCE_HINT"].lower(), settings.get("INFERENCE_NUM_THREADS", "")]
+    if "NUM_STREAMS" in settings or batch_size > 1:
+        parts.append(f"{batch_size}x{settings.get('NUM_STREAMS', '')}")
     blob = ir.with_name(f"compiled-{'-'.join(filter(None, parts))}.blob")
     try:
-        if read_facts(blob).get("made_for") == made_for:
+        if read_facts(blob).get("made_for") == holds_for:
             payload, _ = read_sealed(blob)
             return core.import_model(payload, "CPU", settings)
     except (CacheDamagedError, RuntimeError):
         pass  # missing, damaged or of another build: compiled afresh below, which is what the blob was made from
     payload, facts = read_sealed(ir)
-    xml, weights = payload[: facts["xml_bytes"]], payload[facts["xml_bytes"] :]
-    compiled = core.compile_model(_read_model(core, xml, weights), "CPU", settings)
+    model = _read_model(core, payload[: facts["xml_bytes"]], payload[facts["xml_bytes"] :])
+    if batch_size > 1:
+        _take(model, batch_size)
+    compiled = core.compile_model(model, "CPU", settings)
+    if not keep:
+        return compiled
     exported = compiled.export_model()
     content = exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
     try:
-        write_sealed(blob, lambda target: target.write_bytes(content), {"made_for": made_for})
+        write_sealed(blob, lambda target: target.write_bytes(content), {"made_for": holds_for})
     except OSError:
         pass  # a read-only or full cache costs the next start 0.2 s, nothing else
     return compiled
+
+
+def _take(model: Any, batch_size: int) -> None:
+    """Let a network that was written for one photo a call take several: where it names the 1, it shall not."""
+    ops = importlib.import_module("openvino.opset13")
+    for node in model.get_ops():
+        if node.get_type_name() == "Reshape":
+            to = node.input_value(1).get_node()
+            if to.get_type_name() == "Constant" and to.data.tolist()[:1] == [1]:
+                free = ops.constant(np.array([-1, *to.data.tolist()[1:]], np.int64))
+                node.input(1).replace_source_output(free.output(0))
+    model.reshape([batch_size, *list(model.input(0).shape)[1:]])
 
 
 def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:

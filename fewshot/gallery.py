@@ -110,7 +110,7 @@ class Gallery:
         else:  # a database's caches are this machine's own
             self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
         self._calibration_file = cache / "calibration"
-        self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory())
+        self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory(), on_notice=on_notice)
         self._calibration_of: tuple[int, Calibration] | None = None
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 

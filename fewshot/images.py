@@ -36,8 +36,12 @@ THUMBNAIL_SIDE_PX = 256
 THUMBNAIL_LONG_SIDE_PX = 1024
 THUMBNAIL_QUALITY = 90
 MAX_EXIF_BYTES = 65_536
-# Twice the wanted size is left to the resampling filter, so that scaling while decoding costs no sharpness.
-DRAFT_MARGIN = 2
+# So many times the wanted size is left to the resampling filter, that scaling while decoding costs no sharpness: the
+# least at which embeddings stay what they are (docs/log.md has the figures).
+DRAFT_MARGIN = 1.65
+
+# A part of a picture in its own pixels: left, top, right, bottom.
+Box = tuple[float, float, float, float]
 
 # Of an EXIF block: the orientation, and where its parts lie in the original file.
 _NOT_KEPT = {ExifTags.Base.Orientation, *(int(part) for part in ExifTags.IFD)}
@@ -112,6 +116,21 @@ def content_hash(data: bytes) -> str:
 def decode(
     data: bytes, name: str, short_side_px: int, most_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a photo, upright and in RGB, no smaller than it must be: `decode_whole`, where half a pixel is nothing.
+
+    Returns:
+        The picture, and the (width, height) in pixels that the upright original has.
+
+    Raises:
+        ImageError: see `decode_whole`.
+    """
+    image, size, _ = decode_whole(data, name, short_side_px, most_pixels)
+    return image, size
+
+
+def decode_whole(
+    data: bytes, name: str, short_side_px: int, most_pixels: int | None = None
+) -> tuple[Image.Image, tuple[int, int], Box]:
     """Decode a photo, upright and in RGB, no smaller than it must be.
 
     JPEG is scaled by a power of two while decoding, leaving the short side at least `DRAFT_MARGIN` times
@@ -125,7 +144,8 @@ def decode(
         most_pixels: a limit below that of `max_pixels`.
 
     Returns:
-        The picture, and the (width, height) in pixels that the upright original has.
+        The picture, the (width, height) in pixels that the upright original has, and the box of the picture that the
+        original fills. A side of 1,003 pixels at an eighth is 126 pixels, of which the last is filled by three eighths.
 
     Raises:
         NotAnImageError, TruncatedImageError, DamagedImageError, ImageTooLargeError, ImageTooSmallError.
@@ -134,17 +154,30 @@ def decode(
     _check_size(image, name, most_pixels)
     width, height = image.size
     try:
-        image.draft(None, (short_side_px * DRAFT_MARGIN, short_side_px * DRAFT_MARGIN))
+        least = math.ceil(short_side_px * DRAFT_MARGIN)
+        drafted = image.draft(None, (least, least))
         image.load()
+        filled = image.size if drafted is None else (drafted[1][2], drafted[1][3])
         orientation = _orientation(image)
         upright = _upright(_to_rgb(image), orientation)
     except Exception as error:  # a decoder may raise anything on bytes from a stranger
         raise _refusal(name, error) from error
-    return upright, (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    if orientation in (5, 6, 7, 8):
+        width, height, filled = height, width, (filled[1], filled[0])
+    # What is not filled is at the end of the rows and columns as they are stored.
+    left = upright.width - filled[0] if orientation in (2, 3, 6, 7) else 0.0
+    top = upright.height - filled[1] if orientation in (3, 4, 7, 8) else 0.0
+    return upright, (width, height), (left, top, left + filled[0], top + filled[1])
 
 
 def fit_to_input(
-    image: Image.Image, *, image_size_px: int, crop_pct: float, interpolation: str, squash: bool = False
+    image: Image.Image,
+    *,
+    image_size_px: int,
+    crop_pct: float,
+    interpolation: str,
+    squash: bool = False,
+    filled: Box | None = None,
 ) -> Pixels:
     """Scale and centre-crop a picture to a backbone's square input.
 
@@ -156,21 +189,25 @@ def fit_to_input(
         crop_pct: the part of the short side that stays; 0.875 is scaling to 256 and cropping to 224.
         interpolation: nearest, bilinear, bicubic or lanczos.
         squash: scale both sides to the square instead of cropping.
+        filled: the part of the picture that counts; None: all of it. See `decode_whole`.
 
     Returns:
         (image_size_px, image_size_px, 3) uint8.
     """
-    width, height = image.size
-    box = (0.0, 0.0, float(width), float(height)) if squash else _crop_box(width, height, image_size_px, crop_pct)
-    left, top, right, bottom = box
+    x, y, end_x, end_y = filled or (0.0, 0.0, float(image.width), float(image.height))
+    width, height = end_x - x, end_y - y
+    box = (0.0, 0.0, width, height) if squash else _crop_box(width, height, image_size_px, crop_pct)
+    # Pillow refuses a box that rounding put outside.
+    left, top = max(0.0, box[0] + x), max(0.0, box[1] + y)
+    right, bottom = min(float(image.width), box[2] + x), min(float(image.height), box[3] + y)
     if (right - left, bottom - top) == (image_size_px, image_size_px) and left.is_integer() and top.is_integer():
         # Nothing is scaled: every filter gives each pixel back as it is, but takes four times as long as decoding.
         return np.asarray(image.crop((int(left), int(top), int(right), int(bottom))))
-    resized = image.resize((image_size_px, image_size_px), _RESAMPLING[interpolation], box=box)
+    resized = image.resize((image_size_px, image_size_px), _RESAMPLING[interpolation], box=(left, top, right, bottom))
     return np.asarray(resized)
 
 
-def _crop_box(width: int, height: int, image_size_px: int, crop_pct: float) -> tuple[float, float, float, float]:
+def _crop_box(width: float, height: float, image_size_px: int, crop_pct: float) -> Box:
     """The part of a picture that becomes the input, in its own pixels.
 
     It lies where scaling the whole picture, rounding its size, and cropping at a whole pixel would put it, which is

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from fewshot.errors import CacheDamagedError
 from fewshot.metric import Metric
 from fewshot.records import Float32s, Int64s, Neighbour
-from fewshot.search import NO_ID, VectorIndex
+from fewshot.search import NO_ID, Centres, VectorIndex
 from fewshot.store import Reader
 
 # Enrolled photos are kept exact up to so many numbers (128 MB); beyond, a byte each: their similarities are computed
@@ -19,6 +19,8 @@ from fewshot.store import Reader
 EXACT_NUMBERS = 32_000_000
 # Changes carried along beside a cached file before it is written anew.
 PENDING_FLOOR, PENDING_PART = 512, 0.05
+# Copies of more vectors than this take so long to make that it is told.
+TOLD_FROM = 100_000
 
 # A million embeddings of 1,280 numbers are 1.3 GB in a copy (a byte a number) and 5 GB while it is made.
 MOST_IN_MEMORY = 1_000_000
@@ -35,11 +37,20 @@ class Neighbours:
     Args:
         folder: where the cache files are; made when first written. They can be deleted at any time.
         most_in_memory: of more photos than this no copy is held where a database can search them itself.
+        on_notice: told, in a sentence, when a copy is made that takes longer than anyone would wait unasked.
     """
 
-    def __init__(self, folder: Path, *, most_in_memory: int = MOST_IN_MEMORY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        most_in_memory: int = MOST_IN_MEMORY,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> None:
         self._most_in_memory = most_in_memory
-        self._copies = {kind: _VectorCopy(folder / f"{kind}s.faiss", kind) for kind in ("prototype", "support")}
+        self._copies = {
+            kind: _VectorCopy(folder / f"{kind}s.faiss", kind, on_notice) for kind in ("prototype", "support")
+        }
         self._moved: tuple[tuple[int, str | None], VectorIndex] | None = None
 
     @property
@@ -173,12 +184,25 @@ def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) ->
     )
 
 
+def _prototypes_of_supports(reader: Reader) -> Centres | None:
+    """All prototypes, and for supports the row of their class's first one."""
+    _, vectors = reader.changed_vectors("prototype", since=-1)
+    _, classes = reader.owners("prototype")
+    support_ids, support_classes = reader.owners("support")
+    if len(classes) != len(vectors) or not len(classes):
+        return None
+    order = np.argsort(classes, kind="stable")
+    rows = order[np.minimum(np.searchsorted(classes[order], support_classes), len(order) - 1)]
+    return vectors, lambda ids: rows[np.searchsorted(support_ids, ids)]
+
+
 class _VectorCopy:
     """The faiss copy of a store's support or prototype vectors: a file, brought up to the generation asked for."""
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str, on_notice: Callable[[str], None] | None = None) -> None:
         self.path = path
         self._kind = kind
+        self._on_notice = on_notice
         self._index: VectorIndex | None = None
         self._generation = -1
         self._token: str | None = None
@@ -229,8 +253,12 @@ class _VectorCopy:
         else:
             index = VectorIndex(dim, cells_limit=None)
         n = reader.n_supports() if self._kind == "support" else reader.n_prototypes()
+        if n > TOLD_FROM and self._on_notice is not None:
+            what = "photos" if self._kind == "support" else "prototypes"
+            self._on_notice(f"making the search file of {n:,} {what}; for a million that takes minutes.")
         sample = self._sample(reader, n, index.n_training(n))
-        index.build_from(n, sample, lambda: reader.vector_parts(self._kind))
+        centres = (lambda: _prototypes_of_supports(reader)) if self._kind == "support" else None
+        index.build_from(n, sample, lambda: reader.vector_parts(self._kind), centres)
         token = reader.token(about.generation)
         facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
         try:

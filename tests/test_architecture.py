@@ -24,7 +24,7 @@ LAYERS = [
     {"recipes", "extras"},
     {"sealed", "images", "decoding", "datasets", "samples"},
     {"transforms", "backbones", "portable", "networks", "losses"},
-    {"engines", "embedder", "cluster"},
+    {"engines", "tuning", "embedder", "cluster"},
     {"store", "search"},
     {"metric", "neighbours", "classifier", "backup"},
     {

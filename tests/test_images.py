@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from fewshot import images
+from fewshot.decoding.cutting import Cut, cut_photo
 from fewshot.errors import (
     DamagedImageError,
     EmptyFileError,
@@ -558,20 +559,32 @@ def test_a_large_jpeg_is_scaled_while_decoding():
     assert image.size == (300, 300)
 
 
-# Where the size cannot be halved, the decoder rounds it up: the far edge moves by less than a scaled pixel.
-@pytest.mark.parametrize(("size", "most"), [((1600, 1200), 1), ((1202, 1778), 1), ((1201, 1777), 4)])
-def test_scaling_while_decoding_gives_what_scaling_afterwards_gives(size, most):
+# The turned ones are stored with their last rows and columns, which are filled in part, on each of the four sides.
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("size", [(1600, 1200), (1202, 1778), (1201, 1777)])
+def test_scaling_while_decoding_gives_what_scaling_afterwards_gives(size, orientation):
     rng = np.random.default_rng(5)
     detail = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
     photo = Image.blend(scene(*size), detail.resize(size, Image.Resampling.BICUBIC), 0.4)
-    data = encoded(photo, "JPEG", quality=92)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(photo, "JPEG", quality=92, exif=exif)
     settings_ = {"image_size_px": 224, "crop_pct": 0.875, "interpolation": "bicubic"}
-    quick = images.fit_to_input(decoded(data, short_side_px=256)[0], **settings_)
-    full = images.fit_to_input(Image.open(io.BytesIO(data)).convert("RGB"), **settings_)
-    difference = np.abs(quick.astype(int) - full.astype(int))
-    assert decoded(data, short_side_px=256)[0].size != size
-    assert difference.mean() < most
-    assert np.percentile(difference, 99) <= 4 * most
+    image, upright_size, filled = images.decode_whole(data, "photo", 256)
+    quick = images.fit_to_input(image, **settings_, filled=filled)
+    whole = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
+    difference = np.abs(quick.astype(int) - images.fit_to_input(whole, **settings_).astype(int))
+    assert image.size != upright_size == whole.size
+    assert difference.mean() < 1
+    assert np.percentile(difference, 99) <= 4
+
+
+def test_a_photo_is_cut_alike_when_it_is_enrolled_and_when_it_is_asked():
+    """The thumbnail asks for a larger picture than the input; the input must not notice."""
+    for short in (225, 430, 800, 1700, 2000, 3000):
+        data = encoded(scene(short + 7, short), "JPEG")
+        kept, asked = (cut_photo(data, "photo", Cut(224, 1.0, "bicubic", keep=keep)) for keep in (True, False))
+        assert (kept.pixels == asked.pixels).all(), short
 
 
 # ---- the backbone's input

@@ -417,3 +417,13 @@ def test_full_disk_while_the_cache_is_written_only_warns_and_leaves_no_scrap(sto
         assert answers(store, Neighbours(cache)) == fresh(store)
     assert any("No space left" in record.message for record in caplog.records)
     assert list(cache.iterdir()) == []
+
+
+def test_making_a_large_search_file_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOLD_FROM", 3)
+    store, told = Store(tmp_path, create=True), []
+    add(store, "rust", n=4)
+    answers(store, Neighbours(tmp_path / "cache", on_notice=told.append))
+    answers(store, Neighbours(tmp_path / "cache", on_notice=told.append))
+    assert [sentence.split(";")[0] for sentence in told] == ["making the search file of 4 photos"]
+    store.close()

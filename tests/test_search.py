@@ -555,3 +555,28 @@ def test_search_among_some_ids_only_finds_those_whether_old_fresh_or_removed():
         assert ids[row].tolist() == [*there[order].tolist(), -1]
         assert similarities[row, -1] == -np.inf
     assert (index.search(vectors[:1], 2, np.array([], np.int64))[1] == -1).all()
+
+
+def test_cells_around_given_centres_find_nearly_all_and_live_through_a_file(tmp_path):
+    rng = np.random.default_rng(4)
+    n_centres, n_each, dim = 600, 5, 32
+    centres = rng.normal(size=(n_centres, dim))
+    centres = (centres / np.linalg.norm(centres, axis=1, keepdims=True)).astype(np.float32)
+    ids = np.arange(n_centres * n_each, dtype=np.int64)
+    vectors = centres[ids // n_each] + rng.normal(scale=0.05, size=(len(ids), dim))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    index = VectorIndex(dim, exact_limit=100, cells_limit=100)
+    index.build_from(len(ids), (ids, vectors), lambda: [(ids, vectors)], lambda: (centres, lambda some: some // n_each))
+    assert index.facts["kind"] == "cells"
+    assert index.facts["n_cells"] == n_centres, "the centres themselves, not as many as would be fitted"
+    assert index.facts["recall"] >= 0.995
+    index.save(tmp_path / "cells", {})
+    opened, _ = VectorIndex.open(tmp_path / "cells", {})
+    for each in (index, opened):
+        similarities, found = each.search(vectors[:200], 1, vectors_of=lambda some: vectors[some])
+        assert (found[:, 0] == ids[:200]).mean() >= 0.99
+        assert np.allclose(similarities[found[:, 0] == ids[:200]], 1.0, atol=1e-5)
+    opened.remove(ids[:3])
+    opened.add(ids[-1:] + 1, vectors[:1])
+    assert len(opened) == len(ids) - 2
+    assert opened.search(vectors[:1], 1, vectors_of=lambda some: vectors[some % len(ids)])[1][0, 0] == len(ids)

@@ -47,8 +47,19 @@ Many photos, images/s; in brackets the part of the bare engine's best over batch
 a core. From files' bytes, decoding runs on the cores that the engine uses too.
 
 {table(["photos", "engine alone", "at", "from pixels", "from files' bytes"], many)}
-
+{_tried(facts)}
 {stamp(facts)}
+"""
+
+
+def _tried(facts: dict[str, Any]) -> str:
+    tried = facts.get("tried")
+    if tried is None:
+        return ""
+    rates = ", ".join(f"{name}: {rate:.0f}" for name, rate in tried["photos_per_s"].items())
+    return f"""
+What the first command of 500 photos or more on a machine tries (a few seconds, once), photos/s: {rates}. Taken here:
+{tried["chosen"]}.
 """
 
 
@@ -108,7 +119,8 @@ def search() -> str:
 {facts["k"]} nearest.{_busy(facts)} *p50* is ours with the vectors at hand for the last comparison, *ratio* ours without
 them against faiss itself with the very same index, in turn. Prototypes are searched exactly. Photos are kept exact up
 to 128 MB, in 8 bits a dimension up to 200,000, and beyond in cells, of which as many are read as find the nearest other
-photo of 99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. *Ten a class* of random
+photo of 99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. The cells are the classes where these are more than would be
+fitted. *Ten a class* of random
 directions has no structure above the class, the hardest case for whatever does not read everything.
 
 {table(headings, rows)}

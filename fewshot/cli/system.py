@@ -134,7 +134,7 @@ _PLAIN = "plain L2 between unit vectors: the backbone brings no class statistics
 
 
 def _machine() -> dict[str, Any]:
-    from fewshot import engines
+    from fewshot import engines, tuning
     from fewshot.backbones import DEFAULT_BACKBONE, installed
     from fewshot.embedder import cache_folder
 
@@ -157,6 +157,10 @@ def _machine() -> dict[str, Any]:
         "weights": {source.name: source.architecture for source in installed()},
         "default_backbone": DEFAULT_BACKBONE,
         "cache": str(cache_folder()),
+        "bulk": [
+            {key: found[key] for key in ("backbone", "precision", "chosen", "photos_per_s")}
+            for found in tuning.found_here(cache_folder() / "backbones")
+        ],
     }
 
 
@@ -199,6 +203,17 @@ def _extra(name: str, absent: list[str]) -> str:
     return f"{name}, without {', '.join(absent)} (`pip install 'fewshot[{name}]'`)" if absent else name
 
 
+_NOT_MEASURED = "as OpenVINO chooses; measured the first time that 500 photos or more are embedded"
+
+
+def _bulk(found: dict[str, Any]) -> str:
+    from fewshot.engines import BulkSettings
+
+    settings, rates = BulkSettings(**found["chosen"]), found["photos_per_s"]
+    spread = f"{rates[str(settings)]:.0f} photos/s, all tried {min(rates.values()):.0f} to {max(rates.values()):.0f}"
+    return f"{found['backbone']} ({found['precision']}): {settings} ({spread})"
+
+
 def _print_facts(facts: dict[str, Any], place: str) -> None:
     weights = ", ".join(f"{name} ({architecture})" for name, architecture in facts["weights"].items()) or "none"
     rows = [
@@ -209,6 +224,7 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
         ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
         ["extras", "; ".join(_extra(name, absent) for name, absent in facts["extras"].items())],
         ["prepared backbones", facts["cache"]],
+        ["many photos", "; ".join(_bulk(found) for found in facts["bulk"]) or _NOT_MEASURED],
     ]
     index = facts["index"]
     if index is None:

@@ -1,5 +1,6 @@
 """One decoded photo, cut to a backbone's input, with the small picture that an index keeps."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,14 +56,19 @@ def cut_photo(data: bytes, name: str, cut: Cut) -> CutPhoto:
     Raises:
         ImageError: the photo cannot be used; the subclass says why. See `images.decode`.
     """
-    short_side_px = max(round(cut.image_size_px / cut.crop_pct), images.THUMBNAIL_SIDE_PX if cut.keep else 0)
-    image, (width, height) = images.decode(data, name, short_side_px, cut.most_pixels)
+    # The margin leaves enough for the thumbnail too where that is about as large: a photo is then decoded alike when it
+    # is enrolled and when it is asked, and has the same embedding.
+    short_side_px = round(cut.image_size_px / cut.crop_pct)
+    if cut.keep:
+        short_side_px = max(short_side_px, math.ceil(images.THUMBNAIL_SIDE_PX / images.DRAFT_MARGIN))
+    image, (width, height), filled = images.decode_whole(data, name, short_side_px, cut.most_pixels)
     pixels = images.fit_to_input(
         image,
         image_size_px=cut.image_size_px,
         crop_pct=cut.crop_pct,
         interpolation=cut.interpolation,
         squash=cut.squash,
+        filled=filled,
     )
     if not cut.keep:
         return CutPhoto(width, height, pixels)

@@ -1,5 +1,6 @@
 """Vectors under integer ids, searched by inner product; saved as a sealed file and mapped from it."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fewshot.records import Float32s, Int64s
 from fewshot.sealed import verify, write_sealed
 from fewshot.search.bases import (
     CELLS_LIMIT,
+    DIMENSIONS_A_CODE,
     EXACT_LIMIT,
     N_PROPOSED,
     NO_ID,
@@ -22,15 +24,19 @@ from fewshot.search.bases import (
     ask,
     cell_ids,
     cells,
+    cells_around,
     exact,
     has_cells,
     least_read,
     n_cells,
     parameters,
+    put_in_cells,
     quantised,
 )
 
 VectorsOf = Callable[[Int64s], Float32s]
+# Vectors around which others lie, (n, dim) float32 of unit length, and ids -> the row of each one's own.
+Centres = tuple[Float32s, Callable[[Int64s], Int64s]]
 
 
 class VectorIndex:
@@ -82,7 +88,7 @@ class VectorIndex:
     @property
     def _is_plain(self) -> bool:
         """Whether there is an exact base and nothing beside it."""
-        return not self._fresh_ids and not self._gone and self.is_exact
+        return not self._fresh_ids and not self._gone and self.facts["kind"] == "exact"
 
     @property
     def n_pending(self) -> int:
@@ -107,7 +113,11 @@ class VectorIndex:
         return max(TRAINING_SAMPLE, SAMPLES_A_CELL * n_cells(n_vectors) if self._wants_cells(n_vectors) else 0)
 
     def build_from(
-        self, n_vectors: int, sample: tuple[Int64s, Float32s], parts: Callable[[], Iterable[tuple[Int64s, Float32s]]]
+        self,
+        n_vectors: int,
+        sample: tuple[Int64s, Float32s],
+        parts: Callable[[], Iterable[tuple[Int64s, Float32s]]],
+        centres: Callable[[], Centres | None] | None = None,
     ) -> None:
         """Replace the whole content by what comes in parts, so that it need not be in memory as a whole.
 
@@ -116,6 +126,8 @@ class VectorIndex:
             sample: ids and vectors of about `n_training(n_vectors)` of them, evenly chosen.
             parts: gives ids and vectors, each time it is called from the start. It is called a second time where
                 cells prove to be of no use.
+            centres: gives what the vectors are known to lie around, if anything. More of these than cells would be
+                fitted are taken as the cells themselves.
 
         Raises:
             VectorError: see `add`.
@@ -126,7 +138,11 @@ class VectorIndex:
             base, ids = self._filled(exact(self.dim), parts())
         elif self._wants_cells(n_vectors):
             asked = HeldOut(*sample)
-            base, ids = self._filled(cells(self.dim, sample[1], n_cells(n_vectors)), parts(), asked)
+            known = centres() if centres is not None else None
+            if known is not None and len(known[0]) > n_cells(n_vectors) and self.dim % DIMENSIONS_A_CODE == 0:
+                base, ids = self._filled(cells_around(known[0], sample[1]), parts(), asked, known[1])
+            else:
+                base, ids = self._filled(cells(self.dim, sample[1], n_cells(n_vectors)), parts(), asked)
             facts = {"kind": "cells", **least_read(base, asked)}
         if n_vectors > self.exact_limit and facts.get("recall", 0.0) < WANTED_RECALL:
             facts = {"kind": "quantised"} | ({"recall_in_cells": facts["recall"]} if "recall" in facts else {})
@@ -135,13 +151,20 @@ class VectorIndex:
         self._fresh, self._fresh_ids, self._gone = exact(self.dim), set(), set()
 
     def _filled(
-        self, base: Any, parts: Iterable[tuple[Int64s, Float32s]], asked: HeldOut | None = None
+        self,
+        base: Any,
+        parts: Iterable[tuple[Int64s, Float32s]],
+        asked: HeldOut | None = None,
+        rows_of: Callable[[Int64s], Int64s] | None = None,
     ) -> tuple[Any, Int64s]:
         """A base with everything in it, and the ids in ascending order."""
         seen: list[Int64s] = [np.zeros(0, np.int64)]
         for part_ids, part in parts:
             part_ids, part = self._checked(part_ids, part)
-            base.add_with_ids(part, part_ids)
+            if rows_of is None:
+                base.add_with_ids(part, part_ids)
+            else:
+                put_in_cells(base, part_ids, part, rows_of(part_ids))
             seen.append(part_ids)
             if asked is not None:
                 asked.compare(part_ids, part)
@@ -207,7 +230,7 @@ class VectorIndex:
             # What nearly every question is, without the steps that the others need: they would take as long as faiss
             # does among a thousand vectors.
             similarities, ids = ask(self._base, queries, k + 1)
-            if not (similarities[:, 1:] == similarities[:, :-1]).any():
+            if not any(len(set(row)) <= k for row in similarities.tolist()):  # nothing equal
                 return similarities[:, :k], ids[:, :k]
         if self.is_exact or vectors_of is None:
             similarities, ids = self._search_one(self._base, queries, k, self._gone, only)
@@ -311,7 +334,7 @@ class VectorIndex:
             told = None if usual else parameters(selector, in_cells, n_read)
             similarities, ids = ask(index, queries, n_asked, told)
             if in_cells and n_read < index.nlist and (ids[:, min(k, n - len(gone), n_asked) - 1] == NO_ID).any():
-                n_read = index.nlist  # the cells read hold fewer than are wanted
+                n_read = min(index.nlist, 4 * n_read)  # the cells read hold fewer than are wanted
                 continue
             if n_asked <= k or n_asked == n:
                 break
@@ -346,7 +369,8 @@ class VectorIndex:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise VectorError(f"vectors have shape {vectors.shape}; wanted (n, {self.dim}).")
-        if not np.isfinite(vectors).all():
+        # The sum of squares is finite where all are, and found in a fifth of the time; it may also overflow.
+        if not math.isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
             raise VectorError("a vector holds NaN or infinite numbers.")
         return vectors
 

@@ -298,6 +298,13 @@ class Reader:
             query = query.where(owner.c.generation > since)
         return self._read_vectors(query)
 
+    def owners(self, kind: str) -> tuple[Int64s, Int64s]:
+        """The ids of all supports or prototypes, ascending, and the class of each."""
+        table, key = (supports, supports.c.support_id) if kind == "support" else (prototypes, prototypes.c.prototype_id)
+        rows = self._connection.execute(sa.select(key, table.c.class_id).order_by(key))
+        both = np.fromiter((value for row in rows for value in row), np.int64).reshape(-1, 2)
+        return both[:, 0].copy(), both[:, 1].copy()
+
     def vector_parts(self, kind: str, every: int = 1) -> Iterator[tuple[Int64s, Float32s]]:
         """Ids and vectors of all supports or prototypes, a few thousand at a time: they need not fit in memory.
 

@@ -1,0 +1,133 @@
+"""How many photos at once the engine takes fastest on this machine: measured once and kept."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fewshot import engines
+from fewshot.engines import BulkSettings, OpenVinoEngine
+from fewshot.errors import CacheDamagedError, EngineError
+from fewshot.records import Pixels
+from fewshot.sealed import read_facts, write_sealed
+
+# Below so many photos a measurement takes longer than the best settings could save.
+MEASURED_FROM = 500
+# A round gives each candidate so many photos a core; the first is not counted.
+ROUNDS, PHOTOS_A_CORE = 3, 16
+# What OpenVINO chooses by itself stays unless something else is faster by more than chance.
+LEAST_GAIN = 1.03
+BATCH = 8
+_PATTERN = "bulk-*.chosen"
+
+
+def candidates(n_threads: int) -> list[BulkSettings]:
+    """What is tried on so many threads, OpenVINO's own choice first.
+
+    >>> [(each.batch_size, each.n_streams) for each in candidates(2)]
+    [(1, None), (1, 1), (1, 2), (8, 1), (8, 2)]
+    """
+    streams = sorted({1, max(1, n_threads // 4), max(1, n_threads // 2), n_threads})
+    return [BulkSettings(), *(BulkSettings(batch, n) for batch in (1, BATCH) for n in streams)]
+
+
+def chosen(ir: Path, precision: str) -> BulkSettings:
+    """What was measured to be fastest for a prepared backbone here, else OpenVINO's own choice."""
+    try:
+        facts = read_facts(_file(ir, precision))
+        if facts["made_for"] == _made_for(ir):
+            return BulkSettings(**facts["chosen"])
+    except CacheDamagedError:
+        pass  # never measured, or damaged: what it says is worth a few percent of speed, nothing else
+    return BulkSettings()
+
+
+def is_measured(ir: Path, precision: str) -> bool:
+    """Whether `measure` was done for a prepared backbone on this machine."""
+    try:
+        return bool(read_facts(_file(ir, precision))["made_for"] == _made_for(ir))
+    except CacheDamagedError:
+        return False
+
+
+def measure(ir: Path, precision: str) -> dict[str, Any]:
+    """Try all candidates in turn on made-up photos and keep the fastest; a few seconds.
+
+    Two processes that do so at once disturb each other's candidates alike, and the last one's finding stays.
+
+    Returns:
+        `chosen` (a `BulkSettings` as a dict), `photos_per_s` by candidate, and what they hold for (`made_for`).
+
+    Raises:
+        CacheDamagedError: the prepared backbone is missing or damaged.
+        EngineError: not even OpenVINO's own choice runs here.
+    """
+    facts = read_facts(ir)
+    side = facts["backbone"]["preprocessing"]["image_size_px"]
+    n = PHOTOS_A_CORE * engines.n_threads()
+    pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    opened: dict[BulkSettings, OpenVinoEngine] = {}
+    for settings in candidates(engines.n_threads()):
+        try:
+            opened[settings] = OpenVinoEngine(ir, precision, bulk=True, settings=settings, keep=False)
+        except EngineError:
+            if settings == BulkSettings():
+                raise
+            # a network that takes one photo a call only, or too many streams
+    seconds: dict[BulkSettings, list[float]] = {settings: [] for settings in opened}
+    for number in range(ROUNDS + 1):
+        for settings, engine in opened.items():
+            took = _seconds(engine, pixels)
+            if number:
+                seconds[settings].append(took)
+    rates = {settings: n / median(took) for settings, took in seconds.items()}
+    best = max(rates, key=lambda settings: rates[settings])
+    if rates[best] < LEAST_GAIN * rates[BulkSettings()]:
+        best = BulkSettings()
+    found = {
+        "backbone": facts["backbone"]["name"],
+        "precision": precision,
+        "chosen": asdict(best),
+        "photos_per_s": {str(settings): round(rate, 1) for settings, rate in rates.items()},
+        "made_for": _made_for(ir),
+    }
+    try:
+        write_sealed(_file(ir, precision), lambda path: path.write_bytes(b""), found)
+    except OSError:
+        pass  # a read-only or full cache: measured again next time
+    return found
+
+
+def found_here(backbones: Path) -> list[dict[str, Any]]:
+    """What was measured on this machine: the facts that `measure` gave, of each prepared backbone in a folder."""
+    found = []
+    for file in sorted(backbones.glob(f"*/{_PATTERN}")):
+        try:
+            facts = read_facts(file)
+            if facts["made_for"] == _made_for(file.with_name("model.ir")):
+                found.append(facts)
+        except CacheDamagedError:
+            continue  # it is made anew when it is next wanted
+    return found
+
+
+def _seconds(engine: OpenVinoEngine, pixels: Pixels) -> float:
+    size = engine.batch_size
+    parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    with ThreadPoolExecutor(engine.n_parallel) as pool:
+        list(pool.map(engine.run, parts[: engine.n_parallel]))  # each thread gets its request
+        started = time.perf_counter()
+        list(pool.map(engine.run, parts))
+        return time.perf_counter() - started
+
+
+def _file(ir: Path, precision: str) -> Path:
+    return ir.with_name(_PATTERN.replace("*", f"{precision}-{engines.n_threads()}"))
+
+
+def _made_for(ir: Path) -> dict[str, Any]:
+    return engines.made_for(read_facts(ir), {"n_threads": engines.n_threads()})
