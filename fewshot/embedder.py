@@ -182,7 +182,7 @@ class Embedder:
             # Threads that stay: each keeps its own request of the engine.
             self._runners = ThreadPoolExecutor(engine.n_parallel, "engine")
         pixels = [photo.pixels for photo in photos]
-        size = engine.batch_size if len(pixels) >= engine.batch_size * engine.n_parallel else 1
+        size = min(engine.batch_size, -(-len(pixels) // engine.n_parallel))
         parts = [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)]
         rows = self._finish(np.concatenate(list(self._runners.map(engine.run, parts))))
         return [_embedded(photo, row) for photo, row in zip(photos, rows, strict=True)]
