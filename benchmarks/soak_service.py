@@ -227,6 +227,10 @@ class Writer(Client):
         there = self._listed()
         if there is not None:
             self._compare(there)
+        else:  # killed just now: what went with this change is not asked back before the next look
+            gone = {support_id for support_id, file in self.acknowledged.items() if file not in names}
+            self.ever_removed |= gone
+            self.acknowledged = {i: file for i, file in self.acknowledged.items() if i not in gone}
 
     def _settle(self, wanted: dict[str, set[str]], action: str) -> None:
         """A change without an answer: there as a whole or not at all."""

@@ -120,9 +120,13 @@ that know what their classes must hold, two that only ask; backups meanwhile.
     minutes = memory["every_minute_mb"]
     made = ", ".join(f"{count} {kind}" for kind, count in changes.items())
     early, half_way = minutes[min(5, len(minutes) - 1)], minutes[len(minutes) // 2]
+    unforeseen = "".join(f" (`{each}`)" for each in facts["unforeseen"])
+    if "about_unforeseen" in facts:
+        unforeseen += f". {facts['about_unforeseen'].rstrip('.')}"
+    lost, wrong = len(facts["lost"]), len(facts["wrong_answers"])
     return f"""{text}
 {facts["minutes"]:g} minutes, **{facts["kills"]} kills, {sum(changes.values()):,} changes ({made}),
-{len(facts["lost"])} lost, {len(facts["wrong_answers"])} wrong answers, {len(facts["unforeseen"])} unforeseen errors**;
+{lost} lost, {wrong} wrong answers, {len(facts["unforeseen"])} unforeseen errors**{unforeseen}.
 {facts["checks_of_everything"]:,} comparisons of everything, {facts["photos_asked_back"]} photos asked for just after
 they were enrolled, {facts["backups"]} backups restored and compared; {facts["requests_cut_off"]} requests were cut off
 by a kill. Memory of the service that was not killed: {early:.0f} MB after five minutes, {half_way:.0f} MB half-way,
