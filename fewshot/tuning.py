@@ -4,7 +4,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def measure(ir: Path, precision: str) -> dict[str, Any]:
             took = _seconds(engine, pixels)
             if number:
                 seconds[settings].append(took)
-    rates = {settings: n / median(took) for settings, took in seconds.items()}
+    rates = {settings: n / float(np.median(took)) for settings, took in seconds.items()}
     best = max(rates, key=lambda settings: rates[settings])
     if rates[best] < LEAST_GAIN * rates[BulkSettings()]:
         best = BulkSettings()

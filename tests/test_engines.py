@@ -188,6 +188,7 @@ def test_threads_that_run_together_get_what_they_get_alone(pixels):
 # What a query has no use for. Full names, so that a part of a library that is used can be named.
 UNUSED = {*(name for names in EXTRAS.values() for name in names), "scipy", "pandas", "fastapi", "starlette", "uvicorn"}
 UNUSED |= {"httpx", "watchfiles", "prometheus_client", "rich", "yaml", "numpy.ma", "openvino.tools", "fewshot.service"}
+UNUSED |= {"sqlalchemy.dialects.postgresql", "statistics"}
 UNUSED |= {"fewshot.training", "fewshot.projection", "fewshot.watching", "fewshot.evaluation", "fewshot.networks"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
@@ -165,7 +165,7 @@ class Writer(Reader):
         """Keep new embeddings of supports aside until all are there."""
         for support_id, vector in vectors.items():
             row = {"support_id": support_id, "fingerprint": fingerprint, **_packed(vector)}
-            insert: Any = sqlite.insert(staged) if self._is_file else postgresql.insert(staged)
+            insert: Any = sqlite.insert(staged) if self._is_file else _database_insert(staged)
             key = [staged.c.support_id]
             self._connection.execute(insert.values(**row).on_conflict_do_update(index_elements=key, set_=row))
 
@@ -265,6 +265,12 @@ def has_table(connection: sa.Connection, name: str) -> bool:
     if connection.dialect.name != "sqlite":
         schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar_one())
     return sa.inspect(connection).has_table(name, schema=schema)
+
+
+def _database_insert(table: sa.Table) -> Any:
+    from sqlalchemy.dialects import postgresql  # takes longer to load than a photo to embed; a folder needs it never
+
+    return postgresql.insert(table)
 
 
 def _packed(vector: Float32s) -> dict[str, Any]:
