@@ -27,7 +27,7 @@ from PIL import Image
 from fewshot import tuning
 from fewshot.backbones import resolve, source_key
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
-from fewshot.engines import BulkSettings
+from fewshot.engines import BulkSettings, reshape_to_batch
 from fewshot.records import LoadedPhoto, NamedBytes
 from fewshot.sealed import read_sealed
 
@@ -108,9 +108,7 @@ def bare_engines(pixels: np.ndarray) -> dict[str, Callable[[], object]]:
     found = {}
     for batch, n_streams in itertools.product((1, 8, 32), sorted({1, n_cores})):
         model = core.read_model(model=payload[: facts["xml_bytes"]], weights=weights)
-        _free_batch(model)
-        shape = list(model.input(0).shape)
-        model.reshape([batch, *shape[1:]])
+        reshape_to_batch(model, batch)
         settings = {"NUM_STREAMS": n_streams, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
         queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), n_streams)
 
@@ -121,18 +119,6 @@ def bare_engines(pixels: np.ndarray) -> dict[str, Callable[[], object]]:
 
         found[f"batch {batch}, {n_streams} stream{'s' if n_streams > 1 else ''}"] = run_all
     return found
-
-
-def _free_batch(model: Any) -> None:
-    """Let a network that was written for one photo a call take several: its last step names the 1."""
-    from openvino import opset13
-
-    for node in model.get_ops():
-        if node.get_type_name() == "Reshape":
-            to = node.input_value(1).get_node()
-            if to.get_type_name() == "Constant" and to.data.tolist()[:1] == [1]:
-                free = opset13.constant([-1, *to.data.tolist()[1:]], np.int64)
-                node.input(1).replace_source_output(free.output(0))
 
 
 def many(photos: list[NamedBytes], n_runs: int) -> dict[str, Any]:

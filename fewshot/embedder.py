@@ -148,7 +148,8 @@ class Embedder:
         data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
         if not data:
             raise EmptyFileError(f"{Path(file).name} is empty.")
-        hashed = _hash_beside(data)
+        # Where the hash decides whether the photo is decoded at all, nothing goes on beside it.
+        hashed = _content_hash(data, beside=is_known is None and len(data) >= HASHED_BESIDE_BYTES)
         if is_known is not None and is_known(hashed()):
             return SkippedPhoto(file, hashed())
         prepared = self.backbone.preprocessing
@@ -481,9 +482,9 @@ def _ahead(
             future.cancel()
 
 
-def _hash_beside(data: bytes) -> Callable[[], str]:
-    """Begin a photo's content hash; what is given gives it. That of a large file is computed while it is decoded."""
-    if len(data) < HASHED_BESIDE_BYTES:
+def _content_hash(data: bytes, *, beside: bool) -> Callable[[], str]:
+    """What gives a photo's content hash: computed now, or in a thread beside what follows."""
+    if not beside:
         sha256 = images.content_hash(data)
         return lambda: sha256
     found: list[str] = []

@@ -1,6 +1,5 @@
 """Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
 
-import importlib
 import importlib.util
 import io
 import os
@@ -272,9 +271,9 @@ class _FirstRun:
 _FIRST_RUN = _FirstRun()
 
 
-def made_for(ir_facts: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def made_for(ir_facts: dict[str, Any], more: dict[str, Any], core: Any = None) -> dict[str, Any]:
     """What something holds for that was compiled or measured here: the backbone, OpenVINO, the machine, and `more`."""
-    core = _openvino().Core()
+    core = core or _openvino().Core()
     return {
         "ir": ir_facts["payload_xxh3"],
         "openvino": _openvino().get_version(),
@@ -289,7 +288,7 @@ def _compiled(
     core: Any, ir: Path, precision: str, settings: dict[str, str], batch_size: int = 1, keep: bool = True
 ) -> Any:
     """The compiled network, from the blob that an earlier run left beside the IR where there is a sound one."""
-    holds_for = made_for(read_facts(ir), {"settings": settings})
+    holds_for = made_for(read_facts(ir), {"settings": settings}, core)
     # Processes with a limit of threads live beside those without: each kind has its own blob.
     parts = [precision, settings["PERFORMANCE_HINT"].lower(), settings.get("INFERENCE_NUM_THREADS", "")]
     if "NUM_STREAMS" in settings or batch_size > 1:
@@ -304,7 +303,7 @@ def _compiled(
     payload, facts = read_sealed(ir)
     model = _read_model(core, payload[: facts["xml_bytes"]], payload[facts["xml_bytes"] :])
     if batch_size > 1:
-        _take(model, batch_size)
+        reshape_to_batch(model, batch_size)
     compiled = core.compile_model(model, "CPU", settings)
     if not keep:
         return compiled
@@ -317,7 +316,7 @@ def _compiled(
     return compiled
 
 
-def _take(model: Any, batch_size: int) -> None:
+def reshape_to_batch(model: Any, batch_size: int) -> None:
     """Let a network that was written for one photo a call take several: where it names the 1, it shall not."""
     ops = importlib.import_module("openvino.opset13")
     for node in model.get_ops():

@@ -36,21 +36,13 @@ def candidates(n_threads: int) -> list[BulkSettings]:
 
 def chosen(ir: Path, precision: str) -> BulkSettings:
     """What was measured to be fastest for a prepared backbone here, else OpenVINO's own choice."""
-    try:
-        facts = read_facts(_file(ir, precision))
-        if facts["made_for"] == _made_for(ir):
-            return BulkSettings(**facts["chosen"])
-    except CacheDamagedError:
-        pass  # never measured, or damaged: what it says is worth a few percent of speed, nothing else
-    return BulkSettings()
+    facts = _kept(_file(ir, precision), ir)
+    return BulkSettings() if facts is None else BulkSettings(**facts["chosen"])
 
 
 def is_measured(ir: Path, precision: str) -> bool:
     """Whether `measure` was done for a prepared backbone on this machine."""
-    try:
-        return bool(read_facts(_file(ir, precision))["made_for"] == _made_for(ir))
-    except CacheDamagedError:
-        return False
+    return _kept(_file(ir, precision), ir) is not None
 
 
 def measure(ir: Path, precision: str) -> dict[str, Any]:
@@ -103,15 +95,17 @@ def measure(ir: Path, precision: str) -> dict[str, Any]:
 
 def found_here(backbones: Path) -> list[dict[str, Any]]:
     """What was measured on this machine: the facts that `measure` gave, of each prepared backbone in a folder."""
-    found = []
-    for file in sorted(backbones.glob(f"*/{_PATTERN}")):
-        try:
-            facts = read_facts(file)
-            if facts["made_for"] == _made_for(file.with_name("model.ir")):
-                found.append(facts)
-        except CacheDamagedError:
-            continue  # it is made anew when it is next wanted
-    return found
+    files = sorted(backbones.glob(f"*/{_PATTERN}"))
+    return [facts for file in files if (facts := _kept(file, file.with_name("model.ir"))) is not None]
+
+
+def _kept(file: Path, ir: Path) -> dict[str, Any] | None:
+    """What a file says, if it was measured for this backbone on this machine."""
+    try:
+        facts = read_facts(file)
+        return facts if facts["made_for"] == _made_for(ir) else None
+    except CacheDamagedError:
+        return None  # never measured, or damaged: what it says is worth a few percent of speed, nothing else
 
 
 def _seconds(engine: OpenVinoEngine, pixels: Pixels) -> float:

@@ -133,15 +133,20 @@ def write_leaf(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[
     return path
 
 
+def write_leaves(folder: Path, n: int = 5, labels: list[str] | None = None, first_seed: int = 0) -> Path:
+    """A folder with one sub-folder of n pictures a class; gives the folder."""
+    for label in labels or list(LEAF_COLOURS):
+        for i in range(n):
+            write_leaf(folder / label / f"{label}-{i:02d}.png", LEAF_COLOURS[label], first_seed + i)
+    return folder
+
+
 @pytest.fixture
 def leaves(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder with one sub-folder of pictures a class: `leaves(n=5, labels=[...], first_seed=0)`."""
 
     def make(n: int = 5, labels: list[str] | None = None, first_seed: int = 0, name: str = "photos") -> Path:
-        for label in labels or list(LEAF_COLOURS):
-            for i in range(n):
-                write_leaf(tmp_path / name / label / f"{label}-{i:02d}.png", LEAF_COLOURS[label], first_seed + i)
-        return tmp_path / name
+        return write_leaves(tmp_path / name, n, labels, first_seed)
 
     return make
 

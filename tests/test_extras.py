@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import LEAF_COLOURS, write_leaf
+from conftest import LEAF_COLOURS, write_leaf, write_leaves
 
 from fewshot import extras
 from fewshot.errors import MissingExtraError
@@ -18,7 +18,7 @@ from fewshot.extras import EXTRAS, missing, need
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = sorted({*(name for names in EXTRAS.values() for name in names), "scipy", "pandas", "numba", "imagehash"})
-PHOTO = "photos/rust/rust-0.png"
+PHOTO = "photos/rust/rust-00.png"
 
 # What runs, in this order, in one process in which no library of an extra can be imported.
 BASE = {
@@ -80,9 +80,7 @@ print(json.dumps(sorted(set(name.split(".")[0] for name in sys.modules) & set(LI
 def ran(tmp_path_factory):
     """Words -> exit code, stdout, stderr and unforeseen exception of every command above, run where no extra is."""
     home = tmp_path_factory.mktemp("base")
-    for label, colour in LEAF_COLOURS.items():
-        for i in range(6):
-            write_leaf(home / "photos" / label / f"{label}-{i}.png", colour, i)
+    write_leaves(home / "photos", n=6)
     for i in range(2):
         write_leaf(home / "more" / f"more-{i}.png", LEAF_COLOURS["rust"], 50 + i)
     (home / "w.safetensors").write_bytes(b"weights")

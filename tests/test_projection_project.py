@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import HEED_CTRL_C, LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import HEED_CTRL_C, LEAF_COLOURS, colour_embedder, write_leaf, write_leaves
 
 from fewshot.datasets import class_folders
 from fewshot.errors import (
@@ -63,9 +63,7 @@ def enrolled(gallery, leaves):
 def drawn(tmp_path_factory):
     """The index that `enrolled` gives, drawn once: the folder, what was found, and how many steps were told."""
     root = tmp_path_factory.mktemp("drawn")
-    for label, colour in LEAF_COLOURS.items():
-        for i in range(6):
-            write_leaf(root / "photos" / label / f"{label}-{i:02d}.png", colour, i)
+    write_leaves(root / "photos", n=6)
     write_leaf(root / "photos" / "healthy" / "wrong.png", LEAF_COLOURS["rust"], 77)
     steps = []
     with Gallery(root / "index", create=True, embedder=colour_embedder()) as gallery:
