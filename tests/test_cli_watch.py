@@ -115,7 +115,7 @@ def test_answers_that_cannot_be_delivered_are_kept_and_the_exit_code_says_so(inb
 def test_routes_and_classes_that_do_not_meet_are_warned_of_at_the_start(inbox, tmp_path):
     (tmp_path / "farm.yaml").write_text("routes:\n  rusty: [Sprayer]\n")
     result = once()
-    assert "'rusty' waits for a class that is not enrolled. Did you mean 'rust'?" in result.stderr
+    assert "'rusty' has a route and is not enrolled. Did you mean 'rust'?" in result.stderr
     assert "no route for 'blight', 'healthy', 'mildew', 'rust'" in result.stderr
 
 

@@ -86,13 +86,28 @@ def test_a_route_for_a_class_that_is_not_enrolled_names_the_nearest():
     routes = Routes("city", {"fires": ("F",), "normal-traffic": (), "flood": ("B",)})
     told = routes.doubts(["fire", "normal-traffic", "smoke"])
     assert any("'fires'" in sentence and "Did you mean 'fire'?" in sentence for sentence in told)
-    assert any("'flood'" in sentence and "Until it is enrolled" in sentence for sentence in told)
+    assert "not enrolled, so nobody is sent for it yet: 'flood'." in told
     assert any("no route for 'fire', 'smoke': nobody" in sentence for sentence in told)
     assert Routes("city", {"fire": ()}).doubts(["fire"]) == []
 
 
-def test_the_emergency_studys_routes_send_units_for_its_classes():
+def test_the_emergency_studys_routes_are_its_table_of_units():
+    """Source: Predictions.py of the study, whose address is in the file."""
     routes = read_routes(CONFIGS / "routes-emergency.yaml")
-    assert set(routes.units) == {"accident", "fire", "smoke", "normal-traffic"}
-    assert routes.units["fire"] == ("Firefighters", "Transit Police")
-    assert routes.units["normal-traffic"] == ()
+    study = {
+        "accident": ("Towing Unit", "Ambulance", "Transit Police"),
+        "altercation": ("Police Department",),
+        "fire": ("Firefighters", "Transit Police"),
+        "infrastructure-damage": ("Repair Unit", "Transit Police"),
+        "protest": ("Police Force", "Transit Police"),
+        "robbery": ("Police Department",),
+        "water": ("Drainage Department", "Transit Police"),
+    }
+    ours = {"smoke": ("Firefighters",), "normal-traffic": ()}
+    assert routes.units == study | ours
+
+
+def test_routes_that_wait_for_their_classes_are_told_of_in_one_sentence():
+    told = read_routes(CONFIGS / "routes-emergency.yaml").doubts(["fire", "smoke", "normal-traffic", "accident"])
+    (sentence,) = told
+    assert all(f"'{label}'" in sentence for label in ("altercation", "protest", "robbery", "water"))

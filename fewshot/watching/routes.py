@@ -52,16 +52,25 @@ class Routes:
         """Where the routes and the classes of an index do not meet, in sentences; a class may still be enrolled."""
         enrolled = list(enrolled)
         sentences = []
-        for label in self.units.keys() - set(enrolled):
+        waiting = []
+        for label in sorted(self.units.keys() - set(enrolled)):
             near = nearest_name(label, enrolled)
-            hint = f"Did you mean {near!r}?" if near else "Until it is enrolled, nobody is sent for it."
-            sentences.append(f"the route of {label!r} waits for a class that is not enrolled. {hint}")
+            if near:
+                sentences.append(f"{label!r} has a route and is not enrolled. Did you mean {near!r}?")
+            else:
+                waiting.append(label)
+        if waiting:
+            sentences.append(f"not enrolled, so nobody is sent for it yet: {_listed(waiting)}.")
         without = sorted(set(enrolled) - self.units.keys())
         if without:
             who = ", ".join(self.unrouted) if self.unrouted else "nobody"
-            listed = ", ".join(map(repr, without[:5])) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
-            sentences.append(f"no route for {listed}: {who} will be sent.")
-        return sorted(sentences)
+            sentences.append(f"no route for {_listed(without)}: {who} will be sent.")
+        return sentences
+
+
+def _listed(labels: list[str]) -> str:
+    """The first labels, and how many more there are."""
+    return ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
 def read_routes(path: Path) -> Routes:
