@@ -1,12 +1,14 @@
 """Bytes or a path -> an upright RGB image, or a clear refusal."""
 
 import hashlib
+import importlib
 import io
 import math
 import os
 import stat
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# The same filters as fast_image_resize calls them; Pillow's bicubic is that of Catmull and Rom.
+_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 
 # Pillow warns of odd metadata; the pixels decide. Set once: a filter changed around each decode would leak between
 # the threads that decode.
@@ -203,8 +207,36 @@ def fit_to_input(
     if (right - left, bottom - top) == (image_size_px, image_size_px) and left.is_integer() and top.is_integer():
         # Nothing is scaled: every filter gives each pixel back as it is, but takes four times as long as decoding.
         return np.asarray(image.crop((int(left), int(top), int(right), int(bottom))))
-    resized = image.resize((image_size_px, image_size_px), _RESAMPLING[interpolation], box=(left, top, right, bottom))
-    return np.asarray(resized)
+    return np.asarray(_resampled(image, image_size_px, interpolation, (left, top, right, bottom)))
+
+
+def _resampled(image: Image.Image, side_px: int, interpolation: str, box: Box) -> Image.Image:
+    """A part of an RGB picture, scaled to a square.
+
+    By fast_image_resize, in a fifth of Pillow's time, where its wheel is; by Pillow where it is not (Linux on ARM) and
+    for `nearest`. Both filter alike: up to a quarter of the pixels differ, nearly all of these by one grey level.
+    """
+    fast = _fast_resizer() if interpolation in _FAST_FILTERS else None
+    if fast is None:
+        return image.resize((side_px, side_px), _RESAMPLING[interpolation], box=box)
+    left, top, right, bottom = box
+    scaled = Image.new("RGB", (side_px, side_px))
+    options = fast.ResizeOptions(
+        resize_alg=fast.ResizeAlg.convolution(fast.FilterType[_FAST_FILTERS[interpolation]]),
+        crop_box=fast.CropBox(left, top, right - left, bottom - top),
+        use_alpha=False,
+    )
+    fast.Resizer().resize_pil(image, scaled, options)
+    return scaled
+
+
+@lru_cache(maxsize=1)
+def _fast_resizer() -> Any:
+    """The module; None where it is not installed."""
+    try:
+        return importlib.import_module("cykooz_resizer")
+    except ModuleNotFoundError:
+        return None
 
 
 def _crop_box(width: float, height: float, image_size_px: int, crop_pct: float) -> Box:

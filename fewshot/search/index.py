@@ -69,13 +69,14 @@ class VectorIndex:
         self.unit = unit
         self.facts: dict[str, Any] = {"kind": "exact"}
         self._base = exact(dim)
+        self._n_base = 0
         self._fresh = exact(dim)
         self._base_ids: Int64s | None = None  # ascending; read from the base when first asked for
         self._gone: set[int] = set()
         self._fresh_ids: set[int] = set()
 
     def __len__(self) -> int:
-        return int(self._base.ntotal) - len(self._gone) + len(self._fresh_ids)
+        return self._n_base - len(self._gone) + len(self._fresh_ids)
 
     def __contains__(self, vector_id: int) -> bool:
         return bool(self._held(np.array([vector_id], np.int64))[0])
@@ -84,11 +85,6 @@ class VectorIndex:
     def is_exact(self) -> bool:
         """Whether similarities are exact (to float32 rounding)."""
         return bool(self.facts["kind"] == "exact")
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether there is an exact base and nothing beside it."""
-        return not self._fresh_ids and not self._gone and self.facts["kind"] == "exact"
 
     @property
     def n_pending(self) -> int:
@@ -147,7 +143,7 @@ class VectorIndex:
         if n_vectors > self.exact_limit and facts.get("recall", 0.0) < WANTED_RECALL:
             facts = {"kind": "quantised"} | ({"recall_in_cells": facts["recall"]} if "recall" in facts else {})
             base, ids = self._filled(quantised(self.dim, sample[1]), parts())
-        self._base, self._base_ids, self.facts = base, ids, facts
+        self._base, self._n_base, self._base_ids, self.facts = base, len(ids), ids, facts
         self._fresh, self._fresh_ids, self._gone = exact(self.dim), set(), set()
 
     def _filled(
@@ -223,21 +219,26 @@ class VectorIndex:
         Raises:
             VectorError: a wrong shape, NaN or infinite numbers.
         """
-        queries = self._checked_rows(queries)
         if k < 1:
             raise VectorError(f"k is {k}; wanted 1 or more.")
-        if self._is_plain and k < self._base.ntotal and only is None:
+        as_proposed = vectors_of is None or self.is_exact
+        if only is None and as_proposed and queries.shape == (1, self.dim) and k < self._n_base and not self.n_pending:
             # What nearly every question is, without the steps that the others need: they would take as long as faiss
             # does among a thousand vectors.
-            similarities, ids = ask(self._base, queries, k + 1)
-            if not any(len(set(row)) <= k for row in similarities.tolist()):  # nothing equal
+            similarities, ids = ask(self._base, np.ascontiguousarray(queries, np.float32), k + 1)
+            found = similarities[0].tolist()
+            # Nothing equal, as two places are that nothing is found for; and finite, which no similarity is where the
+            # query holds NaN or infinity: then faiss finds nothing or infinity.
+            if len(set(found)) > k and math.isfinite(found[0]):
                 return similarities[:, :k], ids[:, :k]
-        if self.is_exact or vectors_of is None:
+        queries = self._checked_rows(queries)
+        if as_proposed:
             similarities, ids = self._search_one(self._base, queries, k, self._gone, only)
         else:
             _, ids = self._search_one(self._base, queries, max(4 * k, N_PROPOSED), self._gone, only)
+            assert vectors_of is not None
             similarities = _scored(queries, ids, vectors_of)
-        in_order = self.is_exact or vectors_of is None
+        in_order = as_proposed
         if self._fresh_ids:
             fresh = self._search_one(self._fresh, queries, k, set(), only)
             similarities = np.concatenate([similarities, fresh[0]], axis=1)  # (n_query, at least k)
@@ -256,7 +257,7 @@ class VectorIndex:
             OSError, RuntimeError: the file cannot be written (faiss raises the latter); what stood there is untouched.
         """
         assert self.n_pending == 0, "fold pending changes in before saving"
-        everything = {**facts, "dim": self.dim, "n_vectors": int(self._base.ntotal), "base": self.facts}
+        everything = {**facts, "dim": self.dim, "n_vectors": self._n_base, "base": self.facts}
         write_sealed(path, lambda target: faiss.write_index(self._base, str(target)), everything)
 
     @classmethod
@@ -286,7 +287,8 @@ class VectorIndex:
         if kind is None:
             raise CacheDamagedError(f"{path} was written by an earlier version.")
         index = cls(int(facts["dim"]))
-        index._base, index._base_ids, index.facts = base, None, dict(facts["base"])
+        index._base, index._n_base, index._base_ids = base, int(base.ntotal), None
+        index.facts = dict(facts["base"])
         if kind == "cells":
             base.nprobe = index.facts["n_read"]
         return index, facts
