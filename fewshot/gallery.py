@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewshot import answering, calibration, images, inspection
+from fewshot import answering, calibration, images, inspection, search
 from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibration
@@ -47,7 +47,6 @@ from fewshot.records import (
 from fewshot.reindexing import embed_anew
 from fewshot.repair import Repaired, repair
 from fewshot.sealed import verify
-from fewshot.search import VectorIndex
 from fewshot.store import (
     FILE_NAME,
     About,
@@ -399,6 +398,7 @@ class Gallery:
         with self._store.read() as reader:
             answering.asked_classes(reader, question)
         embedder = self.embedder()
+        search.load_ahead()
         if cluster is None:
             outcomes = embedder.embed_photos(photos, n_photos=len(photos), cutter=self._cutter)
         else:
@@ -641,7 +641,7 @@ class Gallery:
             found = reader.problems()
             for path in filter(Path.exists, self._neighbours.cache_files):
                 try:
-                    _, facts = VectorIndex.open(path, {})
+                    _, facts = search.VectorIndex.open(path, {})
                     if reader.token(int(facts["generation"])) != facts["token"]:
                         found.append(
                             f"cache: {path.name} was made at change {facts['generation']}, which the index does not "

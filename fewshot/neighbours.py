@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fewshot import search
 from fewshot.errors import CacheDamagedError
 from fewshot.metric import Metric
-from fewshot.records import Float32s, Int64s, Neighbour
-from fewshot.search import NO_ID, Centres, VectorIndex
+from fewshot.records import NO_ID, Float32s, Int64s, Neighbour
 from fewshot.store import Reader
 
 # Enrolled photos are kept exact up to so many numbers (128 MB); beyond, a byte each: their similarities are computed
@@ -51,7 +51,7 @@ class Neighbours:
         self._copies = {
             kind: _VectorCopy(folder / f"{kind}s.faiss", kind, on_notice) for kind in ("prototype", "support")
         }
-        self._moved: tuple[tuple[int, str | None], VectorIndex] | None = None
+        self._moved: tuple[tuple[int, str | None], search.VectorIndex] | None = None
 
     @property
     def cache_files(self) -> list[Path]:
@@ -104,21 +104,21 @@ class Neighbours:
                 n_asked *= 2
 
     @contextmanager
-    def _prototypes(self, reader: Reader, metric: Metric | None) -> Iterator[VectorIndex]:
+    def _prototypes(self, reader: Reader, metric: Metric | None) -> "Iterator[search.VectorIndex]":
         if metric is not None:
             yield self._moved_by(metric, reader)  # never changed, so that several may search it
             return
         with self._copies["prototype"].at(reader) as prototypes:
             yield prototypes
 
-    def _moved_by(self, metric: Metric, reader: Reader) -> VectorIndex:
+    def _moved_by(self, metric: Metric, reader: Reader) -> "search.VectorIndex":
         """All prototypes in an index's own metric, in memory; made anew for each generation."""
         content = reader.content()
         known = self._moved
         if known is not None and known[0] == content:
             return known[1]
         ids, vectors = reader.changed_vectors("prototype", since=-1)
-        index = VectorIndex(vectors.shape[1], unit=False)
+        index = search.VectorIndex(vectors.shape[1], unit=False)
         index.build(ids, metric.placed(vectors))
         self._moved = (content, index)
         return index
@@ -184,7 +184,7 @@ def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) ->
     )
 
 
-def _prototypes_of_supports(reader: Reader) -> Centres | None:
+def _prototypes_of_supports(reader: Reader) -> "search.Centres | None":
     """All prototypes, and for supports the row of their class's first one."""
     _, vectors = reader.changed_vectors("prototype", since=-1)
     _, classes = reader.owners("prototype")
@@ -203,18 +203,18 @@ class _VectorCopy:
         self.path = path
         self._kind = kind
         self._on_notice = on_notice
-        self._index: VectorIndex | None = None
+        self._index: search.VectorIndex | None = None
         self._generation = -1
         self._token: str | None = None
         self._lock = threading.Lock()
 
     @contextmanager
-    def at(self, reader: Reader) -> Iterator[VectorIndex]:
+    def at(self, reader: Reader) -> "Iterator[search.VectorIndex]":
         """The copy at the generation of `reader`, for as long as the block lasts; other threads wait."""
         with self._lock:
             yield self._synced(reader)
 
-    def _synced(self, reader: Reader) -> VectorIndex:
+    def _synced(self, reader: Reader) -> "search.VectorIndex":
         """The copy at the generation of `reader`: taken as it is, caught up, or rebuilt from the store."""
         about = reader.about()
         index = self._index if self._index is not None else self._opened(about.fingerprint)
@@ -234,24 +234,24 @@ class _VectorCopy:
             self._token = reader.token(about.generation)
         return index
 
-    def _opened(self, fingerprint: str | None) -> VectorIndex | None:
+    def _opened(self, fingerprint: str | None) -> "search.VectorIndex | None":
         if not self.path.exists():
             return None
         try:
-            index, facts = VectorIndex.open(self.path, {"kind": self._kind, "fingerprint": fingerprint})
+            index, facts = search.VectorIndex.open(self.path, {"kind": self._kind, "fingerprint": fingerprint})
         except CacheDamagedError as error:
             log.info("cache passed over and rebuilt: %s", error.message)
             return None
         self._index, self._generation, self._token = index, int(facts["generation"]), facts["token"]
         return index
 
-    def _rebuilt(self, reader: Reader) -> VectorIndex:
+    def _rebuilt(self, reader: Reader) -> "search.VectorIndex":
         about = reader.about()
         dim = about.dim or 0
         if self._kind == "support":
-            index = VectorIndex(dim, exact_limit=EXACT_NUMBERS // max(1, dim))
+            index = search.VectorIndex(dim, exact_limit=EXACT_NUMBERS // max(1, dim))
         else:
-            index = VectorIndex(dim, cells_limit=None)
+            index = search.VectorIndex(dim, cells_limit=None)
         n = reader.n_supports() if self._kind == "support" else reader.n_prototypes()
         if n > TOLD_FROM and self._on_notice is not None:
             what = "photos" if self._kind == "support" else "prototypes"
@@ -263,7 +263,7 @@ class _VectorCopy:
         facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
         try:
             index.save(self.path, facts)
-            index, _ = VectorIndex.open(self.path, facts)  # mapped: memory that the system may take back
+            index, _ = search.VectorIndex.open(self.path, facts)  # mapped: memory that the system may take back
         except CacheDamagedError:
             pass  # another process has just replaced it by its own; this one's answers come from what it built
         except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError

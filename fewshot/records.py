@@ -10,6 +10,8 @@ Float32s = NDArray[np.float32]
 Int64s = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
+NO_ID = -1  # where a search finds fewer than were asked for
+
 UNKNOWN = "unknown"  # the answer that names no class; therefore no class may carry it as its label
 
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot.errors import CacheDamagedError, VectorError
+from fewshot.records import NO_ID
 from fewshot.sealed import write_sealed
-from fewshot.search import NO_ID, VectorIndex, bases
+from fewshot.search import VectorIndex, bases
 
 DIM = 8
 ORDINARY = settings(max_examples=40, deadline=None)

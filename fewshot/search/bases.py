@@ -5,7 +5,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from fewshot.records import Float32s, Int64s
+from fewshot.records import NO_ID, Float32s, Int64s
 
 # Which kind of base holds how many vectors; `benchmarks/search.py` measures all three, and what others do beside them.
 # Up to the first limit exact search is fast enough and needs no training; up to the second one byte a dimension is
@@ -21,7 +21,6 @@ CELLS_A_ROOT, SAMPLES_A_CELL, CELL_ROUNDS = 2, 40, 8
 N_HELD_OUT, WANTED_RECALL, MOST_READ = 500, 0.995, 0.25
 # What a base that is not exact proposes at least, to be scored anew with the vectors themselves.
 N_PROPOSED = 16
-NO_ID = -1
 
 
 def exact(dim: int) -> Any:

@@ -9,14 +9,13 @@ import faiss
 import numpy as np
 
 from fewshot.errors import CacheDamagedError, VectorError
-from fewshot.records import Float32s, Int64s
+from fewshot.records import NO_ID, Float32s, Int64s
 from fewshot.sealed import verify, write_sealed
 from fewshot.search.bases import (
     CELLS_LIMIT,
     DIMENSIONS_A_CODE,
     EXACT_LIMIT,
     N_PROPOSED,
-    NO_ID,
     SAMPLES_A_CELL,
     TRAINING_SAMPLE,
     WANTED_RECALL,
