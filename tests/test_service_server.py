@@ -1,5 +1,6 @@
 """The service as a process of its own: where it listens, what it loads, and how it stops."""
 
+import gc
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from test_service_limits import multipart, raw, wait_until, waiting
 
 from fewshot.cli import main
+from fewshot.cli.serve import _starting
 from fewshot.datasets import class_folders
+from fewshot.errors import AddressError
 from fewshot.service.tokens import TokenFile
 
 TESTS = Path(__file__).parent
@@ -156,3 +159,14 @@ def test_a_served_index_answers_without_torch(tmp_path, leaves):
     loaded = set(json.loads(done.stdout))
     assert "openvino" in loaded
     assert not loaded & {"torch", "timm", "plotly", "sklearn", "umap", "matplotlib"}
+
+
+def test_nothing_is_collected_until_the_service_has_started():
+    with _starting() as all_is_loaded:
+        assert not gc.isenabled()
+        all_is_loaded()
+        assert gc.isenabled()
+    with pytest.raises(AddressError), _starting():
+        raise AddressError("the port is taken.")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0

@@ -18,7 +18,7 @@ from fewshot.engines import n_threads
 from fewshot.errors import ClusterError, ImageError
 from fewshot.records import NamedBytes, Refused, SkippedPhoto
 
-BLOCK = 16  # photos that go to a worker at once
+BLOCK = 32  # photos that go to a worker at once
 MOST_BLOCKS = 20_000  # beyond, blocks grow: each costs the command's own process a little
 START_TIMEOUT_S = 120  # how long a cluster may have no core for a first worker
 PROGRESS_TIMEOUT_S = 600  # how long no block may be done before the cluster is given up
