@@ -22,7 +22,10 @@ RULES = {
         ("jpeg", "ImageFile.py", "_imaging", "decode (fewshot"),
         "entropy decoding is one stream of bits; the scale is chosen while decoding already",
     ),
-    "scaling to the input (Pillow)": (("fit_to_input", "resize"), "one pass over pixels that are there already"),
+    "scaling to the input (fast_image_resize)": (
+        ("fit_to_input", "resize"),
+        "one pass over pixels that are there already",
+    ),
     "hashing (SHA-256)": (("content_hash", "sha256"), "what makes a photo the same photo; hardware instructions"),
     "search (faiss)": (("faiss", "fewshot/search"), "see the section on search"),
     "the index (SQLite)": (("sqlite", "sqlalchemy", "fewshot/store"), "records and labels of what is shown"),

@@ -218,7 +218,7 @@ class OpenVinoEngine:
         limit = _thread_limit()
         if limit is not None:  # without one, OpenVINO knows best which cores to use
             told["INFERENCE_NUM_THREADS"] = str(limit)
-            # Who has less than all cores has others beside it, and each of them would bind its threads to the first ones.
+            # A process of few threads has others beside it, and each of them would bind its own to the first cores.
             told["ENABLE_CPU_PINNING"] = "NO"
         self._compile: Callable[[int], Any] = lambda batch_size: _compiled(core, ir, precision, told, batch_size, keep)
         self._opening = threading.Lock()

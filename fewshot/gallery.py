@@ -688,6 +688,7 @@ class Gallery:
         def open_now() -> None:
             try:
                 self.embedder().open_for_many()
+                search.load_ahead()
             except FewshotError as error:  # who needs it meets the same error and tells it
                 log.info("not opened ahead: %s", error.message)
 

@@ -185,6 +185,25 @@ def test_threads_that_run_together_get_what_they_get_alone(pixels):
         assert np.allclose(row, alone[number % len(pixels)], rtol=1e-3, atol=1e-3)
 
 
+def test_an_engine_of_few_threads_is_not_bound_to_the_first_cores(own_cache, monkeypatch):
+    """Two processes of one thread each would share a core."""
+    monkeypatch.setenv("FEWSHOT_THREADS", "1")
+    network = engines.OpenVinoEngine(prepared(), "f32", bulk=True)._compiled[1]
+    assert network.get_property("INFERENCE_NUM_THREADS") == 1
+    assert network.get_property("ENABLE_CPU_PINNING") is False
+
+
+def test_numpy_multiplies_with_one_thread_beside_an_engine():
+    code = (
+        "import numpy as np, threadpoolctl\n"
+        "from fewshot.embedder import EmbedderChoice, open_embedder\n"
+        "open_embedder(EmbedderChoice('plants-lite0', 'f32')).open_for_many()\n"
+        "blas = [each['num_threads'] for each in threadpoolctl.threadpool_info() if each['user_api'] == 'blas']\n"
+        "assert blas and set(blas) == {1}, blas\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 # What a query has no use for. Full names, so that a part of a library that is used can be named.
 UNUSED = {*(name for names in EXTRAS.values() for name in names), "scipy", "pandas", "fastapi", "starlette", "uvicorn"}
 UNUSED |= {"httpx", "watchfiles", "prometheus_client", "rich", "yaml", "numpy.ma", "openvino.tools", "fewshot.service"}

@@ -29,6 +29,16 @@ def embedding() -> str:
         + [f"{row['ratio']:.2f}", f"{row['whole_ratio']:.2f}"]
         for name, row in facts["one"].items()
     ]
+    headings = [
+        "photo",
+        "features",
+        "embedding",
+        "engine",
+        "fastest decoding",
+        "by",
+        "ratio of features",
+        "of embedding",
+    ]
     many = [
         [f"{row['n']:,}", f"{max(row['engine_alone'].values()):.0f}"]
         + [max(row["engine_alone"], key=row["engine_alone"].get)]
@@ -43,7 +53,7 @@ of {20 * facts["n_runs"]}).{_busy(facts)} One photo, from its bytes: decoded, pr
 (*features*), and moved by the backbone's whitening and scaled (*embedding*); against the bare engine plus the fastest
 decoding. The whitening reads a matrix of 6.6 MB for each photo that comes alone.
 
-{table(["photo", "features", "embedding", "engine", "fastest decoding", "by", "ratio of features", "of embedding"], ones)}
+{table(headings, ones)}
 
 Many photos, images/s; in brackets the part of the bare engine's best over batches of 1, 8 and 32 and one stream or one
 a core. From files' bytes, decoding runs on the cores that the engine uses too.

@@ -14,7 +14,9 @@ from fewshot.cli.output import json_line, table
 from fewshot.cli.terminal import echo
 
 if TYPE_CHECKING:
+    from fewshot.decoding.guard import Guard
     from fewshot.gallery import Gallery
+    from fewshot.service.settings import Settings
     from fewshot.service.tokens import TokenFile
 
 
@@ -110,7 +112,11 @@ def serve(
 
         tls = Tls(tls_cert, tls_key)
         tls.context()  # what is wrong with it is told before anything is opened
-    with _starting() as all_is_loaded, open_gallery(index, embedder, create=create) as gallery:
+    with (
+        _starting() as all_is_loaded,
+        _decoding(settings) as guard,  # first: its processes start while this one opens the index
+        open_gallery(index, embedder, create=create) as gallery,
+    ):
         gallery.embedder()  # what cannot be had is told now, and not to the first who asks
         gallery.open_ahead()  # while the libraries of the service are imported, which takes as long
         from fewshot.service.app import create_app
@@ -130,7 +136,7 @@ def serve(
                 size = f"{n_classes} classes, {n_supports} photos"
                 echo(f"{click.style(url, bold=True)}  {gallery.name}: {size}. Ctrl-C stops it.")
 
-            done = run(create_app(gallery, settings), bound, on_started=started, tls=tls, proxies=proxies)
+            done = run(create_app(gallery, settings, guard), bound, on_started=started, tls=tls, proxies=proxies)
     if not done:
         click.get_current_context().exit(1)
 
@@ -149,6 +155,19 @@ def _starting() -> Iterator[Callable[[], None]]:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+@contextmanager
+def _decoding(settings: "Settings") -> "Iterator[Guard]":
+    """The processes that decode strangers' photos, from now on."""
+    from fewshot.service.settings import guard_of
+
+    guard = guard_of(settings)
+    try:
+        guard.start()
+        yield guard
+    finally:
+        guard.close()
 
 
 @click.command()

@@ -5,6 +5,7 @@ while the engine is being opened (`load_ahead`).
 """
 
 import importlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["EXACT_LIMIT", "Centres", "VectorIndex", "load_ahead"]
 
 
+_INDEX = "fewshot.search.index"
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("fewshot.search.bases" if name.isupper() else "fewshot.search.index"), name)
+    return getattr(importlib.import_module("fewshot.search.bases" if name.isupper() else _INDEX), name)
 
 
 def load_ahead() -> None:
     """Begin to load faiss in a thread; whoever needs it before it is there waits for it."""
-    threading.Thread(target=importlib.import_module, args=("fewshot.search.index",), name="search", daemon=True).start()
+    if _INDEX not in sys.modules:
+        threading.Thread(target=importlib.import_module, args=(_INDEX,), name="search", daemon=True).start()

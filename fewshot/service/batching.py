@@ -6,17 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fewshot.decoding.cutting import cut_photo
-from fewshot.decoding.guard import Guard, GuardLimits
+from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.service.memory import give_back_memory
-from fewshot.service.settings import Settings
+from fewshot.service.settings import Settings, guard_of
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
@@ -74,8 +74,7 @@ class Batcher:
         self._decoders = ThreadPoolExecutor(settings.n_decoders, "decode")
         self._own_guard: Guard | None = None
         if guard is None and settings.guarded:
-            limits = GuardLimits.for_pixels(settings.max_pixels)
-            guard = self._own_guard = Guard(settings.n_decoders, replace(limits, cpu_s=settings.decode_cpu_s))
+            guard = self._own_guard = guard_of(settings)
         self._cutter = guard.cut_photo if guard is not None and settings.guarded else cut_photo
         self._changed = threading.Condition()
         self._ready: deque[tuple[Job, int, LoadedPhoto]] = deque()

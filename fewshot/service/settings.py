@@ -1,8 +1,9 @@
 """What a service allows: limits, who may read, and which hosts it answers for."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from fewshot.decoding.guard import Guard, GuardLimits
 from fewshot.engines import n_threads
 
 
@@ -65,6 +66,12 @@ def settings_of(
         max_waiting=max(max_waiting, max_files),
         rate_per_minute=rate,
     )
+
+
+def guard_of(settings: Settings) -> Guard:
+    """The processes that decode photos under a service's limits; not yet started."""
+    limits = GuardLimits.for_pixels(settings.max_pixels)
+    return Guard(settings.n_decoders, replace(limits, cpu_s=settings.decode_cpu_s))
 
 
 def is_loopback(host: str) -> bool:
