@@ -122,6 +122,7 @@ def main() -> None:
         for n in map(int, filter(None, given.sizes.split(","))):
             result["sizes"].append(service(n, given.dim, photos, work))
             print(json.dumps(result["sizes"][-1]), flush=True)
+            keep("memory", result)
         for name, measure in (
             ("queries", lambda: queries(given.dim, given.n_queries, work)),
             ("burst", lambda: burst(work)),
@@ -129,7 +130,7 @@ def main() -> None:
             if name not in given.skip.split(","):
                 result[name] = measure()
                 print(name, json.dumps(result[name]), flush=True)
-    keep("memory", result)
+                keep("memory", result)
 
 
 if __name__ == "__main__":
