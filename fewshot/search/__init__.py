@@ -26,6 +26,6 @@ def __getattr__(name: str) -> Any:
 
 
 def load_ahead() -> None:
-    """Begin to load faiss in a thread; whoever needs it before it is there waits for it."""
+    """Begin to load faiss in a thread; whoever needs it before it is there waits for it, and so does the end."""
     if _INDEX not in sys.modules:
-        threading.Thread(target=importlib.import_module, args=(_INDEX,), name="search", daemon=True).start()
+        threading.Thread(target=importlib.import_module, args=(_INDEX,), name="search").start()
