@@ -621,7 +621,7 @@ def test_the_input_is_what_timm_would_prepare(size):
         interpolation=config["interpolation"],
     )
     assert ours.shape == wanted.shape
-    assert np.abs(ours - wanted).max() < 2.5
+    assert np.abs(ours - wanted.round()).max() <= 2  # timm's are whole numbers but for float32's rounding
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])

@@ -220,8 +220,10 @@ class VectorIndex:
         """
         if k < 1:
             raise VectorError(f"k is {k}; wanted 1 or more.")
-        as_proposed = vectors_of is None or self.is_exact
-        if only is None and as_proposed and queries.shape == (1, self.dim) and k < self._n_base and not self.n_pending:
+        if self.is_exact:
+            vectors_of = None  # similarities are those of the vectors themselves already
+        is_one = only is None and vectors_of is None and queries.shape == (1, self.dim)
+        if is_one and k < self._n_base and not self.n_pending:
             # What nearly every question is, without the steps that the others need: they would take as long as faiss
             # does among a thousand vectors.
             similarities, ids = ask(self._base, np.ascontiguousarray(queries, np.float32), k + 1)
@@ -231,13 +233,12 @@ class VectorIndex:
             if len(set(found)) > k and math.isfinite(found[0]):
                 return similarities[:, :k], ids[:, :k]
         queries = self._checked_rows(queries)
-        if as_proposed:
+        if vectors_of is None:
             similarities, ids = self._search_one(self._base, queries, k, self._gone, only)
         else:
             _, ids = self._search_one(self._base, queries, max(4 * k, N_PROPOSED), self._gone, only)
-            assert vectors_of is not None
             similarities = _scored(queries, ids, vectors_of)
-        in_order = as_proposed
+        in_order = vectors_of is None
         if self._fresh_ids:
             fresh = self._search_one(self._fresh, queries, k, set(), only)
             similarities = np.concatenate([similarities, fresh[0]], axis=1)  # (n_query, at least k)
