@@ -679,3 +679,24 @@ def test_ctrl_c_and_sigterm_end_it_cleanly(command, inbox, tmp_path, number):
     assert [json.loads(line)["file"] for line in out.splitlines()] == ["a.png"]
     assert "1 answered, 0 could not be read" in err
     assert "Traceback" not in err
+
+
+SIGNALS = textwrap.dedent(
+    """
+    import os, signal, threading, time
+    from fewshot.cli.watch import _stopped_by_signals
+    for n in range(100):
+        with _stopped_by_signals() as stop:
+            number = (signal.SIGINT, signal.SIGTERM)[n % 2]
+            later = threading.Timer(0.003, os.kill, [os.getpid(), number])
+            later.start()
+            while not stop.is_set():
+                stop.wait(0)
+            later.join()
+    """
+)
+
+
+def test_a_signal_in_any_moment_of_waiting_is_heard():
+    # A handler that sets the event itself hangs when it interrupts the thread inside the event's lock.
+    subprocess.run([sys.executable, "-c", SIGNALS], check=True, timeout=60, capture_output=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
@@ -225,15 +226,27 @@ def _row(time: str, photo: str, answer: str, sure: str, where: str, units: str) 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one ends the process as it always does."""
+    """An event that the first Ctrl-C or SIGTERM sets; a second one ends the process as it always does.
+
+    The event is set by a thread: a handler runs wherever the main thread is, and if that is inside `stop.wait()`, which
+    holds the event's lock for moments, setting it there would wait for that lock for ever. A `SimpleQueue` is made for
+    handlers.
+    """
     stop = threading.Event()
+    caught: SimpleQueue[int] = SimpleQueue()
     before: dict[int, object] = {}
 
+    def wait() -> None:
+        if caught.get():
+            stop.set()
+
     def on_signal(number: int, _frame: object) -> None:
-        stop.set()
+        caught.put(number)
         signal.signal(number, before[number])  # type: ignore[arg-type]
         os.write(2, b"\nstopping when the photos in hand are done; again to stop at once\n")
 
+    waiting = threading.Thread(target=wait, name="signals", daemon=True)
+    waiting.start()
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, on_signal)
     try:
@@ -241,3 +254,5 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)  # type: ignore[arg-type]
+        caught.put(0)  # no signal: the thread has nothing to wait for any more
+        waiting.join()
