@@ -4,6 +4,7 @@ import numpy as np
 
 from fewshot.errors import PrototypeError
 from fewshot.records import Float32s, Int64s
+from fewshot.transforms import group_sums
 
 # logits = scale * cosine, where an index has too few photos to fit its own (calibration.py).
 SOFTMAX_SCALE = 32.0
@@ -42,8 +43,7 @@ def class_prototypes(support: Float32s, class_index: Int64s, n_way: int) -> Floa
     assert len(counts) == n_way, f"class_index goes up to {len(counts) - 1}; wanted at most {n_way - 1}"
     if n_way and counts.min() == 0:
         raise PrototypeError(f"class {int(np.argmin(counts))} of {n_way} has no support image.")
-    sums = np.zeros((n_way, support.shape[1]), np.float64)
-    np.add.at(sums, class_index, support)
+    sums = group_sums(support, class_index, n_way)
     norms = np.linalg.norm(sums, axis=1)
     if n_way and norms.min() < 1e-6:
         raise PrototypeError(

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,10 @@ Result = TypeVar("Result")
 FEW_PHOTOS = 4
 # From so many bytes on, hashing takes longer than starting a thread for it, by ten times.
 HASHED_BESIDE_BYTES = 400_000
+# Features are whitened so many at a time where many photos come: the matrix, megabytes, is read once for all of them.
+FINISHED_TOGETHER = 16
+# So many more are with the engine, so that it has work while others are whitened, stored or compared.
+IN_FLIGHT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,7 @@ class Embedder:
             self._runners = ThreadPoolExecutor(engine.n_parallel, "engine")
         pixels = [photo.pixels for photo in photos]
         size = min(engine.batch_size, -(-len(pixels) // engine.n_parallel))
-        parts = [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        parts = [_batch(pixels[i : i + size]) for i in range(0, len(pixels), size)]
         rows = self._finish(np.concatenate(list(self._runners.map(engine.run, parts))))
         return [_embedded(photo, row) for photo, row in zip(photos, rows, strict=True)]
 
@@ -255,7 +260,7 @@ class Embedder:
             future = None
             if loaded:
                 assert runners is not None
-                future = runners.submit(opening.result().run, np.stack(loaded))
+                future = runners.submit(opening.result().run, _batch(loaded))
             waiting.append((group, future))
             group, n_loaded = [], 0
 
@@ -272,21 +277,25 @@ class Embedder:
                 n_loaded += 1
                 if n_loaded == engine.batch_size:
                     submit()
-                while len(waiting) > 2 * engine.n_parallel:
-                    yield from self._finished(*waiting.popleft())
+                n_together = -(-FINISHED_TOGETHER // engine.batch_size)
+                n_at_work = max(2 * engine.n_parallel, -(-IN_FLIGHT // engine.batch_size))
+                while len(waiting) >= n_at_work + n_together:
+                    yield from self._finished([waiting.popleft() for _ in range(n_together)])
             if group:
                 submit()
-            while waiting:
-                yield from self._finished(*waiting.popleft())
+            yield from self._finished(waiting)
         finally:
             if runners is not None:
                 runners.shutdown(wait=True, cancel_futures=True)
 
     def _finished(
-        self, group: list[LoadedPhoto | SkippedPhoto | Refused], future: "Future[Float32s] | None"
+        self, groups: "Iterable[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]]"
     ) -> Iterator[Outcome]:
-        rows = iter(self._finish(future.result())) if future is not None else iter(())
-        for item in group:
+        """What became of groups of photos, each with the engine's call that has its features; None: no photo of it."""
+        groups = list(groups)
+        features = [future.result() for _, future in groups if future is not None]
+        rows = iter(self._finish(np.concatenate(features)) if features else ())
+        for item in chain.from_iterable(group for group, _ in groups):
             if isinstance(item, LoadedPhoto):
                 yield _embedded(item, next(rows))
             else:
@@ -480,6 +489,11 @@ def _ahead(
     finally:
         for future in running:
             future.cancel()
+
+
+def _batch(pixels: Sequence[Pixels]) -> Pixels:
+    """Photos' pixels in one array; those of one alone are not copied."""
+    return np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
 
 
 def _content_hash(data: bytes, *, beside: bool) -> Callable[[], str]:

@@ -6,7 +6,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fewshot.records import Float32s, Int64s
-from fewshot.transforms import unit_rows
+from fewshot.transforms import group_sums, unit_rows
 
 # Directions in which photos spread so little, against what the prior expects, are left as they are.
 LEAST_SPREAD = 1e-3
@@ -115,8 +115,7 @@ def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = Non
 def _agreement(moved: Float32s, groups: Int64s) -> float:
     """The mean cosine over all pairs of photos of one prototype; there is at least one."""
     counts = np.bincount(groups)
-    sums = np.zeros((len(counts), moved.shape[1]), np.float64)
-    np.add.at(sums, groups, moved)
+    sums = group_sums(moved, groups, len(counts))
     n_pairs = float((counts * (counts - 1)).sum())
     return min(1.0, max(LEAST_AGREEMENT, (float((sums**2).sum()) - len(moved)) / n_pairs))
 
@@ -128,9 +127,7 @@ def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Float32s, I
         (n_support, dim) float32; the groups' means (n_groups, dim) float32, not of unit length; and their counts.
     """
     counts = np.bincount(groups)
-    means = np.zeros((len(counts), support.shape[1]), np.float64)
-    np.add.at(means, groups, support)
-    means /= np.maximum(counts, 1)[:, None]
+    means = group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None]
     return (support - means[groups]).astype(np.float32), means.astype(np.float32), counts
 
 
@@ -155,14 +152,15 @@ def without_each(
     Source:
         Sherman & Morrison 1950, "Adjustment of an inverse matrix".
     """
-    around, means, counts = deviations(support, groups)
-    moved_prototypes = metric.moved(prototypes)
+    _, means, counts = deviations(support, groups)
+    moved_prototypes, moved_means = metric.moved(prototypes), metric.moved(means)
     lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
     gains = metric.gains(metric.counts)
     found = np.empty((len(support), len(prototypes)), np.float32)
     for start in range(0, len(support), 500):
         rows = slice(start, start + 500)
-        x, d, group = metric.moved(support[rows]), metric.moved(around[rows]), groups[rows]
+        x, group = metric.moved(support[rows]), groups[rows]
+        d = x - moved_means[group]  # the map is linear: the deviation, moved
         n = counts[group].astype(np.float64)
         # Without the photo the scatter is less by n / (n - 1) times its deviation squared.
         less = np.where(n > 1, n / np.maximum(n - 1, 1), 0.0) / metric.prior
@@ -183,7 +181,7 @@ def without_each(
         # The own prototype, without the photo: the sum of its group, less the photo.
         n_group = n * weight
         scale = n_group * np.linalg.norm(means[group], axis=1)
-        rest = metric.moved((scale[:, None] * prototypes[group] - support[rows]).astype(np.float32))
+        rest = (scale[:, None] * moved_prototypes[group] - x).astype(np.float32)
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
         own = own * metric.gains(np.asarray(n_group - 1, np.int64))
         found[np.arange(len(support))[rows], group] = np.where(n_group > 1, own, -np.inf)

@@ -94,6 +94,31 @@ def unit_rows(rows: Float32s) -> Float32s:
     return unit
 
 
+def group_sums(rows: Float32s, groups: Int64s, n_groups: int) -> np.ndarray:
+    """The sum of each group's rows; zeros for a group without any.
+
+    Args:
+        rows: (n, dim) float32 or float64.
+        groups: (n,) int64, each in [0, n_groups).
+        n_groups: how many there are.
+
+    Returns:
+        (n_groups, dim) float64.
+
+    >>> group_sums(np.array([[1, 2], [3, 4], [5, 6]], np.float32), np.array([2, 0, 2]), 3).tolist()
+    [[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]
+    """
+    sums = np.zeros((n_groups, rows.shape[1]), np.float64)
+    counts = np.bincount(groups, minlength=n_groups)
+    there = counts > 0
+    if len(rows):
+        starts = np.cumsum(counts) - counts
+        order = np.argsort(groups, kind="stable")
+        # `np.add.at` says the same in one line and takes twenty times as long.
+        sums[there] = np.add.reduceat(rows[order], starts[there], axis=0, dtype=np.float64)
+    return sums
+
+
 def measure_statistics(
     embeddings: Float32s, class_index: Int64s, power: float = POWER, shrinkage: float = SHRINKAGE
 ) -> ClassStatistics:

@@ -9,6 +9,7 @@ from fewshot.errors import WeightsDamagedError
 from fewshot.transforms import (
     ClassStatistics,
     Transform,
+    group_sums,
     level,
     measure_statistics,
     pack_statistics,
@@ -145,3 +146,14 @@ def test_transform_survives_its_bytes(rng):
     again = Transform.from_bytes(transform.to_bytes(), DIM, 0.7)
     rows = unit(rng.normal(size=(5, DIM)))
     np.testing.assert_array_equal(again(rows), transform(rows))
+
+
+@pytest.mark.parametrize(("n", "n_groups"), [(0, 3), (1, 1), (7, 12), (200, 5)])
+def test_sums_of_groups_are_those_of_a_loop(n, n_groups):
+    rng = np.random.default_rng(n)
+    rows = rng.normal(size=(n, 6)).astype(np.float32)
+    groups = rng.integers(0, n_groups, n)
+    wanted = np.zeros((n_groups, 6))
+    for row, group in zip(rows, groups, strict=True):
+        wanted[group] += row
+    np.testing.assert_allclose(group_sums(rows, groups, n_groups), wanted, rtol=1e-12, atol=1e-12)

@@ -21,7 +21,7 @@ def visible(text: str) -> str:
     >>> visible("leaf\x1b[2J.jpg"), visible("gpj.\u202efael"), visible("Mehltau \U0001f33f")
     ('leaf<U+001B>[2J.jpg', 'gpj.<U+202E>fael', 'Mehltau 🌿')
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(f"<U+{ord(character):04X}>" if _is_obeyed(character) else character for character in text)
 
@@ -32,7 +32,7 @@ def json_safe(text: str) -> str:
     >>> json_safe('{"file": "gpj.\u202efael"}')
     '{"file": "gpj.\\u202efael"}'
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(_json_escape(character) if _is_obeyed(character) else character for character in text)
 
