@@ -315,11 +315,13 @@ class Gallery:
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
+        with self._store.read() as reader:
+            is_empty = not reader.may_hold_more_supports_than(0)
         if cluster is None:
             outcomes = embedder.embed_photos(
                 photos,
                 n_photos=len(photos),
-                is_known=self.is_enrolled,
+                is_known=None if is_empty else self.is_enrolled,  # where nothing can be known, no photo is asked about
                 keep=True,
                 keep_metadata=keep_metadata,
                 cutter=self._cutter,
