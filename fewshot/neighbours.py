@@ -186,10 +186,10 @@ def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) ->
 
 def _prototypes_of_supports(reader: Reader) -> "search.Centres | None":
     """All prototypes, and for supports the row of their class's first one."""
-    _, vectors = reader.changed_vectors("prototype", since=-1)
-    _, classes = reader.owners("prototype")
+    ids, vectors = reader.changed_vectors("prototype", since=-1)
+    owned_ids, classes = reader.owners("prototype")
     support_ids, support_classes = reader.owners("support")
-    if len(classes) != len(vectors) or not len(classes):
+    if not len(ids) or not np.array_equal(ids, owned_ids):
         return None
     order = np.argsort(classes, kind="stable")
     rows = order[np.minimum(np.searchsorted(classes[order], support_classes), len(order) - 1)]
