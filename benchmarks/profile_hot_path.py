@@ -41,7 +41,8 @@ WAITING = ("wait (", "acquire", "select", "futex", "pthread_cond", "epoll", "_wo
 
 def rule_of(stack: list[str]) -> str | None:
     """Which rule counts a stack (outermost first); None: it waits."""
-    if any(word in stack[-1] for word in WAITING):
+    named = next((frame for frame in reversed(stack) if not frame.startswith("0x")), stack[-1])
+    if any(word in named for word in WAITING):
         return None
     for frame in reversed(stack):
         for name, (words, _) in list(RULES.items())[:-1]:
