@@ -252,7 +252,7 @@ class Embedder:
         runners: ThreadPoolExecutor | None = None
         waiting: deque[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]] = deque()
         group: list[LoadedPhoto | SkippedPhoto | Refused] = []
-        n_loaded = 0
+        n_loaded, n_together = 0, 1
 
         def submit() -> None:
             nonlocal group, n_loaded
@@ -283,16 +283,16 @@ class Embedder:
                     yield from self._finished([waiting.popleft() for _ in range(n_together)])
             if group:
                 submit()
-            yield from self._finished(waiting)
+            while waiting:
+                yield from self._finished([waiting.popleft() for _ in range(min(n_together, len(waiting)))])
         finally:
             if runners is not None:
                 runners.shutdown(wait=True, cancel_futures=True)
 
     def _finished(
-        self, groups: "Iterable[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]]"
+        self, groups: "Sequence[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]]"
     ) -> Iterator[Outcome]:
         """What became of groups of photos, each with the engine's call that has its features; None: no photo of it."""
-        groups = list(groups)
         features = [future.result() for _, future in groups if future is not None]
         rows = iter(self._finish(np.concatenate(features)) if features else ())
         for item in chain.from_iterable(group for group, _ in groups):

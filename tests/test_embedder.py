@@ -14,6 +14,7 @@ from fewshot.embedder import Embedder, EmbedderChoice, cache_folder, open_embedd
 from fewshot.errors import EngineError, ImageError, UsageError
 from fewshot.images import content_hash
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused, SkippedPhoto
+from fewshot.transforms import Transform
 
 
 class Engine(ColourEngine):
@@ -59,11 +60,12 @@ def mixed(tmp_path):
 @pytest.mark.parametrize("n_parallel", [1, 3])
 def test_every_photo_gets_its_own_outcome_in_order(mixed, batch_size, n_parallel):
     engine = Engine(batch_size, n_parallel, slow=True)
-    outcomes = list(embedder_around(engine).embed_photos(mixed, n_photos=len(mixed)))
-    assert [outcome.file for outcome in outcomes] == [str(photo) for photo in mixed]
+    photos = mixed * 5  # more than are in flight at once
+    outcomes = list(embedder_around(engine).embed_photos(photos, n_photos=len(photos)))
+    assert [outcome.file for outcome in outcomes] == [str(photo) for photo in photos]
     alone = embedder_around(Engine(1, 1))
-    for number, (photo, outcome) in enumerate(zip(mixed, outcomes, strict=True)):
-        if number % 4 == 1:
+    for number, (photo, outcome) in enumerate(zip(photos, outcomes, strict=True)):
+        if number % len(mixed) % 4 == 1:
             assert (type(outcome), outcome.code) == (Refused, "not_an_image")
             continue
         wanted = alone.embed_pixels(alone.prepare(photo).pixels[None])[0]
@@ -76,6 +78,23 @@ def test_all_calls_but_the_last_get_exactly_the_batch_size(mixed):
     engine = Engine(5, 1)
     list(embedder_around(engine).embed_photos(mixed, n_photos=len(mixed)))
     assert engine.sizes == [5, 5, 5, 2]  # 17 of the 23 are readable
+
+
+def test_many_photos_are_whitened_together_and_the_last_ones_too(mixed):
+    together = []
+
+    class Noting(Transform):
+        def __call__(self, embeddings):
+            together.append(len(embeddings))
+            return super().__call__(embeddings)
+
+    plain = embedder_around(Engine(1, 2))
+    eye = Noting(np.zeros(plain.dim, np.float32), np.eye(plain.dim, dtype=np.float32), 1.0)
+    whitening = Embedder(plain.backbone, plain.source, "f32", lambda bulk: Engine(1, 2), lambda: eye)
+    readable = [photo for number, photo in enumerate(mixed) if number % 4 != 1] * 4
+    found = list(whitening.embed_photos(readable, n_photos=len(readable)))
+    assert len(found) == len(readable) == 68
+    assert together == [16, 16, 16, 16, 4]
 
 
 def test_embeddings_are_float32_of_unit_length(mixed):
