@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from common import data_folder, fewshot, json_lines, keep, memory_mb, run
 from made_up import MadeUp, fill, steady_embedder
+from protocol import N_BASE_SUPPORTS, link_first
 
 N_EACH, N_NEW, NEW_LABEL, IMAGES_PER_S = 10, 20, "new-class", 100.0
-N_REAL_EACH = 20
 
 
 def child_open(index: Path, dim: int) -> dict[str, Any]:
@@ -132,11 +132,9 @@ def bulk(n: int, dim: int, work: Path) -> dict[str, Any]:
 def real(data: Path, work: Path, n_runs: int) -> dict[str, Any]:
     """`fewshot enroll --each` of real photos against the embedder alone on them, in turn."""
     folder = work / "real"
-    classes = [each for part in ("base/train", "novel/support") for each in sorted((data / part).iterdir())]
-    chosen = [photo for each in classes for photo in sorted(each.glob("*.jpg"))[:N_REAL_EACH]]
-    for photo in chosen:
-        (folder / photo.parent.name).mkdir(parents=True, exist_ok=True)
-        (folder / photo.parent.name / photo.name).symlink_to(photo.resolve())
+    for part in ("base/train", "novel/support"):
+        link_first(data / part, folder, N_BASE_SUPPORTS)
+    chosen = sorted(folder.rglob("*.jpg"))
     one = work / "one" / "class"
     one.mkdir(parents=True)
     (one / chosen[0].name).symlink_to(chosen[0].resolve())

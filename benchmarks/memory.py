@@ -27,7 +27,6 @@ from service import clients, serving
 from service_clients import request_bytes
 
 N_EACH, N_ASKED, N_BURST, BURST_S, REST_S = 10, 200, 64, 20, 30
-AT_ONCE = 32  # queries a call, as gallery.QUERY_CHUNK
 
 
 def service(n: int, dim: int, photos: list[Path], work: Path) -> dict[str, Any]:
@@ -54,18 +53,18 @@ def service(n: int, dim: int, photos: list[Path], work: Path) -> dict[str, Any]:
 
 def child_queries(index: Path, n_queries: int) -> list[dict[str, float]]:
     """In a process of its own: ask, and note the memory ten times."""
-    from fewshot.gallery import Gallery
+    from fewshot.gallery import QUERY_CHUNK, Gallery
 
     with Gallery(index) as gallery:
         dim = gallery.about().dim
         assert dim is not None
         queries = MadeUp(1000, N_EACH, dim).queries(1000)
         noted = []
-        tenth = max(AT_ONCE, n_queries // 10)
-        for start in range(0, n_queries, AT_ONCE):
-            gallery.predict(queries[np.arange(start, start + AT_ONCE) % 1000])
-            if start // tenth < (start + AT_ONCE) // tenth:
-                noted.append({"n": start + AT_ONCE, "mb": memory_mb()})
+        tenth = max(QUERY_CHUNK, n_queries // 10)
+        for start in range(0, n_queries, QUERY_CHUNK):
+            gallery.predict(queries[np.arange(start, start + QUERY_CHUNK) % 1000])
+            if start // tenth < (start + QUERY_CHUNK) // tenth:
+                noted.append({"n": start + QUERY_CHUNK, "mb": memory_mb()})
     return noted
 
 

@@ -315,9 +315,9 @@ class Gallery:
         """
         embedder = self.embedder()
         photos = [path for folder in folders for path in folder.photos]
-        with self._store.read() as reader:
-            is_empty = not reader.may_hold_more_supports_than(0)
         if cluster is None:
+            with self._store.read() as reader:
+                is_empty = not reader.may_hold_more_supports_than(0)
             outcomes = embedder.embed_photos(
                 photos,
                 n_photos=len(photos),

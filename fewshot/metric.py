@@ -93,7 +93,7 @@ def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = Non
         Linear discriminant analysis with a shrunk covariance: Friedman 1989, "Regularized discriminant analysis",
         eq. 18. There the covariance is inverted; here the classes keep their prototypes, and both sides are moved.
     """
-    around, _, counts = deviations(support, groups)
+    around, counts = deviations(support, groups)
     n_free = len(support) - int((counts > 0).sum())
     counts = weight * np.pad(counts, (0, (n_prototypes or len(counts)) - len(counts)))
     total = float((around**2).sum())
@@ -120,15 +120,16 @@ def _agreement(moved: Float32s, groups: Int64s) -> float:
     return min(1.0, max(LEAST_AGREEMENT, (float((sums**2).sum()) - len(moved)) / n_pairs))
 
 
-def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Float32s, Int64s]:
-    """Each photo's way from the mean of its group.
+def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Int64s]:
+    """Each photo's way from the mean of its group, (n_support, dim) float32, and how many photos each group has."""
+    means, counts = _means(support, groups)
+    return (support - means[groups]).astype(np.float32), counts
 
-    Returns:
-        (n_support, dim) float32; the groups' means (n_groups, dim) float32, not of unit length; and their counts.
-    """
+
+def _means(support: Float32s, groups: Int64s) -> tuple[np.ndarray, Int64s]:
+    """The groups' means, (n_groups, dim) float64, not of unit length, and how many photos each has."""
     counts = np.bincount(groups)
-    means = group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None]
-    return (support - means[groups]).astype(np.float32), means.astype(np.float32), counts
+    return group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None], counts
 
 
 def without_each(
@@ -152,8 +153,8 @@ def without_each(
     Source:
         Sherman & Morrison 1950, "Adjustment of an inverse matrix".
     """
-    _, means, counts = deviations(support, groups)
-    moved_prototypes, moved_means = metric.moved(prototypes), metric.moved(means)
+    means, counts = _means(support, groups)
+    moved_prototypes, moved_means = metric.moved(prototypes), metric.moved(means.astype(np.float32))
     lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
     gains = metric.gains(metric.counts)
     found = np.empty((len(support), len(prototypes)), np.float32)

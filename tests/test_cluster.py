@@ -155,12 +155,14 @@ def test_an_interrupted_enrolment_goes_on_where_it_stopped(tmp_path, leaves, clu
         with pytest.raises(KeyboardInterrupt):
             list(gallery.enroll(folders, cluster=spread, on_photo=stop))
         assert [each.supports for each in gallery.classes()] == [20]  # the class that was whole
-        for note in notes.iterdir():
-            note.unlink()
+        # These may go on until they are gone; what they still embed is not the second try's.
+        of_first_try = cluster_openers.at_work(notes)
         reports = list(gallery.enroll(folders, cluster=spread))
         assert [report.enrolled for report in reports] == [0, 20, 20, 20]
-    # What was whole is not embedded again. Workers of the first try may go on with other photos until they are gone.
-    assert {note.read_text() for note in notes.glob("embedded-*")} == set().union(*map(pixel_sums, folders[1:]))
+    again = [note for note in notes.glob("embedded-*") if note.name.split("-")[1] not in of_first_try]
+    # What was whole is not embedded again; each worker may have finished the photo that it had in hand.
+    assert 60 <= len(again) <= 60 + spread.n_cores()
+    assert {note.read_text() for note in again} == set().union(*map(pixel_sums, folders[1:]))
     assert len(set().union(*map(pixel_sums, folders))) == 80, "sums tell photos apart"
 
 

