@@ -15,6 +15,7 @@ EXTRAS = {
         "sklearn",
         "onnx",
         "onnxscript",
+        "cv2",
         "matplotlib",
         "tensorboard",
     ),

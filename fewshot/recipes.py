@@ -129,6 +129,15 @@ class Recipe:
     colour_jitter: float = _key(
         0.0, "random brightness, contrast and saturation by up to this share", low=0.0, high=1.0
     )
+    new_ground: float = _key(
+        0.0,
+        "share of the photos with a leaf on a plain ground that get another photo's surroundings instead",
+        low=0.0,
+        high=1.0,
+    )
+    ground_classes: tuple[str, ...] = _key(
+        (), "classes photographed where they grow: their photos lend the surroundings, and keep their own"
+    )
     grey_share: float = _key(0.0, "share of the photos turned grey at random", low=0.0, high=1.0)
     mixup: float = _key(0.0, "alpha of mixup for losses with class vectors; 0: none", low=0.0)
     # ---- the head
@@ -385,6 +394,9 @@ def _check_together(recipe: Recipe) -> None:
         "a prototype start needs the embedding itself, and projection_dim puts another between": (
             recipe.prototype_start and recipe.projection_dim > 0
         ),
+        "a leaf is told from its ground by colour, and the photos are grey": recipe.new_ground > 0
+        and (recipe.grey or recipe.backbone in BASELINES),
+        "new_ground and ground_classes need each other": (recipe.new_ground > 0) != bool(recipe.ground_classes),
         "split_by: source needs a source_pattern": recipe.split_by == "source" and not recipe.source_pattern,
         f"the baseline {recipe.backbone} has no ImageNet weights; say `weights: random`": (
             recipe.backbone in BASELINES and recipe.weights != "random"

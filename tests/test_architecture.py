@@ -62,6 +62,7 @@ DOORS = {
     "PIL": {"images", "decoding", "samples", "training"},
     "torch": {"networks", "portable", "losses", "engines", "training"},
     "torchvision": {"training"},
+    "cv2": {"training"},
     "fastapi": {"service", "watching"},
     "starlette": {"service", "watching"},
     "umap": {"projection"},

@@ -412,6 +412,23 @@ def test_held_out_classes_are_nowhere(data: Path) -> None:
     assert not [file for part in (split.train, split.test) for file in part.files if file.parent.name == "corn-rust"]
 
 
+def test_leaves_get_other_surroundings_and_the_report_says_how_many(tmp_path: Path, data: Path) -> None:
+    for file in (data / "train" / "corn-healthy").iterdir():
+        pixels = np.full((84, 100, 3), 150, np.uint8)
+        pixels[20:64, 30:70] = COLOURS["corn-healthy"]
+        Image.fromarray(pixels).save(file)
+    colour = {"backbone": "lite0", "image_size_px": 48, "frozen_batch_norm": True, "epochs": 1}
+    settings = {**colour, "new_ground": 0.5, "ground_classes": ["corn-rust"]}
+    (report,) = train(recipe_file(tmp_path, **settings), data, tmp_path / "one")
+    train(recipe_file(tmp_path, **settings), data, tmp_path / "two")
+    train(recipe_file(tmp_path, **colour), data, tmp_path / "plain")
+    one, two, plain = (weights(tmp_path / name / "small") for name in ("one", "two", "plain"))
+    assert same(one, two)
+    assert not same(one, plain)
+    assert report.as_dict()["n_cut_out"] == 12
+    assert "12 show a leaf on a plain ground" in (report.folder / "report.md").read_text()
+
+
 # ---- bad input
 
 

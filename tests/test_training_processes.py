@@ -43,7 +43,18 @@ CLASS_VECTORS = {
     "quarter_turns": True,
     "projection_dim": 32,
 }
+IN_COLOUR = {
+    **SMALL,
+    "backbone": "lite0",
+    "image_size_px": 48,
+    "frozen_batch_norm": True,
+    "loss": "cross-entropy",
+    "batch_size": 13,
+    "new_ground": 0.5,
+    "ground_classes": ["corn-rust"],
+}
 RECIPES = {
+    "grounds": IN_COLOUR,
     "vectors": CLASS_VECTORS,
     "pairs": {**SMALL, "loss": "triplet", "mining": "hard", "photos_per_class": 4, "batch_size": 12},
     "few": {**SMALL, "loss": "cross-entropy", "batch_size": 2},  # 39 photos: one batch holds a single one
@@ -59,7 +70,10 @@ def work(tmp_path_factory):
         for label, colour in COLOURS.items():
             (folder / "data" / part / label).mkdir(parents=True)
             for i in range(n):
-                pixels = rng.normal(colour, 40, (84, 100, 3)).clip(0, 255).astype(np.uint8)
+                noise = 10 if label == "corn-healthy" else 40
+                pixels = rng.normal(colour, noise, (84, 100, 3)).clip(0, 255).astype(np.uint8)
+                if label == "corn-healthy":  # a leaf on a plain ground
+                    pixels[:, :30] = pixels[:, 70:] = pixels[:20] = pixels[64:] = 150
                 Image.fromarray(pixels).save(folder / "data" / part / label / f"{i:02}.png")
     shutil.copytree(folder / "data", folder / "less")
     (folder / "less" / "train" / "corn-rust" / "12.png").unlink()
@@ -105,7 +119,7 @@ def assert_same(one, two):
         assert row["test"] == pytest.approx(wanted["test"], abs=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["vectors", "pairs"])
+@pytest.mark.parametrize("recipe", ["vectors", "pairs", "grounds"])
 def test_two_processes_train_what_one_trains(work, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(report, "_write_curves", lambda report, file: None)  # drawing takes longer than training here
     train(work / f"{recipe}.yaml", work / "data", tmp_path)
@@ -120,9 +134,9 @@ def test_stopped_and_started_again_they_come_to_the_same(work):
 
 
 def test_the_first_process_alone_reports(work):
-    names = ("vectors", "pairs", "resumed")
-    assert [said(work, 0)[name] for name in names] == [1, 1, 1]
-    assert [said(work, 1)[name] for name in names] == [0, 0, 0]
+    names = ("vectors", "pairs", "grounds", "resumed")
+    assert [said(work, 0)[name] for name in names] == [1, 1, 1, 1]
+    assert [said(work, 1)[name] for name in names] == [0, 0, 0, 0]
 
 
 def test_what_processes_cannot_share_is_told_by_each(work):

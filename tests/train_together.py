@@ -33,6 +33,7 @@ def main(folder: Path, processes: Processes) -> None:
         patch.setattr(runs, "joined", lambda: nullcontext(processes))
         train("vectors", "vectors", "two")
         train("pairs", "pairs", "two")
+        train("grounds", "grounds", "two")
         with pytest.MonkeyPatch.context() as stopping:
             stopping.setattr(BackbonePhase, "_train_epoch", stopped_in_epoch_2(BackbonePhase._train_epoch))
             train("stopped", "vectors", "resumed")

@@ -25,6 +25,7 @@ from fewshot.training.batches import (
     shuffled_batches,
 )
 from fewshot.training.checkpoints import Checkpoint, with_prefix, without_prefix
+from fewshot.training.grounds import Grounds
 from fewshot.training.networks import (
     Projection,
     Trainee,
@@ -57,6 +58,7 @@ class Prepared:
 
     split: Split
     decoded: list[Pixels]
+    grounds: Grounds | None
     train: Pixels
     validation: Pixels
     test: Pixels
@@ -174,7 +176,9 @@ class BackbonePhase:
     def step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
         """One batch forward and back: its loss, and the logits it was classified with."""
         recipe, n, processes = self.recipe, len(rows), self.processes
+        grounds = self.prepared.grounds
         decoded = [self.prepared.decoded[row] for row in rows]
+        new_grounds = grounds.drawn(rows, recipe.new_ground, rng) if grounds else []
         changes = drawn_changes(decoded, recipe, rng)
         # Chance decides for the whole batch, as in one process; each process then works on its share.
         mine = needed = processes.share(n)
@@ -182,6 +186,9 @@ class BackbonePhase:
         if recipe.mixup > 0:
             partner, share = drawn_partners(n, recipe.mixup, rng)
             needed = np.union1d(mine, partner[mine])
+        if grounds:
+            for i in needed:
+                decoded[i] = grounds.behind(decoded[i], int(rows[i]), new_grounds[i], self.prepared.decoded)
         batch = changed(decoded, training_size_px(recipe, self.trainee), changes, needed)
         if recipe.mixup > 0:
             own, other = (np.searchsorted(needed, wanted) for wanted in (mine, partner[mine]))

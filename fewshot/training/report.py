@@ -24,6 +24,7 @@ class Report:
     origin: Origin
     labels: tuple[str, ...]
     n_photos: dict[str, int]
+    n_cut_out: int  # training photos whose leaf may be put in front of other surroundings
     backbone_rows: tuple[EpochRow, ...]
     head_rows: tuple[EpochRow, ...]
     classifier: str | None  # "head", "loss" or None
@@ -50,6 +51,7 @@ class Report:
             "first_weights": self.origin.weights,
             "labels": list(self.labels),
             "n_photos": self.n_photos,
+            "n_cut_out": self.n_cut_out,
             "mean_epoch_seconds": self.mean_epoch_seconds,
             "embed_seconds": self.embed_seconds,
             "classifier": self.classifier,
@@ -88,7 +90,10 @@ def markdown(report: Report) -> str:
     title = f"# {report.name}" + (f": {report.cell}" if report.cell else "")
     counts = ", ".join(f"{n} {part}" for part, n in report.n_photos.items() if n)
     lines = [title, "", f"Backbone {origin.name} ({origin.architecture}, starting from **{weights}**)."]
-    lines += [f"{len(report.labels)} classes; photos: {counts}.", ""]
+    lines += [f"{len(report.labels)} classes; photos: {counts}."]
+    if report.n_cut_out:
+        lines.append(f"Of the training photos {report.n_cut_out} show a leaf on a plain ground that could be cut out.")
+    lines.append("")
     lines += _summary(report)
     if recipe.keep == "best" or recipe.patience:
         by = "validation photos" if report.n_photos.get("validation") else "test photos themselves, which flatters them"

@@ -23,6 +23,7 @@ from fewshot.recipes import BASELINES, Cell, Recipe, read_plan
 from fewshot.records import Float32s
 from fewshot.training.backbone_phase import N_SHOT, BackbonePhase, Prepared
 from fewshot.training.checkpoints import write_whole
+from fewshot.training.grounds import find_grounds
 from fewshot.training.head_phase import Features, head_logits, train_head
 from fewshot.training.networks import Head, Trainee, build_trainee, training_size_px
 from fewshot.training.photos import (
@@ -134,6 +135,7 @@ def train_cell(
         origin=trainee.origin,
         labels=split.train.labels,
         n_photos={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        n_cut_out=prepared.grounds.n_cut_out if prepared.grounds else 0,
         backbone_rows=tuple(phase.rows) if phase else (),
         head_rows=tuple(head_rows),
         classifier=None if logits is None else ("head" if head is not None else "loss"),
@@ -166,7 +168,8 @@ def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
     others = [
         fit_all(decode_all(photos, short_side_px, grey), size, crop_pct) for photos in (split.validation, split.test)
     ]
-    return trainee, Prepared(split, decoded, fit_all(decoded, size, crop_pct), others[0], others[1])
+    grounds = find_grounds(recipe, split.train, decoded) if recipe.epochs else None
+    return trainee, Prepared(split, decoded, grounds, fit_all(decoded, size, crop_pct), others[0], others[1])
 
 
 def _metrics(logits: Float32s | None, test: Photos) -> Metrics | None:
