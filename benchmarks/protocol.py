@@ -4,7 +4,7 @@ The gallery has 50 classes: the first 20 photos of each base class, and all supp
 query is answered among all 50. `+ field` asks the hard cases again after enrolling 10 field photos into each of six
 classes; nothing is trained anywhere.
 
-    python benchmarks/protocol.py [--data DIR] [--backbone NAME] [--precision f32|bf16] [--plain]
+    python benchmarks/protocol.py [--data DIR] [--backbone NAME] [--precision f32|bf16] [--quality fast|best] [--plain]
 
 With --plain a trained backbone is used without its class statistics: cosine between its embeddings as they are.
 """
@@ -94,15 +94,17 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--precision", default="f32")
+    parser.add_argument("--quality", default="fast")
     parser.add_argument("--plain", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         backbone = given.backbone
         if given.plain:
             backbone = str(without_statistics(Path(resolve(backbone).location), Path(folder) / "plain"))
-        options = ["--backbone", backbone, "--precision", given.precision]
+        options = ["--backbone", backbone, "--precision", given.precision, "--quality", given.quality]
         results = measure(data_folder(given.data), Path(folder) / "protocol", options)
     name = f"{Path(given.backbone).name}{'-plain' if given.plain else ''}"
+    name += "-best" if given.quality == "best" else ""
     print(f"{name}, {given.precision}\n{'':16}{'n':>6}{'top-1':>8}{'top-3':>8}{'within crop':>13}{'unknown':>9}")
     for asked, row in results.items():
         print(f"{asked:16}{row['n']:6}{row['top1']:8.1f}{row['top3']:8.1f}{row['within']:13.1f}{row['unknown']:9.1f}")

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ DEFAULT_BACKBONE = "plants-lite0"
 WEIGHTS_FILE, FACTS_FILE, STATISTICS_FILE = "backbone.safetensors", "backbone.json", "statistics.safetensors"
 PORTABLE_FILE = "model.onnx"  # the same network and weights, to be run without torch
 FOLDER_KINDS = ("shipped", "trained")
+# In how many views a backbone looks at a photo: whole; or whole and at each of four corners, which takes five times as
+# long and recognises more (docs/log.md).
+QUALITIES = {"fast": 1, "best": 5}
+# The side of a corner view, as a share of the whole.
+CORNER_SIDE = 0.7
 _SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -28,7 +33,9 @@ class Preprocessing:
     """How a photo becomes a backbone's input.
 
     The picture is scaled with `interpolation` so that the centre crop of `image_size_px` keeps `crop_pct` of the
-    short side, divided by 255, then normalised by `mean` and `std` per RGB channel.
+    short side, divided by 255, then normalised by `mean` and `std` per RGB channel. With five `views` the network looks
+    at that crop as a whole, and at the `view_size_px` of each of its corners; its features are the mean of all, each
+    scaled to unit length.
     """
 
     image_size_px: int
@@ -37,11 +44,30 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     squash: bool = False
+    views: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back. What looks once says nothing of views: older fingerprints hold."""
+        facts = asdict(self)
+        if self.views == 1:
+            del facts["views"]
+        return facts
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Preprocessing":
-        """The preprocessing that `dataclasses.asdict` described, JSON's lists being tuples again."""
+        """The preprocessing that `as_dict` described, JSON's lists being tuples again."""
         return cls(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
+
+    @property
+    def view_size_px(self) -> int:
+        """The side of what the network itself takes, in pixels."""
+        return self.image_size_px if self.views == 1 else round(self.image_size_px * CORNER_SIDE)
+
+    def in_views(self, views: int) -> "Preprocessing":
+        """The same of a network that looks once, looking so many times."""
+        if views == self.views:
+            return self
+        return replace(self, image_size_px=round(self.image_size_px / CORNER_SIDE), views=views)
 
     @property
     def short_side_px(self) -> int:
@@ -55,17 +81,26 @@ class WeightsSource:
 
     `kind` is "shipped" (trained, and part of this program; `location` its folder), "trained" (a folder that
     `fewshot train` wrote), "package" (an installed Python package; `location` its weights file), "file" (a local
-    .safetensors) or "hub" (timm's model hub; `location` the model's name there).
+    .safetensors) or "hub" (timm's model hub; `location` the model's name there). `views`: see `Preprocessing`.
     """
 
     name: str
     architecture: str
     kind: str
     location: str
+    views: int = 1
 
-    def as_dict(self) -> dict[str, str]:
-        """JSON-able; `WeightsSource(**d)` reads it back."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; `WeightsSource(**d)` reads it back. What looks once says nothing of views, as in older indexes."""
+        facts = asdict(self)
+        if self.views == 1:
+            del facts["views"]
+        return facts
+
+    @property
+    def quality(self) -> str:
+        """What `--quality` calls its number of views."""
+        return next(name for name, views in QUALITIES.items() if views == self.views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +121,7 @@ class Backbone:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; `Backbone.from_dict` reads it back."""
-        return asdict(self)
+        return {**asdict(self), "preprocessing": self.preprocessing.as_dict()}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Backbone":
@@ -101,7 +136,7 @@ class Backbone:
         facts = {"architecture": self.architecture, "weights": self.weights_sha256, "precision": precision}
         if self.statistics_sha256 is not None:
             facts["statistics"] = self.statistics_sha256
-        text = json.dumps({**facts, "preprocessing": asdict(self.preprocessing)}, sort_keys=True)
+        text = json.dumps({**facts, "preprocessing": self.preprocessing.as_dict()}, sort_keys=True)
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -197,7 +232,7 @@ def on_this_machine(source: WeightsSource) -> WeightsSource:
     Raises:
         UnknownBackboneError: it is not installed here.
     """
-    return resolve(source.name) if source.kind in ("shipped", "package") else source
+    return replace(resolve(source.name), views=source.views) if source.kind in ("shipped", "package") else source
 
 
 def source_key(source: WeightsSource) -> str:
@@ -206,7 +241,8 @@ def source_key(source: WeightsSource) -> str:
     Raises:
         BackboneError: the weights' file has gone.
     """
-    digest = xxhash.xxh3_128(json.dumps([source.name, source.architecture, source.kind]).encode())
+    views = [source.views] if source.views > 1 else []
+    digest = xxhash.xxh3_128(json.dumps([source.name, source.architecture, source.kind, *views]).encode())
     if source.kind == "hub":
         digest.update(source.location.encode())
     else:

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from fewshot import engines, extras, images, tuning
 from fewshot.backbones import (
     DEFAULT_BACKBONE,
     PACKAGES,
+    QUALITIES,
     Backbone,
     WeightsSource,
     load_statistics,
@@ -60,6 +61,7 @@ class EmbedderChoice:
     backbone: str | None = None
     precision: str | None = None
     engine: str = "auto"
+    quality: str | None = None
 
 
 class Embedder:
@@ -342,12 +344,12 @@ def open_embedder(
     On the OpenVINO path, torch and timm are needed once, and only for a backbone that does not come as ONNX.
 
     Args:
-        choice: backbone, precision and engine.
+        choice: backbone, precision, engine and quality.
         source: where an index says that its backbone is; used when the choice names none.
         on_notice: told, in a sentence, of one-time work that takes seconds.
 
     Raises:
-        UsageError: an unknown engine or precision.
+        UsageError: an unknown engine, precision or quality.
         BackboneError: the weights cannot be had; the subclass says why.
         MissingExtraError: the backbone or the engine needs torch, and it is not installed.
         EngineError: the engine cannot run it here.
@@ -355,6 +357,7 @@ def open_embedder(
     for what, name, known in (
         ("engine", choice.engine, engines.ENGINES),
         ("precision", choice.precision or engines.PRECISIONS[0], engines.PRECISIONS),
+        ("quality", choice.quality or "fast", tuple(QUALITIES)),
     ):
         if name not in known:
             raise UsageError(
@@ -362,6 +365,8 @@ def open_embedder(
             )
     if choice.backbone is not None or source is None:
         source = resolve(choice.backbone or DEFAULT_BACKBONE)
+    if choice.quality is not None:
+        source = replace(source, views=QUALITIES[choice.quality])
     on_gpu = choice.engine == "auto" and engines.cuda_available() and not extras.missing("train", extras.NETWORKS)
     if choice.engine == "torch" or on_gpu:
         return _open_torch(source, choice)
@@ -424,6 +429,7 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     if on_notice is not None:
         on_notice(f"preparing backbone {source.name} for this machine (once)")
     backbone, onnx = portable or _as_portable(source)
+    backbone = replace(backbone, preprocessing=backbone.preprocessing.in_views(source.views))
     try:
         engines.export_openvino(backbone, onnx, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
         verify(ir)
@@ -462,6 +468,7 @@ def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
     from fewshot.networks import load
 
     backbone, network = load(source)
+    backbone = replace(backbone, preprocessing=backbone.preprocessing.in_views(source.views))
     device = "cuda" if engines.cuda_available() else "cpu"
     precision = choice.precision or ("bf16" if device == "cuda" else "f32")
     statistics = load_statistics(source)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fewshot.backbones import Backbone
+from fewshot.backbones import Backbone, Preprocessing
 from fewshot.errors import CacheDamagedError, EngineError, UsageError, WeightsDamagedError
 from fewshot.records import Float32s, Pixels
 from fewshot.sealed import read_facts, read_sealed, write_sealed
@@ -151,7 +151,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
 
     Args:
         backbone: says the input size, mean and std.
-        onnx: the network: (1, 3, size, size) float32, normalised, to (1, dim) float32.
+        onnx: the network: (1, 3, size, size) float32, normalised, to (1, dim) float32; size is that of a view.
         path: the sealed file to write.
         facts: what `read_facts(path)` shall give back later.
 
@@ -160,7 +160,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
     """
     openvino = _openvino()
     prepared = backbone.preprocessing
-    size = prepared.image_size_px
+    size = prepared.view_size_px
     try:
         model = openvino.Core().read_model(io.BytesIO(onnx))
     except RuntimeError as error:
@@ -173,6 +173,8 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
             f"the ONNX network of backbone {backbone.name!r} makes {found[1]} of {found[0]}; its description says "
             f"{wanted[1]} of {wanted[0]}."
         )
+    if prepared.views > 1:
+        model = _in_views(model, prepared)
     steps = openvino.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
@@ -186,6 +188,29 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
         openvino.save_model(model, xml, compress_to_fp16=False)
         text, weights = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
     write_sealed(path, lambda target: target.write_bytes(text + weights), {**facts, "xml_bytes": len(text)})
+
+
+def _in_views(model: Any, prepared: Preprocessing) -> Any:
+    """A network that takes whole photos and gives the mean of what `model` gives for each of their views."""
+    openvino, ops = _openvino(), importlib.import_module("openvino.opset13")
+    passes = importlib.import_module("openvino.passes")
+    folding = passes.Manager()
+    folding.register_pass(passes.ConstantFolding())  # shapes that are computed from others become plain numbers
+    folding.run_passes(model)
+    reshape_to_batch(model, prepared.views)
+    size, whole = prepared.view_size_px, prepared.image_size_px
+    photo = ops.parameter([1, 3, whole, whole], np.float32, name="photo")
+    scaled = ops.interpolate(photo, [size, size], "bicubic_pillow", "sizes", axes=[2, 3], cube_coeff=-0.5)
+    corners = [
+        ops.slice(photo, [top, left], [top + size, left + size], [1, 1], [2, 3])
+        for top in (0, whole - size)
+        for left in (0, whole - size)
+    ]
+    model.input().get_node().output(0).replace(ops.concat([scaled, *corners], 0).output(0))
+    features = model.output().get_node().input_value(0)
+    unit = ops.normalize_l2(features, [1], 1e-12, "max")
+    views = ops.reshape(unit, [prepared.views, -1, model.output().partial_shape[1].get_length()], False)
+    return openvino.Model([ops.reduce_mean(views, [0])], [photo])
 
 
 class OpenVinoEngine:
@@ -372,6 +397,7 @@ class TorchEngine:
         prepared = backbone.preprocessing
         self._mean = torch.tensor(prepared.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(prepared.std, device=device).view(1, 3, 1, 1) * 255
+        self._view_size_px = prepared.view_size_px
 
     def run(self, pixels: Pixels) -> Float32s:
         """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
@@ -380,6 +406,17 @@ class TorchEngine:
             batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2).float()
             batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bf16"):
-                features = self._network(batch)
-            result: Float32s = features.float().cpu().numpy()
+                features = [self._network(view) for view in self._views(batch)]
+            if len(features) > 1:
+                features = [torch.nn.functional.normalize(each.float()) for each in features]
+            result: Float32s = torch.stack(features).float().mean(0).cpu().numpy()
         return result
+
+    def _views(self, batch: "torch.Tensor") -> "list[torch.Tensor]":
+        """What the network looks at: the photos as they are, or whole and at each of four corners."""
+        size, whole = self._view_size_px, batch.shape[-1]
+        if size == whole:
+            return [batch]
+        scaled = self._torch.nn.functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
+        ends = (slice(0, size), slice(whole - size, whole))
+        return [scaled, *(batch[..., down, across] for down in ends for across in ends)]

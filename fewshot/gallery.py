@@ -75,7 +75,7 @@ class Gallery:
     Args:
         place: the index's folder, or the address of its database (`postgresql://user@host/database`).
         create: make the index if there is none.
-        choice: backbone, precision and engine; by default those of the index.
+        choice: backbone, precision, engine and quality; by default those of the index.
         embedder: used instead of `choice`, for embedders that do not come from a backbone's name.
         on_notice: told, in a sentence, of one-time work that takes seconds.
         guard: decodes the photos, in processes that a hostile one cannot leave; closed with the index. None: they are
@@ -699,7 +699,8 @@ class Gallery:
     def _is_repinned(self, about: About, embedder: Embedder) -> bool:
         """Whether another process has given the index another backbone, and none was chosen here."""
         other = about.fingerprint is not None and not same_embeddings(about.fingerprint, embedder.fingerprint)
-        return other and not self._is_given and self._choice.backbone is None and self._choice.precision is None
+        chosen = (self._choice.backbone, self._choice.precision, self._choice.quality)
+        return other and not self._is_given and chosen == (None, None, None)
 
     def _check_pinned(self, about: About, embedder: Embedder) -> None:
         if about.fingerprint is None or same_embeddings(about.fingerprint, embedder.fingerprint):
@@ -707,8 +708,8 @@ class Gallery:
         raise MixedEmbeddingsError(
             f"index {self.name!r} holds {about.dim}-dim {about.precision} embeddings of {about.fingerprint}; this "
             f"backbone, {embedder.fingerprint}, makes {embedder.dim}-dim {embedder.precision} ones.",
-            hint="Open it with its own backbone (leave --backbone and --precision out), or rebuild it with "
-            "`fewshot reindex`.",
+            hint="Open it with its own backbone (leave --backbone, --precision and --quality out), or rebuild it "
+            "with `fewshot reindex`.",
         )
 
     # ---- inside a question

@@ -375,6 +375,7 @@ def test_doctor_shows_the_machine_and_a_sound_index(enrolled):
     for name in ("engine", "precision", "cpu", "cpu_features", "gpu", "python", "versions", "weights", "cache"):
         assert name in facts
     assert facts["index"]["whitened"] is False
+    assert facts["index"]["quality"] == "fast"
     out = ok("doctor")
     assert "plain L2" in out
     assert "index health" in out

@@ -285,6 +285,7 @@ def test_fingerprint_tells_precision_preprocessing_and_weights_apart_but_not_nam
         digits(mean=(0.5, 0.0, 0.0)),
         digits(std=(0.5, 1.0, 1.0)),
         digits(squash=True),
+        digits(views=5),
     ]
     assert len({same, *others}) == len(others) + 1
 
@@ -296,9 +297,10 @@ def test_a_backbone_written_as_json_is_read_back_the_same():
 
 @pytest.mark.parametrize(
     ("choice", "suggested"),
-    [(EmbedderChoice(engine="opnvino"), "openvino"), (EmbedderChoice(precision="bf61"), "bf16")],
+    [(EmbedderChoice(engine="opnvino"), "openvino"), (EmbedderChoice(precision="bf61"), "bf16")]
+    + [(EmbedderChoice(quality="bset"), "best")],
 )
-def test_unknown_engine_or_precision_is_misuse_and_suggests_the_nearest(choice, suggested):
+def test_unknown_engine_precision_or_quality_is_misuse_and_suggests_the_nearest(choice, suggested):
     with pytest.raises(UsageError) as caught:
         open_embedder(choice)
     assert f"Did you mean {suggested!r}?" in caught.value.hint

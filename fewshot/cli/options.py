@@ -20,11 +20,12 @@ DEFAULT_INDEX = "indexes/default"
 
 
 class EmbedderOptions(NamedTuple):
-    """`--backbone`, `--precision` and `--engine` as given."""
+    """`--backbone`, `--precision`, `--engine` and `--quality` as given."""
 
     backbone: str | None = None
     precision: str | None = None
     engine: str = "auto"
+    quality: str | None = None
 
 
 AS_PINNED = EmbedderOptions()
@@ -53,11 +54,13 @@ def common(function: Function) -> Function:
 
 
 def embedding(function: Function) -> Function:
-    """`--backbone`, `--precision` and `--engine`, which commands that embed photos take as `embedder`."""
+    """`--backbone`, `--precision`, `--engine` and `--quality`, which commands that embed take as `embedder`."""
 
     @wraps(function)
-    def wrapped(*args: Any, backbone: str | None, precision: str | None, engine: str, **kwargs: Any) -> Any:
-        return function(*args, embedder=EmbedderOptions(backbone, precision, engine), **kwargs)
+    def wrapped(
+        *args: Any, backbone: str | None, precision: str | None, engine: str, quality: str | None, **kwargs: Any
+    ) -> Any:
+        return function(*args, embedder=EmbedderOptions(backbone, precision, engine, quality), **kwargs)
 
     decorated: Any = wrapped
     for option in (
@@ -66,6 +69,11 @@ def embedding(function: Function) -> Function:
             default="auto",
             show_default=True,
             help="auto, openvino or torch; auto is torch on a CUDA GPU and OpenVINO elsewhere.",
+        ),
+        click.option(
+            "--quality",
+            help="fast or best: best looks at each photo in five views, takes five times as long to embed it and "
+            "recognises more; by default the index's own, in a new index fast.",
         ),
         click.option("--precision", help="f32 or bf16; by default the index's own, in a new index the CPU's best."),
         click.option(

@@ -155,7 +155,7 @@ def _sources(
             raise click.UsageError(f"{known!r} is an index and {other!r} is not; give two indexes, or two backbones.")
         if given.backbone is not None:
             raise click.UsageError("--compare names the backbones; leave --backbone out.")
-        choices = [EmbedderChoice(name, given.precision, given.engine) for name in compare]
+        choices = [EmbedderChoice(name, given.precision, given.engine, given.quality) for name in compare]
         if images is not None:
             pair = [stack.enter_context(_folder(images, choice)) for choice in choices]
         else:

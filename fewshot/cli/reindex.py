@@ -23,7 +23,7 @@ def reindex(
     as_json: bool,
     embedder: EmbedderOptions,
 ) -> None:
-    """Embed all photos of an index anew, with another backbone (default: the program's own).
+    """Embed all photos of an index anew, with another backbone or quality (default: the program's own).
 
     The index keeps every photo at 256 px on its short side and embeds those; originals that are found by content
     under --photos are used instead. The index answers with its old embeddings until all are done; an interrupted

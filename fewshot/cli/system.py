@@ -169,6 +169,7 @@ def index_facts(index: str) -> dict[str, Any] | None:
 
     None where a database holds none yet.
     """
+    from fewshot.backbones import WeightsSource
     from fewshot.errors import FewshotError, IndexMissingError
     from fewshot.store import FILE_NAME, shown_place
     from fewshot.store.log import damaged_log
@@ -187,6 +188,7 @@ def index_facts(index: str) -> dict[str, Any] | None:
             facts["backbone"], facts["precision"] = about.fingerprint, about.precision
             if about.backbone is not None:
                 facts["whitened"] = about.backbone.get("statistics_sha256") is not None
+                facts["quality"] = "fast" if about.source is None else WeightsSource(**about.source).quality
             facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()
@@ -232,7 +234,8 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
     elif "generation" not in index:
         rows.append(["index", f"{place}: cannot be opened"])
     else:
-        pinned = f"{index['backbone']} ({index['precision']})" if index["backbone"] else "no backbone yet"
+        made = ", ".join(index[key] for key in ("precision", "quality") if index.get(key))
+        pinned = f"{index['backbone']} ({made})" if index["backbone"] else "no backbone yet"
         rows.append(["index", f"{place}: {index['classes']} classes, {index['supports']} photos, {pinned}"])
     if index is not None and "whitened" in index:
         rows.append(["comparison", _WHITENED if index["whitened"] else _PLAIN])

@@ -39,6 +39,7 @@ class Options:
     backbone: str | None = None
     precision: str | None = None
     engine: str = "auto"
+    quality: str | None = None
 
 
 class Service:
@@ -46,7 +47,7 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         os.environ[THREADS_VARIABLE] = str(options.threads)
-        choice = EmbedderChoice(options.backbone, options.precision, options.engine)
+        choice = EmbedderChoice(options.backbone, options.precision, options.engine, options.quality)
         self._gallery = Gallery(options.index, choice=choice)
         # A replica takes requests when it can answer them.
         self._gallery.embedder().open_for_many()

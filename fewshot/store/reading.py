@@ -55,7 +55,7 @@ class About:
     fingerprint: str | None
     precision: str | None
     dim: int | None
-    source: dict[str, str] | None
+    source: dict[str, Any] | None
     backbone: dict[str, Any] | None
 
 

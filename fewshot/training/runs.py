@@ -208,7 +208,7 @@ def _write_backbone(
     facts = {
         "architecture": trainee.origin.architecture,
         "started_from": dataclasses.asdict(trainee.origin),
-        "preprocessing": dataclasses.asdict(trainee.preprocessing),
+        "preprocessing": trainee.preprocessing.as_dict(),
         "dim": trainee.dim,
         "labels": list(labels),
         "recipe": recipe.as_dict(),
