@@ -47,11 +47,8 @@ class Preprocessing:
     views: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it back. What looks once says nothing of views: older fingerprints hold."""
-        facts = asdict(self)
-        if self.views == 1:
-            del facts["views"]
-        return facts
+        """JSON-able; `from_dict` reads it back. Without views where it looks once."""
+        return _facts(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Preprocessing":
@@ -91,16 +88,21 @@ class WeightsSource:
     views: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; `WeightsSource(**d)` reads it back. What looks once says nothing of views, as in older indexes."""
-        facts = asdict(self)
-        if self.views == 1:
-            del facts["views"]
-        return facts
+        """JSON-able; `WeightsSource(**d)` reads it back. Without views where it looks once."""
+        return _facts(self)
 
     @property
     def quality(self) -> str:
         """What `--quality` calls its number of views."""
         return next(name for name, views in QUALITIES.items() if views == self.views)
+
+
+def _facts(described: Preprocessing | WeightsSource) -> dict[str, Any]:
+    """As a dict that is what it was before there were views, where there is one: fingerprints and indexes hold."""
+    facts = asdict(described)
+    if described.views == 1:
+        del facts["views"]
+    return facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,21 +44,15 @@ def test_a_leaf_on_a_plain_ground_is_found(ground, leaf):
     assert overlap(mask, shape) > 0.93
 
 
-def test_a_bleached_spot_belongs_to_its_leaf():
+@pytest.mark.parametrize(
+    ("at", "radius_px", "colour", "is_leaf"), [((100, 80), 15, GREY, True), ((12, 12), 6, BROWN, False)]
+)
+def test_a_bleached_spot_belongs_to_its_leaf_and_dirt_on_the_ground_does_not(at, radius_px, colour, is_leaf):
     pixels, shape = leaf_photo()
-    cv2.circle(pixels, (100, 80), 15, GREY, -1)
+    cv2.circle(pixels, at, radius_px, colour, -1)
     mask = leaf_mask(pixels)
     assert mask is not None
-    assert mask[80, 100] == 255
-    assert overlap(mask, shape) > 0.93
-
-
-def test_dirt_on_the_ground_is_none_of_the_leaf():
-    pixels, shape = leaf_photo()
-    cv2.circle(pixels, (12, 12), 6, BROWN, -1)
-    mask = leaf_mask(pixels)
-    assert mask is not None
-    assert mask[12, 12] == 0
+    assert (mask[at[1], at[0]] == 255) == is_leaf
     assert overlap(mask, shape) > 0.93
 
 
