@@ -21,7 +21,7 @@ WEIGHTS_FILE, FACTS_FILE, STATISTICS_FILE = "backbone.safetensors", "backbone.js
 PORTABLE_FILE = "model.onnx"  # the same network and weights, to be run without torch
 FOLDER_KINDS = ("shipped", "trained")
 # In how many views a backbone looks at a photo: whole; or whole and at each of four corners, which takes five times as
-# long and recognises more (docs/log.md).
+# long and recognises somewhat more (docs/log.md).
 QUALITIES = {"fast": 1, "best": 5}
 # The side of a corner view, as a share of the whole.
 CORNER_SIDE = 0.7

@@ -73,7 +73,7 @@ def embedding(function: Function) -> Function:
         click.option(
             "--quality",
             help="fast or best: best looks at each photo in five views, takes five times as long to embed it and "
-            "recognises more; by default the index's own, in a new index fast.",
+            "recognises somewhat more; by default the index's own, in a new index fast.",
         ),
         click.option("--precision", help="f32 or bf16; by default the index's own, in a new index the CPU's best."),
         click.option(
