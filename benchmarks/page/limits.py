@@ -126,10 +126,10 @@ def search() -> str:
 `python benchmarks/search.py`: one query a call, one thread, {facts["n_queries"]} queries of the same classes, the
 {facts["k"]} nearest.{_busy(facts)} *p50* is ours with the vectors at hand for the last comparison, *ratio* ours without
 them against faiss itself with the very same index, in turn. Prototypes are searched exactly. Photos are kept exact up
-to 128 MB, in 8 bits a dimension up to 200,000, and beyond in cells, of which as many are read as find the nearest
-other photo of 99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. The cells are the
-classes where these are more than would be fitted. *Ten a class* of random directions has no structure above the
-class, the hardest case for whatever does not read everything.
+to 64 MB, and beyond in 8 bits a dimension and in cells, of which as many are read as find the nearest other photo of
+99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. The cells are the classes where
+these are more than would be fitted. *Ten a class* of random directions has no structure above the class, the hardest
+case for whatever does not read everything.
 
 {table(headings, rows)}
 

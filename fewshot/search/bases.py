@@ -8,10 +8,11 @@ import numpy as np
 from fewshot.records import NO_ID, Float32s, Int64s
 
 # Which kind of base holds how many vectors; `benchmarks/search.py` measures all three, and what others do beside them.
-# Up to the first limit exact search is fast enough and needs no training; up to the second one byte a dimension is
-# kept and all of it is read; beyond, the vectors lie in cells and only those near the query are read.
+# Up to the first limit exact search is fast enough and needs no training; beyond, a byte a dimension is kept. Up to the
+# second limit all of it is read, which is no faster; beyond, the vectors lie in cells and only those near the query are
+# read.
 EXACT_LIMIT = 200_000
-CELLS_LIMIT = 200_000
+CELLS_LIMIT = 10_000
 TRAINING_SAMPLE = 20_000
 # Of a base in cells: how many there are for n vectors (this times the root of n, as a power of two), and on how many
 # vectors each its centre is fitted.
