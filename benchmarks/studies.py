@@ -12,6 +12,7 @@ from typing import Any
 
 from common import FEWSHOT, ROOT, data_folder, keep, run
 
+PATCHES = "backbone=lite0,frozen_parts=3,frozen_batch_norm=true,learning_rate=5e-4,schedule=cosine"
 # name: recipe, folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
 STUDIES = {
     "tswv": ("tswv", "pepper", "backbone=lite0", 1),
@@ -20,9 +21,11 @@ STUDIES = {
     "defungi": (
         "defungi",
         "defungi",
-        "backbone=lite0,image_size_px=112,frozen_parts=3,frozen_batch_norm=true,learning_rate=5e-4,schedule=cosine,epochs=5",
-        2,
+        f"{PATCHES},split_by=photo,image_size_px=160,test_image_size_px=224,test_crop_pct=1.0,crop_min_share=0.5,"
+        "warmup_epochs=0.5,epochs=8",
+        1,
     ),
+    "defungi-sources": ("defungi", "defungi", f"{PATCHES},image_size_px=112,epochs=5", 2),
 }
 
 

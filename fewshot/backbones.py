@@ -61,7 +61,17 @@ class Preprocessing:
         return self.image_size_px if self.views == 1 else round(self.image_size_px * CORNER_SIDE)
 
     def in_views(self, views: int) -> "Preprocessing":
-        """The same of a network that looks once, looking so many times."""
+        """The same of a network that looks once, looking so many times.
+
+        Raises:
+            BackboneError: a number of views that there is not, as an index of a later release may have.
+        """
+        if views not in QUALITIES.values():
+            known = " and ".join(str(number) for number in QUALITIES.values())
+            raise BackboneError(
+                f"embeddings of {views} views of a photo are wanted; this release makes those of {known}.",
+                hint="Update fewshot, or make the index anew with `fewshot reindex`.",
+            )
         if views == self.views:
             return self
         return replace(self, image_size_px=round(self.image_size_px / CORNER_SIDE), views=views)
@@ -94,7 +104,7 @@ class WeightsSource:
     @property
     def quality(self) -> str:
         """What `--quality` calls its number of views."""
-        return next(name for name, views in QUALITIES.items() if views == self.views)
+        return next((name for name, views in QUALITIES.items() if views == self.views), f"{self.views} views")
 
 
 def _facts(described: Preprocessing | WeightsSource) -> dict[str, Any]:

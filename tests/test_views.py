@@ -11,6 +11,7 @@ from PIL import Image
 from fewshot.backbones import QUALITIES, Preprocessing, WeightsSource, on_this_machine, resolve, source_key
 from fewshot.cli.main import main
 from fewshot.embedder import EmbedderChoice, open_embedder
+from fewshot.errors import BackboneError
 from fewshot.samples import CLASSES, render_leaf, write_samples
 
 pytestmark = pytest.mark.weights
@@ -74,6 +75,14 @@ def test_the_network_gets_views_of_its_own_size(size):
     assert five.in_views(5) is five
     assert Preprocessing.from_dict(json.loads(json.dumps(five.as_dict()))) == five
     assert set(QUALITIES.values()) == {1, 5}
+
+
+def test_a_number_of_views_from_a_later_release_is_told():
+    later = replace(resolve("plants-lite0"), views=9)
+    assert later.quality == "9 views"
+    with pytest.raises(BackboneError, match="of 9 views") as caught:
+        open_embedder(EmbedderChoice(precision="f32"), source=later)
+    assert "Update" in caught.value.hint
 
 
 def test_an_index_keeps_its_quality_until_it_is_made_anew(tmp_path, monkeypatch):

@@ -59,12 +59,15 @@ def studies() -> str:
         prototype = f"{row['prototype']['top1']['share']:.3f}"
         rows.append([name, str(row["n_test"]), accuracy, *others, prototype, f"{row['training_s'] / 60:.0f}"])
     headings = ["recipe", "test photos", "accuracy (95 %)", "precision", "recall", "F1", "nearest prototype", "min"]
-    chosen = "; ".join(dict.fromkeys(f"{row['study']}: `--only {row['only']}`" for row in facts["rows"]))
+    chosen = "\n".join(dict.fromkeys(f"- {row['study']}: `--only {row['only']}`" for row in facts["rows"]))
     return f"""## The other studies' recipes
 
 `python benchmarks/studies.py`: the recipes on the photographs here, with EfficientNet-Lite0 (*lite0*:
 ImageNet; *plants-lite0*: the shipped one, frozen, whose training saw other bell pepper photos of the same collection)
-in place of the studies' networks, whose weights are not here ({chosen}).
+in place of the studies' networks, whose weights are not here. A random split of DeFungi puts patches of one source
+image on both sides; *split_by=source* does not. Rows stand in this order:
+
+{chosen}
 
 {table(headings, rows)}
 
