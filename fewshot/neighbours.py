@@ -14,9 +14,9 @@ from fewshot.metric import Metric
 from fewshot.records import NO_ID, Float32s, Int64s, Neighbour
 from fewshot.store import Reader
 
-# Enrolled photos are kept exact up to so many numbers (64 MB, which a search goes through in 5 ms); beyond, a byte each:
-# their similarities are computed from the store's vectors, so that nothing is lost but a place in memory. Prototypes
-# decide answers and stay exact.
+# Enrolled photos are kept exact up to so many numbers (64 MB, which a search goes through in 5 ms); beyond, a byte
+# each: their similarities are computed from the store's vectors, so that nothing is lost but a place in memory.
+# Prototypes decide answers and stay exact.
 EXACT_NUMBERS = 16_000_000
 # Changes carried along beside a cached file before it is written anew.
 PENDING_FLOOR, PENDING_PART = 512, 0.05
