@@ -18,6 +18,12 @@ STUDIES = {
     "tswv": ("tswv", "pepper", "backbone=lite0", 1),
     "tswv-plants": ("tswv", "pepper", "backbone=plants-lite0,epochs=0,head=mlp,head_epochs=50", 1),
     "emergency": ("emergency", "scenes", "backbone=lite0", 1),
+    "emergency-frozen": (
+        "emergency",
+        "scenes",
+        "backbone=lite0,epochs=0,frozen_parts=-1,head=mlp,head_epochs=100,head_learning_rate=1e-3,keep=last,validation_share=0",
+        1,
+    ),
     "defungi": (
         "defungi",
         "defungi",
