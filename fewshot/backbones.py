@@ -77,6 +77,12 @@ class Preprocessing:
         return replace(self, image_size_px=round(self.image_size_px / CORNER_SIDE), views=views)
 
     @property
+    def corners_px(self) -> list[tuple[int, int]]:
+        """Top and left of the views at the corners; none where there is one view."""
+        ends = (0, self.image_size_px - self.view_size_px)
+        return [(top, left) for top in ends for left in ends] if self.views > 1 else []
+
+    @property
     def short_side_px(self) -> int:
         """The short side to which a photo is scaled before the crop, in pixels."""
         return round(self.image_size_px / self.crop_pct)
@@ -139,6 +145,10 @@ class Backbone:
     def from_dict(cls, facts: Mapping[str, Any]) -> "Backbone":
         """The backbone that `as_dict` described."""
         return cls(**{**facts, "preprocessing": Preprocessing.from_dict(facts["preprocessing"])})
+
+    def in_views(self, views: int) -> "Backbone":
+        """The same backbone, looking so many times; see `Preprocessing.in_views`."""
+        return replace(self, preprocessing=self.preprocessing.in_views(views))
 
     def fingerprint(self, precision: str) -> str:
         """The name of this backbone's embeddings at an engine precision: `name@` and 12 hexadecimal digits.

@@ -429,7 +429,7 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     if on_notice is not None:
         on_notice(f"preparing backbone {source.name} for this machine (once)")
     backbone, onnx = portable or _as_portable(source)
-    backbone = replace(backbone, preprocessing=backbone.preprocessing.in_views(source.views))
+    backbone = backbone.in_views(source.views)
     try:
         engines.export_openvino(backbone, onnx, ir, {"backbone": backbone.as_dict(), "source": source.as_dict()})
         verify(ir)
@@ -468,7 +468,7 @@ def _open_torch(source: WeightsSource, choice: EmbedderChoice) -> Embedder:
     from fewshot.networks import load
 
     backbone, network = load(source)
-    backbone = replace(backbone, preprocessing=backbone.preprocessing.in_views(source.views))
+    backbone = backbone.in_views(source.views)
     device = "cuda" if engines.cuda_available() else "cpu"
     precision = choice.precision or ("bf16" if device == "cuda" else "f32")
     statistics = load_statistics(source)

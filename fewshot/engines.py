@@ -202,9 +202,7 @@ def _in_views(model: Any, prepared: Preprocessing) -> Any:
     photo = ops.parameter([1, 3, whole, whole], np.float32, name="photo")
     scaled = ops.interpolate(photo, [size, size], "bicubic_pillow", "sizes", axes=[2, 3], cube_coeff=-0.5)
     corners = [
-        ops.slice(photo, [top, left], [top + size, left + size], [1, 1], [2, 3])
-        for top in (0, whole - size)
-        for left in (0, whole - size)
+        ops.slice(photo, [top, left], [top + size, left + size], [1, 1], [2, 3]) for top, left in prepared.corners_px
     ]
     model.input().get_node().output(0).replace(ops.concat([scaled, *corners], 0).output(0))
     features = model.output().get_node().input_value(0)
@@ -397,7 +395,7 @@ class TorchEngine:
         prepared = backbone.preprocessing
         self._mean = torch.tensor(prepared.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(prepared.std, device=device).view(1, 3, 1, 1) * 255
-        self._view_size_px = prepared.view_size_px
+        self._view_size_px, self._corners_px = prepared.view_size_px, prepared.corners_px
 
     def run(self, pixels: Pixels) -> Float32s:
         """Features of a batch: (n, size, size, 3) uint8 RGB -> (n, dim) float32, not of unit length."""
@@ -414,9 +412,8 @@ class TorchEngine:
 
     def _views(self, batch: "torch.Tensor") -> "list[torch.Tensor]":
         """What the network looks at: the photos as they are, or whole and at each of four corners."""
-        size, whole = self._view_size_px, batch.shape[-1]
-        if size == whole:
+        if not self._corners_px:
             return [batch]
+        size = self._view_size_px
         scaled = self._torch.nn.functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
-        ends = (slice(0, size), slice(whole - size, whole))
-        return [scaled, *(batch[..., down, across] for down in ends for across in ends)]
+        return [scaled, *(batch[..., top : top + size, left : left + size] for top, left in self._corners_px)]

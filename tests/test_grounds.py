@@ -3,11 +3,12 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewshot.errors import RecipeError
 from fewshot.recipes import resolve
 from fewshot.training.grounds import Grounds, NewGround, find_grounds, leaf_mask, replaced
-from fewshot.training.photos import Photos
+from fewshot.training.photos import Photos, read_split
 
 GREEN, BROWN, GREY, BLACK, WHITE = (60, 130, 50), (120, 80, 40), (150, 145, 155), (0, 0, 0), (235, 238, 245)
 HERE = NewGround(1, 1.0, 0.0, (0.0, 0.0), 1.0, (0.0, 0.0), 0, False, 0.0, 1.0)
@@ -128,10 +129,14 @@ def test_without_a_share_no_leaf_is_looked_for():
     assert find_grounds(resolve({}), named, pixels) is None
 
 
-def test_ground_classes_that_are_not_there_and_photos_without_a_leaf_are_told():
+def test_ground_classes_that_are_not_there_and_photos_without_a_leaf_are_told(tmp_path):
     named, pixels = photos()
+    for number, (label, photo) in enumerate(zip(named.class_index, pixels, strict=True)):
+        folder = tmp_path / "train" / named.labels[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(folder / f"{number}.png")
     with pytest.raises(RecipeError, match="no class 'field-scap'") as caught:
-        find_grounds(resolve({"new_ground": 0.5, "ground_classes": ["field-scap"]}), named, pixels)
+        read_split(resolve({"new_ground": 0.5, "ground_classes": ["field-scap"]}), tmp_path)
     assert "field-scab" in caught.value.hint
     with pytest.raises(RecipeError, match="no photo shows a leaf on a plain ground"):
         find_grounds(resolve({"new_ground": 0.5, "ground_classes": ["corn-rust"]}), named, pixels)

@@ -23,11 +23,11 @@ def accuracy() -> str:
 `python benchmarks/protocol.py`: through the command line alone, with the shipped backbone plants-lite0 (whitened,
 several prototypes where a class's photos form groups, in the index's own metric). *Best* (`--quality best`) looks at
 every photo in five views, at five times the computing. *Not whitened* (`--plain`) is the same without the backbone's
-statistics, *ImageNet* (`--backbone lite0`) the network it started from. The gallery has 50
-classes; every query is answered among all of them, in percent. The 15 novel classes were never trained on. Hard cases,
-x: photos from another source than any enrolled; y: photos that other networks found hardest in their class. "+ field":
-after enrolling 10 field photos into each of six classes; nothing is trained between the two. Top-1 counts the first
-match, whether or not the answer is `unknown`.
+statistics, *ImageNet* (`--backbone lite0`) the network it started from. The gallery has 50 classes; every query is
+answered among all of them, in percent. The 15 novel classes were never trained on. Hard cases, x: photos from another
+source than any enrolled; y: photos that other networks found hardest in their class. "+ field": after enrolling 10
+field photos into each of six classes; nothing is trained between the two. Top-1 counts the first match, whether or not
+the answer is `unknown`.
 
 {table(headings, rows)}
 

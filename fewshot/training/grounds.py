@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fewshot.errors import RecipeError, did_you_mean
+from fewshot.errors import RecipeError
 from fewshot.recipes import Recipe
 from fewshot.records import Int64s, Pixels
 from fewshot.training.photos import Photos
@@ -89,13 +89,10 @@ def find_grounds(recipe: Recipe, photos: Photos, decoded: Sequence[Pixels]) -> G
     """Cut the leaves out of all photos but those of the recipe's `ground_classes`; None where no ground is replaced.
 
     Raises:
-        RecipeError: `ground_classes` names no class, or there is no leaf to cut out.
+        RecipeError: there is no leaf to cut out.
     """
     if recipe.new_ground == 0:
         return None
-    for label in recipe.ground_classes:
-        if label not in photos.labels:
-            raise RecipeError(f"ground_classes: there is no class {label!r}.", hint=did_you_mean(label, photos.labels))
     lends = np.isin(photos.class_index, [photos.labels.index(label) for label in recipe.ground_classes])
     masks = [None if lent else leaf_mask(pixels) for lent, pixels in zip(lends, decoded, strict=True)]
     if all(mask is None for mask in masks):

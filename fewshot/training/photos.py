@@ -47,14 +47,15 @@ def read_split(recipe: Recipe, data: Path) -> Split:
 
     Raises:
         FolderError: a folder is missing or empty.
-        RecipeError: `held_out_classes` names no class, or the source pattern does not fit the files' names.
+        RecipeError: `held_out_classes` or `ground_classes` names no class, or the source pattern does not fit the
+            files' names.
         TooFewPhotosError: a class has too few photos to be split, or for P x K batches.
     """
     train = _read_folder(data / recipe.train_folder, recipe)
-    for label in recipe.held_out_classes:
-        if label not in train.labels:
-            raise RecipeError(f"held_out_classes: there is no class {label!r}.", hint=did_you_mean(label, train.labels))
+    _check_labels("held_out_classes", recipe.held_out_classes, train)
     train = _with_labels(train, [label for label in train.labels if label not in recipe.held_out_classes])
+    if recipe.epochs:
+        _check_labels("ground_classes", recipe.ground_classes, train)  # before anything is decoded
     if recipe.test_folder:
         found = _read_folder(data / recipe.test_folder, recipe)
         test = _with_labels(found, train.labels)
@@ -126,6 +127,13 @@ def _read_folder(folder: Path, recipe: Recipe) -> Photos:
             classes += [len(labels)] * len(chosen)
             labels.append(found.label)
     return Photos(tuple(files), np.array(classes, np.int64), tuple(labels))
+
+
+def _check_labels(key: str, named: Sequence[str], photos: Photos) -> None:
+    """Refuse classes that a recipe's key names and that there are not; suggest the nearest."""
+    for label in named:
+        if label not in photos.labels:
+            raise RecipeError(f"{key}: there is no class {label!r}.", hint=did_you_mean(label, photos.labels))
 
 
 def _with_labels(photos: Photos, labels: Sequence[str]) -> Photos:
