@@ -23,6 +23,7 @@ FLOW = [
     "records",
     "sealed",
     "extras",
+    "memory",
     "recipes",
     "images",
     "decoding",

@@ -21,7 +21,7 @@ ROOT = Path(fewshot.__file__).parent
 # From the bottom to the top. A module imports from its own layer and those above it in this list, nothing below it.
 LAYERS = [
     {"errors", "records"},
-    {"recipes", "extras"},
+    {"recipes", "extras", "memory"},
     {"sealed", "images", "decoding", "datasets", "samples"},
     {"transforms", "backbones", "portable", "networks", "losses"},
     {"engines", "tuning", "embedder", "cluster"},

@@ -11,6 +11,7 @@ from fewshot.cli.options import common
 from fewshot.cli.output import json_line
 from fewshot.cli.terminal import echo
 from fewshot.extras import need
+from fewshot.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from fewshot.training.progress import Progress
@@ -42,6 +43,7 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
     result. docs/training.md says what can stand in a recipe and what comes out.
     """
     need("train", "training a backbone")
+    keep_freed_memory()
     from fewshot.training.runs import train as run
 
     with _bar() as on_progress:

@@ -1,7 +1,8 @@
-"""What a service took for a burst of photos goes back to the system when the burst is over, and not before."""
+"""Freed memory: a service gives back what a burst of photos took, a training keeps it for its next batch."""
 
 import ctypes
 import mmap
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from service_client import files, serving
 
 from fewshot.datasets import class_folders
 from fewshot.service import batching
-from fewshot.service.memory import give_back_memory
+from fewshot.memory import give_back_memory
 
 RESIDENT = Path("/proc/self/statm")
 
@@ -36,6 +37,33 @@ def test_freed_memory_that_malloc_keeps_goes_back():
     assert give_back_memory()
     assert before - resident_bytes() > 40_000_000
     library.free(pieces[-1])
+
+
+BATCHES = """
+import resource, sys
+import numpy as np
+from fewshot.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def batch():
+    np.ones(40_000_000, np.uint8)
+batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only GNU's malloc can be told to keep what is freed")
+def test_a_batch_takes_the_memory_of_the_one_before_where_it_would_be_cleared_anew():
+    def pages_cleared(how):
+        done = subprocess.run([sys.executable, "-c", BATCHES, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    n_pages = 40_000_000 // mmap.PAGESIZE
+    assert pages_cleared("given back") > 10 * n_pages / 600  # a huge page holds 512
+    assert pages_cleared("kept") < 10
 
 
 def test_memory_is_given_back_once_a_burst_is_over_and_again_after_the_next(gallery, leaves, tmp_path, monkeypatch):
