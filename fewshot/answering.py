@@ -1,15 +1,17 @@
 """Embeddings and a view of an index -> predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from fewshot import classifier
 from fewshot.calibration import Calibration
+from fewshot.embedder import Outcome
 from fewshot.errors import EmptyIndexError, did_you_mean
 from fewshot.neighbours import Neighbours
-from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question
+from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question, Refused
 from fewshot.store import Reader
 
 AMBIGUOUS_BELOW = 0.5
@@ -108,4 +110,18 @@ def _covering(
         rivals = [second] + [row[0]] * (len(row) - 1)
         leads = zip(ids, row, rivals, strict=True)
         found.append(tuple(labels[i] for i, own, rival in leads if i >= 0 and own - rival >= needed[i]))
+    return found
+
+
+def request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:
+    """One request's predictions: those of photos that cannot be read, and the next of `answers` for the others."""
+    found = []
+    for photo in photos:
+        if isinstance(photo, Refused):
+            found.append(Prediction(photo.file, UNKNOWN, "bad_image", photo.message))
+        elif not together:
+            found.append(replace(next(answers), file=photo.file))
+    readable = [photo.file for photo in photos if not isinstance(photo, Refused)]
+    if together and readable:
+        found.append(replace(next(answers), file=" + ".join(readable)))
     return found

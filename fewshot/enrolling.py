@@ -1,10 +1,12 @@
 """Embedded photos -> the supports of a class and what follows from them, inside one change of an index."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from fewshot import classifier
+from fewshot.datasets import ClassFolder
 from fewshot.embedder import Embedder, Outcome, refused
 from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
@@ -18,6 +20,19 @@ class _Sorted:
     new: dict[str, EmbeddedPhoto]
     already: list[str]
     refused: list[Refused]
+
+
+def outcomes_by_class(
+    folders: Sequence[ClassFolder], outcomes: Iterator[Outcome], on_photo: Callable[[], None] | None
+) -> Iterator[tuple[ClassFolder, list[Outcome]]]:
+    """The stream of all photos' outcomes, cut at the borders between classes."""
+    for folder in folders:
+        batch = []
+        for outcome in islice(outcomes, len(folder.photos)):
+            batch.append(outcome)
+            if on_photo is not None:
+                on_photo()
+        yield folder, batch
 
 
 def enroll_class(

@@ -19,9 +19,8 @@ from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder, same_embeddings
-from fewshot.enrolling import enroll_class, remove_support, replace_class
+from fewshot.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
 from fewshot.errors import (
-    CacheDamagedError,
     EmptyIndexError,
     FewshotError,
     IndexDamagedError,
@@ -31,7 +30,6 @@ from fewshot.errors import (
 )
 from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
 from fewshot.records import (
-    UNKNOWN,
     ClassInspection,
     ClassSummary,
     ClassView,
@@ -41,12 +39,10 @@ from fewshot.records import (
     NamedBytes,
     Prediction,
     Question,
-    Refused,
     Support,
 )
 from fewshot.reindexing import embed_anew
-from fewshot.repair import Repaired, repair
-from fewshot.sealed import verify
+from fewshot.repair import found_problems
 from fewshot.store import (
     FILE_NAME,
     About,
@@ -330,7 +326,7 @@ class Gallery:
             outcomes = cluster.embed_photos(
                 embedder, photos, is_known=self.is_enrolled, keep=True, keep_metadata=keep_metadata
             )
-        batches = _by_class(folders, outcomes, on_photo)
+        batches = outcomes_by_class(folders, outcomes, on_photo)
         if strict:
             yield from self._enroll_together(list(batches), embedder, strict=True)
             return
@@ -442,7 +438,7 @@ class Gallery:
             vectors = np.stack([row for each in rows for row in each])
             sizes = [len(each) for each in rows if each]
             answers = iter(self.predict(vectors, question, made_by=made_by, sizes=sizes))
-        return [_request_answers(photos, question.together, answers) for photos in asked]
+        return [answering.request_answers(photos, question.together, answers) for photos in asked]
 
     def predict(
         self,
@@ -640,28 +636,7 @@ class Gallery:
     def problems(self) -> list[str]:
         """What is wrong with the index's own file and with its caches, in sentences; reads all of it."""
         with self._store.read() as reader:
-            found = reader.problems()
-            for path in filter(Path.exists, self._neighbours.cache_files):
-                try:
-                    _, facts = search.VectorIndex.open(path, {})
-                    if reader.token(int(facts["generation"])) != facts["token"]:
-                        found.append(
-                            f"cache: {path.name} was made at change {facts['generation']}, which the index does not "
-                            "hold: an older file was put in its place, or its log was cut off."
-                        )
-                except CacheDamagedError as error:
-                    found.append(f"cache: {error.message} It will be rebuilt at the next use.")
-            try:
-                if self._calibration_file.exists():
-                    verify(self._calibration_file)
-            except CacheDamagedError as error:
-                found.append(f"cache: {error.message} It will be made anew at the next use.")
-            try:
-                if reader.about().fingerprint is None and reader.n_supports():
-                    found.append("photos are enrolled, but the index does not say by which backbone")
-            except IndexDamagedError as error:
-                found.append(error.message)
-        return found
+            return found_problems(reader, self._neighbours.cache_files, self._calibration_file)
 
     # ---- the embedder
 
@@ -736,52 +711,6 @@ class Gallery:
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
-
-
-def repaired(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
-    """Save what is sound of a damaged index, in its place; see `repair.repair`."""
-
-    def embed(photos: Sequence[NamedBytes], facts: Mapping[str, Any]) -> list[Outcome]:
-        try:
-            choice = EmbedderChoice(precision=facts["precision"])
-            embedder = open_embedder(
-                choice, source=on_this_machine(WeightsSource(**facts["source"])), on_notice=on_notice
-            )
-        except FewshotError as error:
-            return [Refused(photo.file, error.code, error.message) for photo in photos]
-        if not same_embeddings(embedder.fingerprint, facts["fingerprint"]):
-            why = f"the backbone here is {embedder.fingerprint}; the index has embeddings of {facts['fingerprint']}"
-            return [Refused(photo.file, MixedEmbeddingsError.code, why) for photo in photos]
-        return list(embedder.embed_photos(photos, n_photos=len(photos)))
-
-    return repair(folder, embed)
-
-
-def _request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator[Prediction]) -> list[Prediction]:
-    """One request's predictions: those of photos that cannot be read, and the next of `answers` for the others."""
-    found = []
-    for photo in photos:
-        if isinstance(photo, Refused):
-            found.append(Prediction(photo.file, UNKNOWN, "bad_image", photo.message))
-        elif not together:
-            found.append(replace(next(answers), file=photo.file))
-    readable = [photo.file for photo in photos if not isinstance(photo, Refused)]
-    if together and readable:
-        found.append(replace(next(answers), file=" + ".join(readable)))
-    return found
-
-
-def _by_class(
-    folders: Sequence[ClassFolder], outcomes: Iterator[Outcome], on_photo: Callable[[], None] | None
-) -> Iterator[tuple[ClassFolder, list[Outcome]]]:
-    """The stream of all photos' outcomes, cut at the borders between classes."""
-    for folder in folders:
-        batch = []
-        for outcome in islice(outcomes, len(folder.photos)):
-            batch.append(outcome)
-            if on_photo is not None:
-                on_photo()
-        yield folder, batch
 
 
 def _most_in_memory() -> int:

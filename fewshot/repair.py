@@ -1,21 +1,49 @@
-"""A damaged index -> what of it is proved sound, in a new file in its place; the damaged one stays beside it."""
+"""What is wrong with an index; and a damaged one -> what of it is proved sound, in its place."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import moved_aside, whole_file, work_folder
-from fewshot.embedder import Outcome
+from fewshot.embedder import EmbedderChoice, Outcome, open_embedder, same_embeddings
 from fewshot.enrolling import learn_class
-from fewshot.errors import IndexDamagedError
+from fewshot.errors import CacheDamagedError, FewshotError, IndexDamagedError, MixedEmbeddingsError
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
-from fewshot.sealed import sync_folder
-from fewshot.store import FILE_NAME, Store
+from fewshot.sealed import sync_folder, verify
+from fewshot.search import VectorIndex
+from fewshot.store import FILE_NAME, Reader, Store
 from fewshot.store.log import damaged_log, fold_in
 from fewshot.store.salvage import Salvaged, SavedPhoto, fill, salvage
+
+
+def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
+    """What is wrong with an index's own file and with its caches, in sentences; reads all of it."""
+    found = reader.problems()
+    for path in filter(Path.exists, search_files):
+        try:
+            _, facts = VectorIndex.open(path, {})
+            if reader.token(int(facts["generation"])) != facts["token"]:
+                found.append(
+                    f"cache: {path.name} was made at change {facts['generation']}, which the index does not hold: an "
+                    "older file was put in its place, or its log was cut off."
+                )
+        except CacheDamagedError as error:
+            found.append(f"cache: {error.message} It will be rebuilt at the next use.")
+    try:
+        if calibration_file.exists():
+            verify(calibration_file)
+    except CacheDamagedError as error:
+        found.append(f"cache: {error.message} It will be made anew at the next use.")
+    try:
+        if reader.about().fingerprint is None and reader.n_supports():
+            found.append("photos are enrolled, but the index does not say by which backbone")
+    except IndexDamagedError as error:
+        found.append(error.message)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +68,7 @@ class Repaired:
         return {"photos": self.n_photos, "lost": lost, "doubts": list(self.doubts), "damaged": str(self.damaged)}
 
 
-Embed = Callable[[Sequence[NamedBytes], Mapping[str, Any]], list[Outcome]]
-
-
-def repair(folder: Path, embed: Embed) -> Repaired:
+def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
     """Save what is sound of a damaged index, and put it in its place.
 
     Embeddings and kept pictures are held against their checksums, everything else against its second copy in the file.
@@ -51,7 +76,7 @@ def repair(folder: Path, embed: Embed) -> Repaired:
 
     Args:
         folder: the index's folder; no other process has it open.
-        embed: given pictures and the index's own facts, makes embeddings as the index's embedder does.
+        on_notice: told, in a sentence, of one-time work that takes seconds.
 
     Raises:
         IndexDamagedError: nothing can be saved; the index is left as it is.
@@ -76,7 +101,7 @@ def repair(folder: Path, embed: Embed) -> Repaired:
             raise _hopeless(folder, "which embedder made its embeddings is damaged")
         if log_problem is not None:
             found.doubts.append(log_problem)
-        photos = _with_vectors(found, found.about, embed)
+        photos = _with_vectors(found, found.about, on_notice)
         made = work / "made"
         with closing(Store(made, create=True)) as store, store.write() as writer:
             fill(writer, found, photos)
@@ -92,12 +117,14 @@ def repair(folder: Path, embed: Embed) -> Repaired:
     return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
 
 
-def _with_vectors(found: Salvaged, facts: Mapping[str, Any], embed: Embed) -> list[SavedPhoto]:
+def _with_vectors(
+    found: Salvaged, facts: Mapping[str, Any], on_notice: Callable[[str], None] | None
+) -> list[SavedPhoto]:
     """The photos that can go in; what becomes of the others is noted in `found`."""
     without = [photo for photo in found.photos if photo.vector is None or len(photo.vector) != facts["dim"]]
     pictures = [NamedBytes(str(photo.row["file"]), photo.webp or b"") for photo in without]
     anew: dict[int, SavedPhoto | None] = {}
-    for photo, outcome in zip(without, embed(pictures, facts) if without else [], strict=True):
+    for photo, outcome in zip(without, _embedded(pictures, facts, on_notice) if without else [], strict=True):
         name = f"{photo.label}/{photo.row['file']}"
         if isinstance(outcome, EmbeddedPhoto):
             anew[photo.support_id] = replace(photo, vector=outcome.embedding)
@@ -108,6 +135,21 @@ def _with_vectors(found: Salvaged, facts: Mapping[str, Any], embed: Embed) -> li
             anew[photo.support_id] = None
     kept = [anew.get(photo.support_id, photo) for photo in found.photos]
     return [photo for photo in kept if photo is not None]
+
+
+def _embedded(
+    photos: Sequence[NamedBytes], facts: Mapping[str, Any], on_notice: Callable[[str], None] | None
+) -> list[Outcome]:
+    """Pictures embedded as the index's embedder does, going by the facts that the index holds of it."""
+    try:
+        choice = EmbedderChoice(precision=facts["precision"])
+        embedder = open_embedder(choice, source=on_this_machine(WeightsSource(**facts["source"])), on_notice=on_notice)
+    except FewshotError as error:
+        return [Refused(photo.file, error.code, error.message) for photo in photos]
+    if not same_embeddings(embedder.fingerprint, facts["fingerprint"]):
+        why = f"the backbone here is {embedder.fingerprint}; the index has embeddings of {facts['fingerprint']}"
+        return [Refused(photo.file, MixedEmbeddingsError.code, why) for photo in photos]
+    return list(embedder.embed_photos(photos, n_photos=len(photos)))
 
 
 def _check(made: Path, folder: Path) -> None:

@@ -12,8 +12,9 @@ from fewshot.backup import read_backup
 from fewshot.cli.system import index_facts
 from fewshot.datasets import class_folders
 from fewshot.errors import FewshotError, IndexDamagedError
-from fewshot.gallery import Gallery, repaired
+from fewshot.gallery import Gallery
 from fewshot.records import Question
+from fewshot.repair import repair
 
 KINDS = ("one bit", "a page", "cut off")
 FILES = ("index.sqlite", "index.sqlite-wal", "cache/prototypes.faiss", "cache/supports.faiss", "cache/calibration")
@@ -102,7 +103,7 @@ def judged(sound: Sound, work: Path, file: str, kind: str, seed: str) -> tuple[s
 
 def _repaired(sound: Sound, folder: Path, kind: str, problems: list[str]) -> tuple[str, list[str]]:
     try:
-        done = repaired(folder)
+        done = repair(folder)
     except IndexDamagedError as error:
         wrong = [f"one bit is beyond repair: {error.message}"] if kind == "one bit" else []
         return "beyond repair, left as it was", wrong

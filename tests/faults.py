@@ -30,6 +30,7 @@ import fewshot.cli.reindex
 import fewshot.cli.serve
 import fewshot.enrolling
 import fewshot.gallery
+import fewshot.repair
 from fewshot.cli.main import main, show_error
 from fewshot.datasets import class_folder
 from fewshot.errors import FewshotError, IndexMissingError
@@ -41,6 +42,7 @@ WRITES = "pwrite64,write,pwritev,writev"
 STEPS = f"{WRITES},fsync,fdatasync,ftruncate,fallocate,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir"
 LABELS = sorted(LEAF_COLOURS)
 STDOUT_BYTES = 1 << 20
+OPENING = (fewshot.gallery, fewshot.repair)  # the modules that open an index's embedder
 
 Content = dict[str, Any]
 
@@ -106,8 +108,9 @@ def patch() -> None:
         name = choice.backbone or (source.name if source is not None else "colours")
         return colour_embedder(name, 32 if name.endswith("32") else 64)
 
-    fewshot.gallery.open_embedder = opened  # type: ignore[assignment]
-    fewshot.gallery.on_this_machine = lambda source: source  # type: ignore[assignment]
+    for module in OPENING:
+        module.open_embedder = opened  # type: ignore[attr-defined]
+        module.on_this_machine = lambda source: source  # type: ignore[attr-defined]
 
 
 def write_photos(folder: Path) -> None:

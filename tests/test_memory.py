@@ -12,8 +12,8 @@ from conftest import LEAF_COLOURS, eventually, write_leaf
 from service_client import files, serving
 
 from fewshot.datasets import class_folders
-from fewshot.service import batching
 from fewshot.memory import give_back_memory
+from fewshot.service import batching
 
 RESIDENT = Path("/proc/self/statm")
 

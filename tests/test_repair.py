@@ -13,7 +13,8 @@ from conftest import colour_embedder
 from fewshot.backup import read_backup, restore
 from fewshot.cli.main import main
 from fewshot.errors import IndexDamagedError
-from fewshot.gallery import Gallery, repaired
+from fewshot.gallery import Gallery
+from fewshot.repair import repair
 from fewshot.store import FILE_NAME
 from fewshot.store.log import damaged_log
 from fewshot.store.schema import FORMAT_VERSION
@@ -28,10 +29,9 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def colours_instead_of_a_backbone(monkeypatch):
-    import fewshot.gallery
-
-    for name in ("open_embedder", "on_this_machine"):
-        monkeypatch.setattr(fewshot.gallery, name, getattr(fewshot.gallery, name))
+    for module in faults.OPENING:
+        for name in ("open_embedder", "on_this_machine"):
+            monkeypatch.setattr(module, name, getattr(module, name))
     faults.patch()
 
 
@@ -66,7 +66,7 @@ def test_a_photo_whose_embedding_is_damaged_is_embedded_anew_from_its_kept_pictu
         _, records, vectors = gallery.embeddings(100)
     blob = vectors[4].astype("<f4").tobytes()
     flip(broken / FILE_NAME, (broken / FILE_NAME).read_bytes().index(blob) + 9)
-    done = repaired(broken)
+    done = repair(broken)
     assert (done.n_photos, done.lost) == (12, ())
     assert f"support {records[4].support_id}" in done.doubts[0]
     with Gallery(broken, embedder=colour_embedder()) as gallery:
@@ -127,7 +127,7 @@ def test_damaged_caches_are_taken_away_and_nothing_else(broken):
 def test_an_index_beyond_repair_is_left_as_it_is(broken):
     (broken / FILE_NAME).write_bytes(b"noise" * 3000)
     with pytest.raises(IndexDamagedError, match="cannot be repaired"):
-        repaired(broken)
+        repair(broken)
     assert (broken / FILE_NAME).read_bytes() == b"noise" * 3000
 
 
@@ -137,7 +137,7 @@ def test_changes_behind_damage_in_the_log_are_saved_too(sound, tmp_path):
     assert damaged_log(folder / FILE_NAME) is None
     flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
     assert "frame 1 of" in damaged_log(folder / FILE_NAME)
-    done = repaired(folder)
+    done = repair(folder)
     assert (done.n_photos, done.lost) == (12, ())
 
 
@@ -184,7 +184,7 @@ def test_a_golden_backup_is_restored(tmp_path):
             assert gallery.size() == (made.n_classes, made.n_supports)
 
 
-def test_a_golden_index_without_second_copies_can_be_repaired(tmp_path):
+def test_a_golden_index_without_second_copies_can_be_repair(tmp_path):
     shutil.copytree(GOLDEN / "v1-first", tmp_path / "index")
-    done = repaired(tmp_path / "index")
+    done = repair(tmp_path / "index")
     assert (done.n_photos, done.lost) == (12, ())

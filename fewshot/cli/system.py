@@ -99,7 +99,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
-    from fewshot.gallery import repaired
+    from fewshot.repair import repair
 
     folder = index_place(index)
     if isinstance(folder, str):
@@ -114,7 +114,7 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
         else:
             echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
         return
-    done = repaired(folder, on_notice=notice)
+    done = repair(folder, on_notice=notice)
     if as_json:
         json_line({"index": str(folder), "problems": problems, "repaired": done.as_dict()})
     else:

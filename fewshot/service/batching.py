@@ -14,8 +14,8 @@ from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
-from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.memory import give_back_memory
+from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.service.settings import Settings, guard_of
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
