@@ -330,7 +330,7 @@ def refused(error: ImageError, file: str) -> Refused:
 def same_embeddings(fingerprint: str, other: str) -> bool:
     """Whether two fingerprints differ in the name alone: a weights file may have been renamed.
 
-    >>> same_embeddings("mine@4ccaac242f95", "plants-lite0@4ccaac242f95")
+    >>> same_embeddings("mine@6b5bc16fbb27", "plants-lite0@6b5bc16fbb27")
     True
     """
     return fingerprint.rpartition("@")[2] == other.rpartition("@")[2]

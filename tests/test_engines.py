@@ -40,21 +40,15 @@ def whitened(engine="openvino", **settings):
     return open_embedder(EmbedderChoice("plants-lite0", "f32", engine), **settings)
 
 
-def rendered(n, size_px=224):
-    """(n, size_px, size_px, 3) uint8: drawn leaves of all classes."""
+def rendered(n):
+    """(n, 224, 224, 3) uint8: drawn leaves of all classes."""
     rng = np.random.default_rng(5)
-    return np.stack([np.asarray(render_leaf(CLASSES[i % len(CLASSES)], rng, size_px=size_px)) for i in range(n)])
+    return np.stack([np.asarray(render_leaf(CLASSES[i % len(CLASSES)], rng, size_px=224)) for i in range(n)])
 
 
 @pytest.fixture(scope="module")
 def pixels():
     return rendered(6)
-
-
-@pytest.fixture(scope="module")
-def shipped_pixels():
-    """Photos as the shipped backbone takes them."""
-    return rendered(6, 256)
 
 
 @pytest.fixture
@@ -251,21 +245,21 @@ def without_statistics(source, folder):
     return shutil.copytree(source.location, folder / "plain", ignore=shutil.ignore_patterns("statistics.safetensors"))
 
 
-def test_whitened_embeddings_are_the_backbones_own_moved_by_its_statistics(shipped_pixels, tmp_path):
+def test_whitened_embeddings_are_the_backbones_own_moved_by_its_statistics(pixels, tmp_path):
     source = resolve("plants-lite0")
     plain = open_embedder(EmbedderChoice(str(without_statistics(source, tmp_path)), "f32"))
     statistics = load_statistics(source)
-    wanted = whitening(statistics)(plain.embed_pixels(shipped_pixels))
+    wanted = whitening(statistics)(plain.embed_pixels(pixels))
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    ours, theirs = whitened().embed_pixels(shipped_pixels), whitened("torch").embed_pixels(shipped_pixels)
+    ours, theirs = whitened().embed_pixels(pixels), whitened("torch").embed_pixels(pixels)
     assert (ours * wanted).sum(axis=1).min() > 0.9999
     assert (ours * theirs).sum(axis=1).min() > 0.999
     assert whitened().fingerprint == whitened("torch").fingerprint != plain.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
-def test_damaged_transform_is_made_anew(tmp_path, monkeypatch, shipped_pixels, damage):
-    wanted = whitened().embed_pixels(shipped_pixels[:1])
+def test_damaged_transform_is_made_anew(tmp_path, monkeypatch, pixels, damage):
+    wanted = whitened().embed_pixels(pixels[:1])
     made = cache_folder() / "backbones" / source_key(resolve("plants-lite0"))
     own = tmp_path / "cache" / "backbones" / made.name
     shutil.copytree(made, own, ignore=shutil.ignore_patterns(".*"))  # what another worker is just writing
@@ -278,6 +272,6 @@ def test_damaged_transform_is_made_anew(tmp_path, monkeypatch, shipped_pixels, d
         data[1000] ^= 0x10
         file.write_bytes(data)
     said = []
-    assert np.allclose(whitened(on_notice=said.append).embed_pixels(shipped_pixels[:1]), wanted, atol=1e-6)
+    assert np.allclose(whitened(on_notice=said.append).embed_pixels(pixels[:1]), wanted, atol=1e-6)
     assert len(said) == 1
     verify(file)

@@ -151,7 +151,7 @@ def prepared(tmp_path, monkeypatch, backbone_cache):
 
 @pytest.mark.weights
 def test_several_photos_a_call_give_the_vectors_of_one_a_call(prepared):
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), dtype=np.uint8)
     alone = engines.OpenVinoEngine(prepared, "f32", bulk=True)
     three = engines.OpenVinoEngine(prepared, "f32", bulk=True, settings=BulkSettings(3, 1))
     again = engines.OpenVinoEngine(prepared, "f32", bulk=True, settings=BulkSettings(3, 1))  # from the cache

@@ -24,12 +24,8 @@ def opened(backbone="lite0", quality="best", engine="openvino"):
 @pytest.fixture(scope="module")
 def photos():
     """(5, 320, 320, 3) uint8: drawn leaves."""
-    return drawn(320)
-
-
-def drawn(size_px):
     rng = np.random.default_rng(3)
-    return np.stack([np.asarray(render_leaf(CLASSES[i % len(CLASSES)], rng, size_px=size_px)) for i in range(5)])
+    return np.stack([np.asarray(render_leaf(CLASSES[i % len(CLASSES)], rng, size_px=320)) for i in range(5)])
 
 
 def cosines(ours, theirs):
@@ -47,9 +43,8 @@ def test_an_embedding_is_the_mean_of_the_whole_and_the_four_corners(photos):
 
 
 @pytest.mark.parametrize("backbone", ["lite0", "plants-lite0"])
-def test_engines_see_the_same_views(backbone):
+def test_engines_see_the_same_views(photos, backbone):
     ours, theirs = opened(backbone), opened(backbone, engine="torch")
-    photos = drawn(ours.backbone.preprocessing.image_size_px)
     assert ours.fingerprint == theirs.fingerprint
     assert cosines(ours.embed_pixels(photos), theirs.embed_pixels(photos)).min() > 0.9999
 
