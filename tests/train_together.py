@@ -30,6 +30,7 @@ def main(folder: Path, processes: Processes) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_write_curves", lambda report, file: None)
+        patch.setattr(runs, "write_portable", lambda folder: None)
         patch.setattr(runs, "joined", lambda: nullcontext(processes))
         train("vectors", "vectors", "two")
         train("pairs", "pairs", "two")
