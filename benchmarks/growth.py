@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 
 Curve = tuple[str, list[float], list[float]]
 
+LEGEND_LINE = 1.8  # how much higher, on a logarithmic axis, a line of the legend reaches
+
 
 def kept(name: str) -> dict[str, Any]:
     """A kept result; empty if there is none."""
@@ -87,9 +89,10 @@ def main() -> None:
         place.set_title(title, fontsize=10, loc="left")
         place.set_xlabel("n")
         low, high = place.get_ylim()
-        place.set_ylim(min(low, high / 10), high * 1.5)  # what is flat shall look flat
+        # What is flat shall look flat, and the legend stand above the lines.
+        place.set_ylim(min(low, high / 10), high * 1.5 * LEGEND_LINE ** len(lines))
         place.grid(alpha=0.3)
-        place.legend(fontsize=7, frameon=False)
+        place.legend(fontsize=7, frameon=False, loc="upper left")
     figure.savefig(RESULTS / "growth.png", dpi=110)
     for row in rows:
         print(f"{row['what']:45}{row['of']:38}n^{row['exponent']:.2f}")
