@@ -13,6 +13,7 @@ from fewshot.decoding.guard import Guard, GuardLimits
 from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 from fewshot.service.app import create_app
+from fewshot.service.limits import Backoff, RateLimit
 from fewshot.service.server import address_of, listening_socket, made_server
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import TokenFile
@@ -28,6 +29,12 @@ def shared_guard() -> Guard:
     guard = Guard(2, GuardLimits.for_pixels(Settings.__dataclass_fields__["max_pixels"].default))
     atexit.register(guard.close)
     return guard
+
+
+def stop_the_clock(monkeypatch):
+    """Let no second pass for who waits or is limited: no slow moment of the machine ends a wait or allows one more."""
+    monkeypatch.setattr("fewshot.service.access.Backoff", lambda: Backoff(clock=lambda: 0.0))
+    monkeypatch.setattr("fewshot.service.access.RateLimit", lambda n: RateLimit(n, clock=lambda: 0.0))
 
 
 @contextmanager

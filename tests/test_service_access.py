@@ -5,7 +5,7 @@ import logging
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
 from fastapi.routing import APIRoute
-from service_client import ELSEWHERE, HERE, error_of, files, serving
+from service_client import ELSEWHERE, HERE, error_of, files, serving, stop_the_clock
 from starlette.testclient import TestClient
 
 from fewshot.datasets import class_folders
@@ -175,8 +175,7 @@ def test_other_methods_and_paths_beside_the_routes_reveal_nothing(filled):
 
 
 def test_wrong_tokens_make_their_address_wait_and_no_other(filled, headers, monkeypatch):
-    # The wait is a second: on a clock that stands still no slow moment of the machine lets it pass.
-    monkeypatch.setattr("fewshot.service.access.Backoff", lambda: Backoff(clock=lambda: 0.0))
+    stop_the_clock(monkeypatch)
     app = create_app(filled, Settings(require_read_token=True, guarded=False))
     with TestClient(app, base_url="http://localhost", client=ELSEWHERE) as there:
         for _ in range(2):

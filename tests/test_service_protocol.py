@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from service_client import files, listening, serving
+from service_client import files, listening, serving, stop_the_clock
 
 from fewshot.cli import main
 from fewshot.datasets import class_folders
@@ -218,7 +218,8 @@ def test_options_that_cannot_be_are_misuse(filled, words, told):
 # ---- whose word is taken
 
 
-def test_a_forwarded_address_is_believed_only_from_a_proxy_that_was_named(filled):
+def test_a_forwarded_address_is_believed_only_from_a_proxy_that_was_named(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
     wrong = "Authorization: Bearer fewshot_00000000_" + "x" * 43
 
     def ask(url, forwarded, header=wrong):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, write_leaf
-from service_client import ELSEWHERE, error_of, files, serving, token
+from service_client import ELSEWHERE, error_of, files, serving, stop_the_clock, token
 
 from fewshot.cli import main
 from fewshot.datasets import class_folders
@@ -220,7 +220,8 @@ def test_a_token_is_asked_for_before_the_photos_are_read(filled):
         error_of(client.post("/v1/classes/rust/supports", content=b"x" * 100), 401, "unauthorized")
 
 
-def test_each_token_has_its_own_rate(filled):
+def test_each_token_has_its_own_rate(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
     first, second = token(filled, "read", "one"), token(filled, "read", "two")
     with serving(filled, Settings(rate_per_minute=60)) as client:
         answers = [client.get("/v1/classes", headers=first) for _ in range(12)]
@@ -232,7 +233,8 @@ def test_each_token_has_its_own_rate(filled):
         assert client.get("/v1/classes").status_code == 200  # from this machine, without a token
 
 
-def test_a_stranger_s_address_has_a_rate(filled):
+def test_a_stranger_s_address_has_a_rate(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
     with serving(filled, Settings(rate_per_minute=1), client=ELSEWHERE) as client:
         codes = [client.get("/v1/classes").status_code for _ in range(12)]
     assert codes.count(200) == 10
