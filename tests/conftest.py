@@ -23,8 +23,9 @@ LEAF_COLOURS = {"healthy": (40, 140, 50), "rust": (170, 90, 30), "mildew": (200,
 # The files that take longest, the longest first: begun last, one of them would run on while the other workers wait.
 LONGEST_FIRST = [
     "test_projection_project.py", "test_service_pages.py", "test_training.py", "test_install.py", "test_engines.py",
-    "test_gallery.py", "test_training_processes.py", "test_oracle.py", "test_projection_browser.py",
-    "test_cli_project.py", "test_cli.py", "test_service.py", "test_watching.py", "test_docs.py",
+    "test_gallery.py", "test_gallery_processes.py", "test_training_processes.py", "test_oracle.py",
+    "test_projection_browser.py", "test_cli_project.py", "test_cli.py", "test_service.py", "test_watching.py",
+    "test_docs.py",
     "test_service_schema.py", "test_extras.py", "test_projection_coordinates.py", "test_episodes.py",
     "test_backbones.py", "test_service_server.py",
     # What starts a cluster comes when as much is left for the other worker: all that is not named here.
@@ -115,10 +116,18 @@ def embedder() -> Iterator[Embedder]:
     made.close()
 
 
+# What rests on the store runs in a folder and in a database; the rest would only say the same twice.
+both = pytest.mark.parametrize("gallery", ["folder", "database"], indirect=True)
+
+
 @pytest.fixture
-def gallery(tmp_path: Path, embedder: Embedder) -> Iterator[Gallery]:
-    """A new, empty index with the colour embedder."""
-    with Gallery(tmp_path / "index", create=True, embedder=embedder) as opened:
+def gallery(request: pytest.FixtureRequest, tmp_path: Path, embedder: Embedder) -> Iterator[Gallery]:
+    """A new, empty index with the colour embedder: in a folder, and where a test asks for `both` in a database too."""
+    place: Path | str = tmp_path / "index"
+    if getattr(request, "param", "folder") == "database":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        place = server.new_place()
+    with Gallery(place, create=True, embedder=embedder) as opened:
         yield opened
 
 

@@ -1,96 +1,33 @@
 """An index in use: what goes in comes back, what is refused stays out, and whoever dies leaves it whole."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import LEAF_COLOURS, both, colour_embedder, write_leaf
+from gallery_steps import answers, ask_photos, counts, enroll
 from PIL import Image
 from test_store import change
 
 from fewshot import images
 from fewshot.calibration import Calibration
-from fewshot.datasets import class_folder, class_folders
+from fewshot.datasets import class_folders
 from fewshot.errors import (
     EmptyIndexError,
-    FewshotError,
-    IndexDamagedError,
     IndexUnwritableError,
     LabelError,
     LabelTakenError,
-    MixedEmbeddingsError,
     NotAnIndexError,
     StrictError,
     UnknownLabelError,
 )
 from fewshot.gallery import Gallery
 from fewshot.records import ClassSummary, NamedBytes, Question
-from fewshot.store.schema import embeddings, thumbnails
-
-HERE = Path(__file__).parent
-
-
-# What rests on the store runs in a folder and in a database; the rest would only say the same twice.
-both = pytest.mark.parametrize("place", ["folder", "database"], indirect=True)
-
-
-@pytest.fixture
-def place(request, tmp_path):
-    """Where the index is to be made: a folder, unless the test says otherwise."""
-    return request.getfixturevalue("postgres").new_place() if _wants_database(request) else tmp_path / "plants"
-
-
-def _wants_database(request):
-    return getattr(request, "param", "folder") == "database"
-
-
-@pytest.fixture
-def gallery(place, embedder):
-    """A new, empty index with the colour embedder."""
-    with Gallery(place, create=True, embedder=embedder) as opened:
-        yield opened
-
-
-def enroll(gallery, folder, label=None, **settings):
-    """The reports: of one class if a label is given, else of every sub-folder."""
-    folders = class_folders(folder) if label is None else [class_folder(label, folder)]
-    return list(gallery.enroll(folders, **settings))
-
-
-def counts(gallery):
-    return {each.label: each.supports for each in gallery.classes()}
-
-
-def answers(gallery, photos):
-    return [prediction.answer for prediction in gallery.query(photos)]
-
-
-def ask_photos(tmp_path):
-    """A new photo of each class, and the labels that are right."""
-    photos = [write_leaf(tmp_path / "ask" / f"{label}.png", LEAF_COLOURS[label], 900) for label in LEAF_COLOURS]
-    return photos, list(LEAF_COLOURS)
-
-
-class Interrupter:
-    """An `on_photo` that raises at the n-th photo."""
-
-    def __init__(self, at, error=KeyboardInterrupt):
-        self.left = at
-        self.error = error
-
-    def __call__(self):
-        self.left -= 1
-        if self.left == 0:
-            raise self.error
-
+from fewshot.store.schema import embeddings
 
 # ---- enroll, then ask
 
@@ -170,7 +107,7 @@ def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, le
     assert {photo.label for photo in answer.nearest} == {"healthy", "mildew"}
     assert len(answer.nearest) == 10
     assert sum(match.probability for match in answer.matches) == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(EmptyIndexError, match="no class of index 'plants' fits 'helthy'") as caught:
+    with pytest.raises(EmptyIndexError, match=f"no class of index '{gallery.name}' fits 'helthy'") as caught:
         list(gallery.query([rust], Question(within=("helthy",))))
     assert "'healthy'" in caught.value.hint
 
@@ -545,310 +482,6 @@ def test_inspect_tells_spread_confusable_classes_and_suspicious_photos(gallery, 
         assert {label for label, _ in each.confusable} == set(LEAF_COLOURS) - {each.label}
         assert similarities == sorted(similarities, reverse=True)
     assert list(gallery.inspect("rust")) == [found["rust"]]
-
-
-# ---- several at once
-
-
-@both
-def test_reopened_index_is_the_same(gallery, leaves, tmp_path):
-    enroll(gallery, leaves(n=5))
-    photos, _ = ask_photos(tmp_path)
-    before = (gallery.about(), gallery.classes(), list(gallery.query(photos)), gallery.history())
-    gallery.close()
-    with Gallery(gallery.place, create=True, embedder=colour_embedder()) as again:
-        assert (again.about(), again.classes(), list(again.query(photos)), again.history()) == before
-
-
-@both
-def test_a_second_gallery_sees_the_firsts_changes_without_reopening(gallery, leaves, tmp_path):
-    folder = leaves(n=5)
-    enroll(gallery, folder / "healthy", "healthy")
-    photos, right = ask_photos(tmp_path)
-    with Gallery(gallery.place, embedder=colour_embedder()) as second:
-        assert answers(second, photos)[0] == "healthy"
-        enroll(gallery, folder)
-        assert answers(second, photos) == right
-        gallery.rename("rust", "leaf rust")
-        assert "leaf rust" in answers(second, photos)
-        gallery.remove("leaf rust")
-        assert counts(second) == dict.fromkeys(["blight", "healthy", "mildew"], 5)
-        assert all("rust" not in match.label for p in second.query(photos, Question(top=9)) for match in p.matches)
-
-
-SCRIPT = """
-    import sys
-    from pathlib import Path
-    from conftest import colour_embedder
-    from fewshot.datasets import class_folders
-    from fewshot.gallery import Gallery
-    print("ready", flush=True)
-    sys.stdin.readline()
-    with Gallery(sys.argv[1], create=True, embedder=colour_embedder()) as gallery:
-        for report in gallery.enroll(class_folders(Path(sys.argv[2]))):
-            print(report.label, report.enrolled, report.already_there, len(report.refused), flush=True)
-"""
-
-
-def start(script, *arguments, **settings):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings,
-    )  # fmt: skip
-
-
-def run_together(processes):
-    """Let processes that wait at their start go at the same moment; (stdout, stderr) of each at its end."""
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    return [process.communicate(timeout=60) for process in processes]
-
-
-@both
-def test_two_processes_enrolling_at_once_lose_nothing_and_double_nothing(leaves, tmp_path, place):
-    leaves(n=6, labels=["healthy", "rust"], name="left")
-    leaves(n=6, labels=["rust", "mildew"], name="right")  # the same photos of rust, and others
-    leaves(n=3, labels=["rust"], first_seed=70, name="extra")
-    for photo in (tmp_path / "extra" / "rust").iterdir():
-        shutil.copy(photo, tmp_path / "right" / "rust" / f"extra-{photo.name}")
-    processes = [start(SCRIPT, place, tmp_path / name) for name in ("left", "right")]
-    outcomes = run_together(processes)
-    assert [process.returncode for process in processes] == [0, 0], outcomes
-    rust = [list(map(int, line.split()[1:])) for out, _ in outcomes for line in out.splitlines() if "rust" in line]
-    assert sum(enrolled for enrolled, _, _ in rust) == 9
-    assert sum(already for _, already, _ in rust) == 6
-    assert sum(refused for _, _, refused in rust) == 0
-    with Gallery(place, embedder=colour_embedder()) as gallery:
-        assert counts(gallery) == {"healthy": 6, "rust": 9, "mildew": 6}
-        assert gallery.problems() == []
-        assert len(gallery.history()) == gallery.about().generation
-
-
-def test_an_index_can_be_made_by_several_processes_at_the_same_moment(leaves, tmp_path):
-    folder = leaves(n=1, labels=["rust"])
-    script = SCRIPT.replace(
-        "with Gallery(sys.argv[1]", "for i in range(15):\n      with Gallery(Path(sys.argv[1]) / str(i)"
-    )
-    script = script.replace("        for report", "          for report").replace(
-        "            print", "              print"
-    )
-    processes = [start(script, tmp_path / "indexes", folder) for _ in range(3)]
-    outcomes = run_together(processes)
-    assert [process.returncode for process in processes] == [0, 0, 0], [err[-600:] for _, err in outcomes]
-    for i in range(15):
-        with Gallery(tmp_path / "indexes" / str(i), embedder=colour_embedder()) as gallery:
-            assert counts(gallery) == {"rust": 1}
-
-
-# ---- interrupted
-
-
-@pytest.mark.parametrize("at", [1, 5, 6, 9, 15])
-def test_interrupt_keeps_the_complete_classes_and_nothing_of_the_interrupted(gallery, leaves, at):
-    folder = leaves(n=5)
-    with pytest.raises(KeyboardInterrupt):
-        enroll(gallery, folder, on_photo=Interrupter(at))
-    complete = sorted(LEAF_COLOURS)[: (at - 1) // 5]
-    assert counts(gallery) == dict.fromkeys(complete, 5)
-    assert gallery.problems() == []
-    reports = enroll(gallery, folder)
-    assert [each.label for each in reports if each.already_there] == complete
-    assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 5)
-
-
-@both
-def test_interrupt_of_a_strict_enrolment_keeps_nothing(gallery, leaves):
-    with pytest.raises(KeyboardInterrupt):
-        enroll(gallery, leaves(n=3), strict=True, on_photo=Interrupter(11))
-    assert gallery.classes() == []
-
-
-# A parent that has imported everything forks a child an enrolment, so that a kill costs no start of Python.
-KILLED = """
-    import os, random, signal, sys, time
-    from pathlib import Path
-    from conftest import colour_embedder
-    from fewshot.datasets import class_folders
-    from fewshot.gallery import Gallery
-    folders = class_folders(Path(sys.argv[2]))
-    rng = random.Random(int(sys.argv[4]))
-    for number in range(int(sys.argv[3])):
-        n_done = rng.randrange(1, sum(len(each.photos) for each in folders) + 1)
-        pause_s = rng.uniform(0, 0.012)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with Gallery(Path(sys.argv[1]) / str(number), create=True, embedder=colour_embedder()) as gallery:
-                list(gallery.enroll(folders, on_photo=lambda: os.write(write, b".")))
-            os._exit(0)
-        os.close(write)
-        while n_done > 0 and (got := os.read(read, n_done)):
-            n_done -= len(got)
-        time.sleep(pause_s)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        os.close(read)
-        print(number, os.WIFSIGNALED(status), flush=True)
-"""
-
-
-def test_killed_enrolments_leave_an_index_that_opens_with_every_class_whole_or_absent(leaves, tmp_path):
-    folder, n_kills = leaves(n=6), 12
-    process = start(KILLED, tmp_path / "killed", folder, n_kills, 7)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert len(out.splitlines()) == n_kills
-    assert out.count("True") >= n_kills // 2, "too few of the kills hit an enrolment at work"
-    n_partial = 0
-    for number in range(n_kills):
-        with Gallery(tmp_path / "killed" / str(number), embedder=colour_embedder()) as gallery:
-            found = counts(gallery)
-            n_partial += 0 < len(found) < len(LEAF_COLOURS)
-            assert set(found.values()) <= {6}
-            assert list(found) == sorted(LEAF_COLOURS)[: len(found)]
-            assert gallery.problems() == []
-            enroll(gallery, folder)
-            assert counts(gallery) == dict.fromkeys(LEAF_COLOURS, 6)
-    assert n_partial >= 2, "the kills must have fallen between classes"
-
-
-# ---- the embedder an index is pinned to
-
-
-def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
-    folder = leaves(n=3)
-    enroll(gallery, folder)
-    photos, _ = ask_photos(tmp_path)
-    other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.place, embedder=other) as opened:
-        for call in (lambda: list(opened.query(photos)), lambda: enroll(opened, folder)):
-            with pytest.raises(MixedEmbeddingsError, match="48-dim") as caught:
-                call()
-            assert colour_embedder().fingerprint in caught.value.message
-            assert other.fingerprint in caught.value.message
-            assert "reindex" in caught.value.hint
-        assert set(counts(opened)) == set(LEAF_COLOURS)
-
-
-@both
-def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
-    folder = leaves(n=3)
-    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as other:
-        reports = other.enroll(class_folders(folder))
-        first = next(reports)  # pins the index
-        with pytest.raises(MixedEmbeddingsError):
-            enroll(gallery, folder)
-        assert first.label == "blight"
-        list(reports)
-    assert len(gallery.history()) == 4
-
-
-def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
-    enroll(gallery, leaves(n=5))
-    with Gallery(gallery.place, embedder=colour_embedder("colours-under-another-name")) as opened:
-        photos, right = ask_photos(tmp_path)
-        assert answers(opened, photos) == right
-
-
-@both
-def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
-    enroll(gallery, leaves(n=5))
-    photos, right = ask_photos(tmp_path)
-    before = [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)]
-    old = gallery.about()
-    other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.place, embedder=other) as opened:
-        assert opened.reindex() == (20, 0)
-        assert opened.about().fingerprint == other.fingerprint
-        assert opened.about().generation == old.generation + 1
-        assert answers(opened, photos) == right
-        assert opened.problems() == []
-        assert opened.history(1)[0]["detail"] == {"before": old.fingerprint, "after": other.fingerprint}
-    assert [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)] == before
-    with pytest.raises(MixedEmbeddingsError):
-        answers(gallery, photos)
-
-
-def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
-    folder = leaves(n=3)
-    photos, _ = ask_photos(tmp_path)
-    other = colour_embedder("others", image_size_px=32)
-    with Gallery(tmp_path / "a", create=True, embedder=colour_embedder()) as gallery:
-        enroll(gallery, folder)
-    with Gallery(tmp_path / "a", embedder=other) as gallery:
-        originals = [path for path in sorted(folder.rglob("*.png")) if path.name != "rust-02.png"]
-        (tmp_path / "broken.png").touch()
-        assert gallery.reindex(originals=[*originals, tmp_path / "broken.png", tmp_path / "gone.png"]) == (12, 11)
-        partly = list(gallery.query(photos))
-        assert gallery.reindex(originals=sorted(folder.rglob("*.png"))) == (12, 12)
-        wholly = list(gallery.query(photos))
-    with Gallery(tmp_path / "b", create=True, embedder=other) as gallery:
-        enroll(gallery, folder)
-        assert wholly == list(gallery.query(photos))
-        assert partly != wholly, "a kept photo is not quite the original"
-
-
-@both
-def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
-    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
-    enroll(gallery, leaves(n=5))
-    photos, right = ask_photos(tmp_path)
-    before = (gallery.about(), list(gallery.query(photos)))
-    other = colour_embedder("others", image_size_px=32)
-    with Gallery(gallery.place, embedder=other) as opened:
-        with pytest.raises(KeyboardInterrupt):
-            opened.reindex(on_photo=Interrupter(14))
-        assert (gallery.about(), list(gallery.query(photos))) == before
-        assert gallery.problems() == []
-        steps = []
-        assert opened.reindex(on_photo=lambda: steps.append(1)) == (20, 0)
-        assert len(steps) == 20 - 12, "three chunks of four were kept"
-        assert answers(opened, photos) == right
-
-
-@both
-def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
-    folder = leaves(n=5)
-    for label in ("healthy", "rust"):
-        enroll(gallery, folder / label, label)
-    todo = [lambda: enroll(gallery, folder / "mildew", "mildew"), lambda: gallery.remove("rust")]
-
-    def meanwhile():
-        if todo:
-            todo.pop()()
-
-    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
-        opened.reindex(on_photo=meanwhile)
-        assert counts(opened) == {"healthy": 5, "mildew": 5}
-        assert opened.problems() == []
-        assert {each.label for each in opened.inspect()} == {"healthy", "mildew"}
-
-
-def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
-    enroll(gallery, leaves(n=2))
-    cut = gallery.thumbnail(3)[:100]
-    change(gallery._store, thumbnails.update().where(thumbnails.c.support_id == 3).values(webp=cut))
-    before = gallery.about()
-    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
-        with pytest.raises(IndexDamagedError, match="support 3"):
-            opened.reindex()
-        assert opened.about() == before
-
-
-def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
-    folder = leaves(n=2)
-    enroll(gallery, folder)
-    change(gallery._store, thumbnails.delete().where(thumbnails.c.support_id == 3))
-    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
-        with pytest.raises(FewshotError, match="support 3") as caught:
-            opened.reindex()
-        assert "--photos" in caught.value.hint
-        assert opened.reindex(originals=sorted(folder.rglob("*.png"))) == (8, 8)
 
 
 # ---- health

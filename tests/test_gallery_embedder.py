@@ -1,0 +1,147 @@
+"""The embedder an index is pinned to, and how it is exchanged for another."""
+
+import pytest
+from conftest import LEAF_COLOURS, both, colour_embedder
+from gallery_steps import Interrupter, answers, ask_photos, counts, enroll
+from test_store import change
+
+from fewshot.datasets import class_folders
+from fewshot.errors import (
+    FewshotError,
+    IndexDamagedError,
+    MixedEmbeddingsError,
+)
+from fewshot.gallery import Gallery
+from fewshot.store.schema import thumbnails
+
+
+def test_another_embedder_is_refused_naming_both(gallery, leaves, tmp_path):
+    folder = leaves(n=3)
+    enroll(gallery, folder)
+    photos, _ = ask_photos(tmp_path)
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.place, embedder=other) as opened:
+        for call in (lambda: list(opened.query(photos)), lambda: enroll(opened, folder)):
+            with pytest.raises(MixedEmbeddingsError, match="48-dim") as caught:
+                call()
+            assert colour_embedder().fingerprint in caught.value.message
+            assert other.fingerprint in caught.value.message
+            assert "reindex" in caught.value.hint
+        assert set(counts(opened)) == set(LEAF_COLOURS)
+
+
+@both
+def test_an_embedder_pinned_meanwhile_by_another_process_is_noticed_before_anything_is_stored(gallery, leaves):
+    folder = leaves(n=3)
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as other:
+        reports = other.enroll(class_folders(folder))
+        first = next(reports)  # pins the index
+        with pytest.raises(MixedEmbeddingsError):
+            enroll(gallery, folder)
+        assert first.label == "blight"
+        list(reports)
+    assert len(gallery.history()) == 4
+
+
+def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    with Gallery(gallery.place, embedder=colour_embedder("colours-under-another-name")) as opened:
+        photos, right = ask_photos(tmp_path)
+        assert answers(opened, photos) == right
+
+
+@both
+def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=5))
+    photos, right = ask_photos(tmp_path)
+    before = [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)]
+    old = gallery.about()
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.place, embedder=other) as opened:
+        assert opened.reindex() == (20, 0)
+        assert opened.about().fingerprint == other.fingerprint
+        assert opened.about().generation == old.generation + 1
+        assert answers(opened, photos) == right
+        assert opened.problems() == []
+        assert opened.history(1)[0]["detail"] == {"before": old.fingerprint, "after": other.fingerprint}
+    assert [(s.support_id, s.label, s.file) for label in LEAF_COLOURS for s in gallery.supports(label)] == before
+    with pytest.raises(MixedEmbeddingsError):
+        answers(gallery, photos)
+
+
+def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
+    folder = leaves(n=3)
+    photos, _ = ask_photos(tmp_path)
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(tmp_path / "a", create=True, embedder=colour_embedder()) as gallery:
+        enroll(gallery, folder)
+    with Gallery(tmp_path / "a", embedder=other) as gallery:
+        originals = [path for path in sorted(folder.rglob("*.png")) if path.name != "rust-02.png"]
+        (tmp_path / "broken.png").touch()
+        assert gallery.reindex(originals=[*originals, tmp_path / "broken.png", tmp_path / "gone.png"]) == (12, 11)
+        partly = list(gallery.query(photos))
+        assert gallery.reindex(originals=sorted(folder.rglob("*.png"))) == (12, 12)
+        wholly = list(gallery.query(photos))
+    with Gallery(tmp_path / "b", create=True, embedder=other) as gallery:
+        enroll(gallery, folder)
+        assert wholly == list(gallery.query(photos))
+        assert partly != wholly, "a kept photo is not quite the original"
+
+
+@both
+def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
+    enroll(gallery, leaves(n=5))
+    photos, right = ask_photos(tmp_path)
+    before = (gallery.about(), list(gallery.query(photos)))
+    other = colour_embedder("others", image_size_px=32)
+    with Gallery(gallery.place, embedder=other) as opened:
+        with pytest.raises(KeyboardInterrupt):
+            opened.reindex(on_photo=Interrupter(14))
+        assert (gallery.about(), list(gallery.query(photos))) == before
+        assert gallery.problems() == []
+        steps = []
+        assert opened.reindex(on_photo=lambda: steps.append(1)) == (20, 0)
+        assert len(steps) == 20 - 12, "three chunks of four were kept"
+        assert answers(opened, photos) == right
+
+
+@both
+def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
+    folder = leaves(n=5)
+    for label in ("healthy", "rust"):
+        enroll(gallery, folder / label, label)
+    todo = [lambda: enroll(gallery, folder / "mildew", "mildew"), lambda: gallery.remove("rust")]
+
+    def meanwhile():
+        if todo:
+            todo.pop()()
+
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
+        opened.reindex(on_photo=meanwhile)
+        assert counts(opened) == {"healthy": 5, "mildew": 5}
+        assert opened.problems() == []
+        assert {each.label for each in opened.inspect()} == {"healthy", "mildew"}
+
+
+def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
+    enroll(gallery, leaves(n=2))
+    cut = gallery.thumbnail(3)[:100]
+    change(gallery._store, thumbnails.update().where(thumbnails.c.support_id == 3).values(webp=cut))
+    before = gallery.about()
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
+        with pytest.raises(IndexDamagedError, match="support 3"):
+            opened.reindex()
+        assert opened.about() == before
+
+
+def test_reindex_without_a_kept_photo_asks_for_the_original(gallery, leaves):
+    folder = leaves(n=2)
+    enroll(gallery, folder)
+    change(gallery._store, thumbnails.delete().where(thumbnails.c.support_id == 3))
+    with Gallery(gallery.place, embedder=colour_embedder("others", 32)) as opened:
+        with pytest.raises(FewshotError, match="support 3") as caught:
+            opened.reindex()
+        assert "--photos" in caught.value.hint
+        assert opened.reindex(originals=sorted(folder.rglob("*.png"))) == (8, 8)
