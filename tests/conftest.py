@@ -25,9 +25,8 @@ LONGEST_FIRST = [
     "test_projection_project.py", "test_service_pages.py", "test_training.py", "test_install.py", "test_engines.py",
     "test_gallery.py", "test_gallery_processes.py", "test_training_processes.py", "test_oracle.py",
     "test_projection_browser.py", "test_cli_project.py", "test_cli.py", "test_service.py", "test_watching.py",
-    "test_docs.py",
-    "test_service_schema.py", "test_extras.py", "test_projection_coordinates.py", "test_episodes.py",
-    "test_backbones.py", "test_service_server.py",
+    "test_docs.py", "test_service_schema.py", "test_extras.py", "test_projection_coordinates.py",
+    "test_episodes.py", "test_backbones.py", "test_service_server.py",
     # What starts a cluster comes when as much is left for the other worker: all that is not named here.
     "test_cluster.py", "test_service_replicas.py",
 ]  # fmt: skip
@@ -100,13 +99,18 @@ def postgres() -> Iterator[PostgresServer]:
     server.stop()
 
 
+def _place(request: pytest.FixtureRequest, folder: Path) -> Path | str:
+    """Where the running test's index is to be made: in a folder, or where its parameter says so in a database."""
+    if getattr(request, "param", "folder") == "folder":
+        return folder
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_place()
+
+
 @pytest.fixture(params=["folder", "database"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """Where an index is to be made: the test runs once with a folder and once with a database."""
-    if request.param == "folder":
-        return tmp_path / "plants"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_place()
+    return _place(request, tmp_path / "plants")
 
 
 @pytest.fixture
@@ -123,11 +127,7 @@ both = pytest.mark.parametrize("gallery", ["folder", "database"], indirect=True)
 @pytest.fixture
 def gallery(request: pytest.FixtureRequest, tmp_path: Path, embedder: Embedder) -> Iterator[Gallery]:
     """A new, empty index with the colour embedder: in a folder, and where a test asks for `both` in a database too."""
-    place: Path | str = tmp_path / "index"
-    if getattr(request, "param", "folder") == "database":
-        server: PostgresServer = request.getfixturevalue("postgres")
-        place = server.new_place()
-    with Gallery(place, create=True, embedder=embedder) as opened:
+    with Gallery(_place(request, tmp_path / "index"), create=True, embedder=embedder) as opened:
         yield opened
 
 
@@ -160,10 +160,15 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def paint_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute pictures in a thread: the start of a process takes longer than the few points of most tests."""
+    monkeypatch.setattr("fewshot.projection.pictures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+
+
 @pytest.fixture
 def painted_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are computed in a thread: the start of a process takes longer than the few points of most tests."""
-    monkeypatch.setattr("fewshot.projection.pictures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    """See `paint_here`."""
+    paint_here(monkeypatch)
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def test_a_golden_backup_is_restored(tmp_path):
             assert gallery.size() == (made.n_classes, made.n_supports)
 
 
-def test_a_golden_index_without_second_copies_can_be_repair(tmp_path):
+def test_a_golden_index_without_second_copies_can_be_repaired(tmp_path):
     shutil.copytree(GOLDEN / "v1-first", tmp_path / "index")
     done = repair(tmp_path / "index")
     assert (done.n_photos, done.lost) == (12, ())
