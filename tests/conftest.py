@@ -12,6 +12,7 @@ from PIL import Image
 from postgres_server import CARELESS, PostgresServer, installed
 
 from fewshot.backbones import Backbone, Preprocessing, WeightsSource
+from fewshot.datasets import class_folders
 from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 from fewshot.records import Float32s, Pixels
@@ -158,6 +159,21 @@ def leaves(tmp_path: Path) -> Callable[..., Path]:
         return write_leaves(tmp_path / name, n, labels, first_seed)
 
     return make
+
+
+@pytest.fixture
+def enrolled(gallery: Gallery, leaves: Callable[..., Path]) -> Gallery:
+    """The colour gallery with four classes of five photos."""
+    list(gallery.enroll(class_folders(leaves(n=5))))
+    return gallery
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """An empty folder to be watched."""
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder
 
 
 def paint_here(monkeypatch: pytest.MonkeyPatch) -> None:
