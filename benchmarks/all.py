@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 COMMANDS = (
     ["protocol.py"],
+    ["protocol.py", "--quality", "best"],
     ["protocol.py", "--plain"],
     ["protocol.py", "--backbone", "lite0"],
     ["hard_cases.py"],

@@ -8,8 +8,8 @@ The first asks the protocol's three query sets among its 50 classes, then the ha
 each of six classes are enrolled; nothing is trained between enrolling and asking. The second does the same with your
 own photos, a sub-folder a class: those in --asked are answered among the classes of --enrolled, and again after --then
 is enrolled too. The third asks an index that you have. `fewshot` rows go through an index; peers (benchmarks/peers.py)
-get the same embeddings. Writes a table, a JSON and a picture of accuracy against the number of enrolled photos to
-benchmarks/results/.
+get the same embeddings. Writes tables (Markdown) and a JSON to benchmarks/results/, and, but for --index, a picture of
+accuracy against the number of enrolled photos.
 
 --checkpoints gives every backbone that `fewshot train` left below DIR a row without peers: the study's table
 of backbones, losses and normalisations.
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, data_folder, keep
-from page.parts import peer_rows, table
+from page.parts import peer_tables
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
@@ -34,7 +34,7 @@ from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.episodes import learn_classes
 from fewshot.evaluation import crop_of, wilson_interval
 from fewshot.gallery import Gallery
-from fewshot.records import EmbeddedPhoto, Question
+from fewshot.records import EmbeddedPhoto, Question, Refused
 from fewshot.store import Store
 
 SHOTS = (1, 2, 5, 10, 20)
@@ -66,9 +66,12 @@ class Photos:
 
 
 def embed(embedder: Embedder, folders: list[ClassFolder]) -> Photos:
-    """Embed the photos of a folder of folders."""
+    """Embed the photos of a folder of folders; those that cannot be read are left out, and said so."""
     files = [(photo, folder.label) for folder in folders for photo in folder.photos]
     outcomes = list(embedder.embed_photos([file for file, _ in files], n_photos=len(files)))
+    for outcome in outcomes:
+        if isinstance(outcome, Refused):
+            print(f"left out: {outcome.file}: {outcome.message}")
     kept = [
         (outcome.embedding, label, file.name)
         for outcome, (file, label) in zip(outcomes, files, strict=True)
@@ -97,19 +100,22 @@ def asked_index(gallery: Gallery, asked: Photos, labels: list[str]) -> Any:
 
 
 def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
-    """Top-1, top-3 and top-1 within the crop, in percent with 95 % intervals; and top-1 of the two strata, if any."""
+    """Top-1, top-3 and top-1 within the crop, in percent with 95 % intervals; and the same of each stratum, if any."""
     true = np.array([labels.index(label) for label in asked.labels])
     own = scores[np.arange(len(true)), true][:, None]
     rank = (scores >= own).sum(axis=1) - 1  # a tie counts against
     crops = np.array([crop_of(label) for label in labels])
     inside = crops[None] == crops[true][:, None]
     within = (np.where(inside, scores, -np.inf) >= own).sum(axis=1) - 1
-    row = {"top1": _share(rank < 1), "top3": _share(rank < 3), "within": _share(within < 1)}
     strata = np.array([name[0] for name in asked.names])
-    for stratum in ("x", "y"):
-        if set(strata) == {"x", "y"}:
-            row[stratum] = _share(rank[strata == stratum] < 1)
-    return row
+    chosen = {"": np.ones(len(true), bool)}
+    if set(strata) == {"x", "y"}:
+        chosen |= {stratum: strata == stratum for stratum in ("x", "y")}
+    rows: dict[str, Any] = {
+        name: {"top1": _share(rank[of] < 1), "top3": _share(rank[of] < 3), "within": _share(within[of] < 1)}
+        for name, of in chosen.items()
+    }
+    return rows.pop("") | rows
 
 
 def ours(support: Photos, asked: Photos, labels: list[str]) -> Any:
@@ -143,6 +149,14 @@ def seconds_beyond_embedding(enrolled: list[ClassFolder], later: list[ClassFolde
     return float(np.median(found))
 
 
+def enrolled_ones(asked: list[ClassFolder], labels: list[str]) -> list[ClassFolder]:
+    """The folders whose class is enrolled; the others are left out, and said so."""
+    strangers = sorted({folder.label for folder in asked} - set(labels))
+    if strangers:
+        print(f"not enrolled, left out: {', '.join(strangers)}")
+    return [folder for folder in asked if folder.label not in strangers]
+
+
 def measure_index(index: Path, asked: list[ClassFolder]) -> dict[str, Any]:
     """An index as it is, and peers with the embeddings that it holds, on other photos of its classes."""
     with Store(index).read() as reader:
@@ -150,11 +164,8 @@ def measure_index(index: Path, asked: list[ClassFolder]) -> dict[str, Any]:
         ids, vectors = reader.changed_vectors("support", since=-1)
         records = reader.supports(ids.tolist())
     support = Photos(vectors, [records[i].label for i in ids.tolist()], [records[i].file for i in ids.tolist()])
-    strangers = sorted({folder.label for folder in asked} - set(labels))
-    if strangers:
-        print(f"not enrolled, left out: {', '.join(strangers)}")
     with Gallery(index) as gallery:
-        query = embed(gallery.embedder(), [folder for folder in asked if folder.label not in strangers])
+        query = embed(gallery.embedder(), enrolled_ones(asked, labels))
         table = {f"fewshot, {gallery.name}": {"asked": figures(asked_index(gallery, query, labels), query, labels)}}
     for name, peer in peers().items():
         table[name] = {"asked": figures(peer_scores(peer, support, query, labels), query, labels)}
@@ -170,6 +181,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every method on every query set, before and (the last set only) after `later` is enrolled."""
     labels = sorted({folder.label for folder in enrolled})
+    asked = {name: enrolled_ones(folders, labels) for name, folders in asked.items()}
     last = list(asked)[-1]
     table: dict[str, Any] = {}
     by_shots: dict[str, Any] = {name: {} for name in asked}
@@ -264,6 +276,9 @@ def main() -> None:
         if not (given.enrolled and given.asked):
             parser.error("--enrolled and --asked belong together")
         later = class_folders(given.then) if given.then else []
+        new = {folder.label for folder in later} - {folder.label for folder in class_folders(given.enrolled)}
+        if new:
+            parser.error(f"--then adds photos to classes of --enrolled, which has no {', '.join(sorted(new))}")
         asked = {"asked": class_folders(given.asked)}
         result = measure(class_folders(given.enrolled), later, asked, backbones, checkpoints)
         name = "my-hard-cases"
@@ -275,9 +290,9 @@ def main() -> None:
             enrolled = class_folders(base) + class_folders(data / "novel" / "support")
             result = measure(enrolled, class_folders(data / "field-support"), asked, backbones, checkpoints)
         name = "hard-cases"
-    names = next(iter(result["table"].values()))
-    print(table(["method", *names], peer_rows(result["table"])))
+    print(tables := peer_tables(result["table"]))
     keep(name, result)
+    (RESULTS / f"{name}.md").write_text(tables)
     if "by_shots" in result:
         picture(result["by_shots"], backbones[0], RESULTS / f"{name}.png")
 

@@ -3,12 +3,14 @@
     python benchmarks/honesty.py [--data DIR] [--backbone NAME]
 
 *Unknown*: only the base classes are enrolled; queries of the novel classes are strangers, those of the base classes are
-not. *Probability* and *sets*: all 50 classes are enrolled. Base queries are asked beside photos that the backbone was
-trained on, novel ones are not, so the novel columns are what a user's own classes get.
+not. *No plant*: all 50 classes are enrolled, and video frames of streets and fires are asked. *Probability* and *sets*:
+all 50 classes are enrolled. Base queries are asked beside photos that the backbone was trained on, novel ones are not,
+so the novel columns are what a user's own classes get.
 """
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def main() -> None:
     embedder = open_embedder(EmbedderChoice(given.backbone, "f32"))
     asked = {
         name: embed(embedder, class_folders(data / at))
-        for name, at in (("base", "base/test"), ("novel", "novel/query"))
+        for name, at in (("base", "base/test"), ("novel", "novel/query"), ("no plant", "../scenes/test"))
     }
     with tempfile.TemporaryDirectory() as folder:
         base = class_folders(link_first(data / "base" / "train", Path(folder) / "base", N_BASE_SUPPORTS))
@@ -79,15 +81,21 @@ def main() -> None:
             told = rejection(*(gallery.predict(asked[name].vectors, QUESTION) for name in ("base", "novel")))
             list(gallery.enroll(class_folders(data / "novel" / "support")))
             answers = {name: gallery.predict(photos.vectors, QUESTION) for name, photos in asked.items()}
+    frames = answers.pop("no plant")
+    called_unknown = wilson_interval(sum(answer.answer == UNKNOWN for answer in frames), len(frames))
+    told_apart = area_under_roc(familiar(answers["novel"]), familiar(frames))
+    no_plant = {"unknown": asdict(called_unknown), "auroc": told_apart}
     kept = {name: promises(answers[name], asked[name].labels) for name in answers}
     kept["both"] = promises(answers["base"] + answers["novel"], asked["base"].labels + asked["novel"].labels)
     print("unknown: " + ", ".join(f"{name} {value:.3f}" for name, value in told.items()))
+    print(f"no plant: {called_unknown.share:.3f} of {called_unknown.n} called unknown, AUROC {told_apart:.3f}")
     for name, row in kept.items():
         print(
             f"{name}: calibration error {row['calibration_error']:.3f}, covered {row['covered']['share']:.3f} "
             f"of {COVERAGE}, {row['set_size']:.2f} labels a set"
         )
-    keep("honesty", {"backbone": embedder.fingerprint, "coverage": COVERAGE, "rejection": told, "promises": kept})
+    result = {"backbone": embedder.fingerprint, "coverage": COVERAGE}
+    keep("honesty", {**result, "rejection": told, "no_plant": no_plant, "promises": kept})
 
 
 if __name__ == "__main__":

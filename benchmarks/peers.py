@@ -19,14 +19,21 @@ def nearest_centroid(support: Any, class_index: Any, query: Any, n_way: int) -> 
     from sklearn.metrics import pairwise_distances
     from sklearn.neighbors import NearestCentroid
 
-    return -pairwise_distances(query, NearestCentroid().fit(support, class_index).centroids_)
+    with np.errstate(divide="ignore", invalid="ignore"):  # the spread of one photo a class, which is not used
+        centroids = NearestCentroid().fit(support, class_index).centroids_
+    return -pairwise_distances(query, centroids)
 
 
-def logistic_regression(support: Any, class_index: Any, query: Any, n_way: int) -> Any:
-    """scikit-learn's LogisticRegression with its own settings; embeddings are of unit length, so C = 1 is strong."""
-    from sklearn.linear_model import LogisticRegression
+def logistic_regression(c: float) -> Peer:
+    """scikit-learn's LogisticRegression; on embeddings of unit length its own C of 1 holds it back."""
 
-    return LogisticRegression(max_iter=2000).fit(support, class_index).decision_function(query)
+    def answer(support: Any, class_index: Any, query: Any, n_way: int) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        scores = LogisticRegression(C=c, max_iter=2000).fit(support, class_index).decision_function(query)
+        return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)  # two classes get one column
+
+    return answer
 
 
 def metric_learning_neighbour(support: Any, class_index: Any, query: Any, n_way: int) -> Any:
@@ -82,6 +89,7 @@ def peers() -> dict[str, Peer]:
         **found,
         "pytorch-metric-learning, nearest neighbour": metric_learning_neighbour,
         "scikit-learn, NearestCentroid": nearest_centroid,
-        "scikit-learn, LogisticRegression": logistic_regression,
+        "scikit-learn, LogisticRegression": logistic_regression(1.0),
+        "scikit-learn, LogisticRegression, C = 100": logistic_regression(100.0),
         "cross-entropy head trained on the photos": trained_head,
     }

@@ -61,9 +61,10 @@ def predictions(
     n_way = reader.n_classes() if within is None else len(within)
     n_scored = min(n_way, max(classifier.N_SCORED, question.top))
     compared = vectors if known.metric is None else known.metric(vectors)
-    if question.together:  # means, not of unit length: their cosines are the means of the photos' cosines
-        vectors, compared = _means(vectors, sizes), _means(compared, sizes)
     similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
+    if question.together:
+        similarities, class_ids = _averaged(similarities, class_ids, sizes)
+        vectors = _means(vectors, sizes)  # not of unit length: a cosine to one is the mean of the photos' cosines
     shares = classifier.probabilities(similarities, n_way, known.scale)
     labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
     nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
@@ -89,6 +90,30 @@ def predictions(
     return found
 
 
+def _averaged(similarities: Float32s, class_ids: Int64s, sizes: Sequence[int]) -> tuple[Float32s, Int64s]:
+    """The mean of each request's photos, class by class: leaf and fruit may each be near a prototype of its own.
+
+    Args:
+        similarities: (n_query, n_scored) float32, highest first.
+        class_ids: (n_query, n_scored) int64. A class that is not among a photo's is taken to be as near as its last.
+        sizes: how many rows, one after the other, are of one request.
+
+    Returns:
+        (len(sizes), n_scored) both, nearest first.
+    """
+    borders = np.cumsum(sizes)[:-1]
+    means = np.empty((len(sizes), similarities.shape[1]), np.float32)
+    found = np.empty((len(sizes), similarities.shape[1]), np.int64)
+    for row, (near, ids) in enumerate(zip(np.split(similarities, borders), np.split(class_ids, borders), strict=True)):
+        different, places = np.unique(ids, return_inverse=True)
+        by_class = np.repeat(near[:, -1:], len(different), axis=1)  # (n_photos, n_different)
+        np.put_along_axis(by_class, places.reshape(ids.shape), near, axis=1)
+        mean = by_class.mean(axis=0)
+        order = np.argsort(-mean, kind="stable")[: similarities.shape[1]]
+        means[row], found[row] = mean[order], different[order]
+    return means, found
+
+
 def _means(rows: Float32s, sizes: Sequence[int]) -> Float32s:
     """(len(sizes), dim) float32: the mean of each request's rows."""
     borders = np.cumsum(sizes)[:-1]
@@ -98,7 +123,7 @@ def _means(rows: Float32s, sizes: Sequence[int]) -> Float32s:
 def _covering(
     reader: Reader, known: Calibration, coverage: float | None, similarities: Float32s, class_ids: Int64s
 ) -> list[tuple[str, ...] | None]:
-    """Each query's labels that cannot be ruled out, nearest first; none, if it is too unlike every class."""
+    """Each query's labels that cannot be ruled out, nearest first; none, if it leads by less than their photos do."""
     if coverage is None:
         return [None] * len(similarities)
     different = np.unique(class_ids[class_ids >= 0])

@@ -1,5 +1,6 @@
 """What an index's own photos say of its answers: the metric, how sure, how unfamiliar, what cannot be ruled out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ MOST_ASKED, MOST_COMPARISONS = 4000, 10_000_000
 MOST_MOVED = 2000
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
 FEWEST_PHOTOS, FEWEST_CLASSES = 20, 2
+# Of the cached file: another number than the file's, and it is made anew.
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Calibration:
         class_ids: (n,) int64, and `margins`: (n,) float32, by how much each photo is nearer to its own class than to
             any other; negative where another is nearer.
         metric: what classes are compared in; None: the plain cosine.
+        whose: how messages call what the threshold is for.
     """
 
     scale: float
@@ -60,6 +64,7 @@ class Calibration:
     class_ids: Int64s
     margins: Float32s
     metric: Metric | None = None
+    whose: str = "this index"
 
     def is_unknown(self, similarities: Float32s) -> bool:
         """Whether a query with these cosines, highest first, belongs to no enrolled class."""
@@ -74,7 +79,7 @@ class Calibration:
         what = f"similarity {similarities[0]:.2f} to {label}"
         if len(similarities) > 1 and np.isfinite(similarities[1]):
             what += f", {similarities[1]:.2f} to the next"
-        return f"{what}: familiarity {found:.2f}, {side} the threshold {self.threshold:.2f} of this index"
+        return f"{what}: familiarity {found:.2f}, {side} the threshold {self.threshold:.2f} of {self.whose}"
 
     def needed_margins(self, class_ids: Int64s, coverage: float) -> Float32s:
         """By how much a query must be nearer to a class than to any other for its label to stay in the conformal set.
@@ -109,6 +114,7 @@ def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibrati
     about = reader.about()
     made_for = {
         "kind": "calibration",
+        "version": VERSION,
         "fingerprint": about.fingerprint,
         "generation": about.generation,
         "token": reader.token(about.generation),
@@ -166,36 +172,82 @@ def _unpacked(payload: bytes, facts: dict[str, Any]) -> Calibration:
     return Calibration(facts["scale"], facts["threshold"], class_ids, numbers[:n], metric)
 
 
-def asked_enrolled(reader: Reader, neighbours: Neighbours) -> tuple[LeaveOneOut, Metric | None]:
-    """Enrolled photos asked as if each had not been enrolled, and the metric that they were compared in."""
+def calibrated_within(reader: Reader, neighbours: Neighbours, known: Calibration, within: Sequence[int]) -> Calibration:
+    """The calibration of a question that only some classes can answer: their photos, asked among these classes alone.
+
+    With other rivals the leads are others, and so are what is unknown, how sure an answer is and what is ruled out.
+
+    Args:
+        reader: the view to answer in.
+        neighbours: lookups in that index.
+        known: the calibration of this generation; its metric stays.
+        within: class ids.
+    """
+    asked, _ = asked_enrolled(reader, neighbours, within, known.metric)
+    found = calibrate(asked, len(within), otherwise=known.scale)
+    return replace(found, metric=known.metric, whose="the classes asked")
+
+
+def asked_enrolled(
+    reader: Reader, neighbours: Neighbours, within: Sequence[int] | None = None, metric: Metric | None = None
+) -> tuple[LeaveOneOut, Metric | None]:
+    """Enrolled photos asked as if each had not been enrolled, and the metric that they were compared in.
+
+    Args:
+        reader: the view to answer in.
+        neighbours: lookups in that index.
+        within: the classes whose photos are asked, among these classes; None: all.
+        metric: the index's, if it has been fitted.
+    """
     if reader.n_prototypes() > MOST_MOVED:
-        return leave_one_out(reader, neighbours), None
-    support_ids, class_ids, _, every = reader.asked_supports(MOST_ASKED)
+        return leave_one_out(reader, neighbours, within), None
+    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED, within)
     support = reader.support_vectors(support_ids)
     prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
     owner = reader.prototype_classes(prototype_ids.tolist())
     owners = np.array([owner[i] for i in prototype_ids.tolist()], np.int64)
     groups = np.where(class_ids[:, None] == owners, support @ prototypes.T, -np.inf).argmax(axis=1)
-    metric = fit_metric(support, groups, len(prototypes), every)
-    return asked_in(metric, support, groups, prototypes, owners, every), metric
+    if metric is None:
+        metric = fit_metric(support, groups, _photos_of_prototypes(groups, owners, reader.class_sizes()))
+    if within is None:
+        return asked_in(metric, support, groups, prototypes, owners), metric
+    rows = np.flatnonzero(np.isin(owners, within))
+    narrowed = replace(metric, counts=metric.counts[rows])
+    return asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows]), metric
 
 
-def asked_in(
-    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, owners: Int64s, every: int = 1
-) -> LeaveOneOut:
+def _photos_of_prototypes(groups: Int64s, owners: Int64s, class_sizes: dict[int, int]) -> Int64s:
+    """From how many photos each prototype is made: those of its class, by the shares of the ones that are here.
+
+    Args:
+        groups: (n,) int64, the prototypes of the photos that are here, which may be a sample of all.
+        owners: (n_prototypes,) int64, their classes.
+        class_sizes: class id -> how many photos are enrolled.
+
+    Returns:
+        (n_prototypes,) int64, at least 1.
+    """
+    here = np.bincount(groups, minlength=len(owners))
+    _, places, n_prototypes = np.unique(owners, return_inverse=True, return_counts=True)
+    of_class = np.bincount(places, here)[places]
+    shares = np.where(of_class > 0, here / np.maximum(of_class, 1), 1 / n_prototypes[places])
+    sizes = np.array([class_sizes[class_id] for class_id in owners.tolist()], np.float64)
+    return np.maximum(1, np.rint(sizes * shares)).astype(np.int64)
+
+
+def asked_in(metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, owners: Int64s) -> LeaveOneOut:
     """Photos asked in the metric fitted on them, as if each had not been there.
 
     Args:
-        metric: fitted on `support` and `groups`.
+        metric: fitted on these photos, among others perhaps, with the counts of these prototypes.
         support: (n, dim) float32, rows of unit length.
         groups: (n,) int64, rows of `prototypes`; every photo's class has another photo.
         prototypes: (n_prototypes, dim) float32, rows of unit length.
         owners: (n_prototypes,) int64, the prototypes' classes.
-        every: of how many enrolled photos each is one.
     """
     order = np.argsort(owners, kind="stable")
     class_ids, first = np.unique(owners[order], return_index=True)
-    cosines = without_each(metric, support, groups, prototypes, every)
+    cosines = without_each(metric, support, groups, prototypes)
     by_class = np.maximum.reduceat(cosines[:, order], first, axis=1)  # (n, n_way)
     place = np.searchsorted(class_ids, owners[groups])
     rows = np.arange(len(support))
@@ -205,15 +257,22 @@ def asked_in(
     return LeaveOneOut(owners[groups], own, -np.sort(-by_class, axis=1)[:, :n_rivals])
 
 
-def leave_one_out(reader: Reader, neighbours: Neighbours) -> LeaveOneOut:
-    """Ask enrolled photos, evenly chosen where there are too many, as if they were not enrolled; by plain cosine."""
-    n_most = min(MOST_ASKED, max(500, MOST_COMPARISONS // max(1, reader.n_classes())))
-    support_ids, class_ids, own, _ = reader.asked_supports(n_most)
-    n_rivals = min(N_SCORED, reader.n_classes()) - 1
+def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] | None = None) -> LeaveOneOut:
+    """Ask enrolled photos, evenly chosen where there are too many, as if they were not enrolled; by plain cosine.
+
+    Args:
+        reader: the view to answer in.
+        neighbours: lookups in that index.
+        within: the classes whose photos are asked, among these classes; None: all.
+    """
+    n_way = reader.n_classes() if within is None else len(within)
+    n_most = min(MOST_ASKED, max(500, MOST_COMPARISONS // max(1, n_way)))
+    support_ids, class_ids, own = reader.asked_supports(n_most, within)
+    n_rivals = min(N_SCORED, n_way) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)
     if len(own) and n_rivals > 0:
         vectors = reader.support_vectors(support_ids)
-        similarities, found = neighbours.classes(reader, vectors, n_rivals + 1)
+        similarities, found = neighbours.classes(reader, vectors, n_rivals + 1, within)
         others = found != class_ids[:, None]
         kept = np.argsort(~others, axis=1, kind="stable")[:, :n_rivals]  # all but the own class, in order
         rivals = np.where(
@@ -222,16 +281,22 @@ def leave_one_out(reader: Reader, neighbours: Neighbours) -> LeaveOneOut:
     return LeaveOneOut(class_ids, own, rivals)
 
 
-def calibrate(found: LeaveOneOut, n_way: int) -> Calibration:
-    """Temperature, threshold and margins from leave-one-out scores. Every class weighs the same."""
+def calibrate(found: LeaveOneOut, n_way: int, otherwise: float = SOFTMAX_SCALE) -> Calibration:
+    """Temperature, threshold and margins from leave-one-out scores. Every class weighs the same.
+
+    Args:
+        found: the scores.
+        n_way: among how many classes.
+        otherwise: the scale, where there are too few photos or classes to fit one.
+    """
     margins = (found.own - found.rivals[:, 0]).astype(np.float32)
     if len(found) == 0:
-        return Calibration(SOFTMAX_SCALE, None, found.class_ids, margins)
+        return Calibration(otherwise, None, found.class_ids, margins)
     _, places, counts = np.unique(found.class_ids, return_inverse=True, return_counts=True)
     weights = 1 / counts[places]
     enough = len(found) >= FEWEST_PHOTOS and n_way >= FEWEST_CLASSES
     return Calibration(
-        _fitted_scale(found, weights, n_way) if enough else SOFTMAX_SCALE,
+        _fitted_scale(found, weights, n_way) if enough else otherwise,
         _threshold(found, weights, n_way),
         found.class_ids,
         margins,

@@ -34,11 +34,11 @@ class EpisodePlan:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over episodes with its 95 % interval (normal, from the spread between episodes)."""
+    """A mean over episodes with its 95 % interval (normal, from the spread between episodes; None of a single one)."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,5 +239,7 @@ def nothing_asked(n_way: int) -> LeaveOneOut:
 
 def _mean(values: list[float]) -> Mean:
     mean = float(np.mean(values))
-    half = _Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return Mean(mean, None, None)
+    half = _Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Mean(mean, mean - half, mean + half)

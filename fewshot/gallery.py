@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
 
 QUERY_CHUNK = 32
+MOST_CHOICES_KEPT = 100  # calibrations of `Question.within`, each a few kilobytes
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class Gallery:
             self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
         self._calibration_file = cache / "calibration"
         self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory(), on_notice=on_notice)
-        self._calibration_of: tuple[int, Calibration] | None = None
+        # Of a generation; and of the classes that questions were narrowed to since.
+        self._calibration_of: tuple[int, Calibration, dict[tuple[int, ...], Calibration]] | None = None
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
     def _opened(self, place: Path | str, create: bool) -> Transactions:
@@ -468,7 +470,7 @@ class Gallery:
                 self._check_pinned(reader.about(), made_by)
             question = question or Question()
             within = answering.asked_classes(reader, question)
-            known = self._calibration(reader)
+            known = self._calibration(reader, within)
             sizes = sizes if sizes is not None else [len(vectors)]
             return answering.predictions(reader, self._neighbours, known, vectors, question, within, sizes)
 
@@ -689,13 +691,21 @@ class Gallery:
 
     # ---- inside a question
 
-    def _calibration(self, reader: Reader) -> Calibration:
-        """What the index's own photos say of its answers, once a generation."""
+    def _calibration(self, reader: Reader, within: Sequence[int] | None = None) -> Calibration:
+        """What the index's own photos say of its answers, or of those among some classes; once a generation."""
         generation = reader.about().generation
         if self._calibration_of is None or self._calibration_of[0] != generation:
             found = calibration.calibrated(reader, self._neighbours, self._calibration_file)
-            self._calibration_of = (generation, found)
-        return self._calibration_of[1]
+            self._calibration_of = (generation, found, {})
+        _, known, known_within = self._calibration_of
+        if within is None:
+            return known
+        key = tuple(within)
+        if key not in known_within:
+            if len(known_within) >= MOST_CHOICES_KEPT:
+                known_within.clear()
+            known_within[key] = calibration.calibrated_within(reader, self._neighbours, known, within)
+        return known_within[key]
 
     # ---- inside a change
 

@@ -72,7 +72,7 @@ def plain_metric(dim: int, counts: Int64s) -> Metric:
     return Metric(np.zeros((0, dim), np.float32), np.zeros(0, np.float32), np.inf, 1.0, counts)
 
 
-def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = None, weight: int = 1) -> Metric:
+def fit_metric(support: Float32s, groups: Int64s, counts: Int64s | None = None) -> Metric:
     """The metric of an index from its photos: what varies among photos of one class counts less between classes.
 
     A backbone that was trained brings the within-class covariance of its training classes (`transforms.whitening`);
@@ -83,8 +83,8 @@ def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = Non
     Args:
         support: (n_support, dim) float32, rows of unit length.
         groups: (n_support,) int64 from 0: which prototype each photo belongs to.
-        n_prototypes: how many there are, where the last ones may have no photo here; such a one counts as of one photo.
-        weight: how many enrolled photos each of `support` stands for, where it is a sample of them.
+        counts: (n_prototypes,) int64, from how many photos each prototype is made, where `support` is a sample of them;
+            None: it is all of them.
 
     Returns:
         The plain metric where no prototype has two photos that differ.
@@ -93,9 +93,9 @@ def fit_metric(support: Float32s, groups: Int64s, n_prototypes: int | None = Non
         Linear discriminant analysis with a shrunk covariance: Friedman 1989, "Regularized discriminant analysis",
         eq. 18. There the covariance is inverted; here the classes keep their prototypes, and both sides are moved.
     """
-    around, counts = deviations(support, groups)
-    n_free = len(support) - int((counts > 0).sum())
-    counts = weight * np.pad(counts, (0, (n_prototypes or len(counts)) - len(counts)))
+    around, n_here = deviations(support, groups)
+    n_free = len(support) - int((n_here > 0).sum())
+    counts = n_here if counts is None else counts
     total = float((around**2).sum())
     if n_free < 1 or total < _LEAST_LENGTH:
         return plain_metric(support.shape[1], counts)
@@ -132,20 +132,17 @@ def _means(support: Float32s, groups: Int64s) -> tuple[np.ndarray, Int64s]:
     return group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None], counts
 
 
-def without_each(
-    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, weight: float = 1.0
-) -> Float32s:
+def without_each(metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s) -> Float32s:
     """Each photo's similarity to every prototype, in the metric and with the prototypes that there were without it.
 
     A photo is in its prototype and in the metric, and both flatter it. Taking it out of the mean is a subtraction;
     taking it out of the scatter changes the inverse by a matrix of rank one, so no metric is fitted again.
 
     Args:
-        metric: fitted on `support` and `groups`.
+        metric: fitted on these photos, among others perhaps.
         support: (n, dim) float32, rows of unit length.
         groups: (n,) int64, rows of `prototypes`.
-        prototypes: (n_prototypes, dim) float32, rows of unit length.
-        weight: how many enrolled photos each of `support` stands for, where it is a sample of them.
+        prototypes: (n_prototypes, dim) float32, rows of unit length, made from as many photos as `metric.counts` says.
 
     Returns:
         (n, n_prototypes) float32, cosines times `Metric.gains`; -inf for the prototype that a photo is alone in.
@@ -180,7 +177,7 @@ def without_each(
         )
         found[rows] *= gains
         # The own prototype, without the photo: the sum of its group, less the photo.
-        n_group = n * weight
+        n_group = metric.counts[group].astype(np.float64)
         scale = n_group * np.linalg.norm(means[group], axis=1)
         rest = (scale[:, None] * moved_prototypes[group] - x).astype(np.float32)
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)

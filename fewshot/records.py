@@ -160,7 +160,8 @@ class Prediction:
     `answer` is a label or "unknown". `reason` says which kind of answer it is: "match", "ambiguous" (the answer is the
     likeliest label, but less likely than all others together), "unknown" (no enrolled class is near enough) or
     "bad_image" (the photo could not be read; `message` says why). `covering` holds the labels that cannot be ruled out
-    at the coverage asked for, likeliest first (none, if the photo is too unlike every class); None: no coverage was
+    at the coverage asked for, likeliest first (none, if it leads the next class by less than enrolled
+    photos of its class do); None: no coverage was
     asked for.
     """
 

@@ -1,5 +1,7 @@
 """That temperature, threshold and conformal sets keep what they promise on data where the truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -202,6 +204,40 @@ def test_scores_from_a_store_are_those_of_brute_force(store, tmp_path):
     wanted = left_out(support, class_index)
     np.testing.assert_allclose(found.own, wanted.own, atol=1e-5)
     np.testing.assert_allclose(found.rivals, wanted.rivals, atol=1e-5)
+
+
+def test_a_sample_says_of_how_many_photos_each_prototype_is(store, tmp_path, monkeypatch):
+    support, class_index, *_ = world(8, 40, 1, seed=6)
+    kept = (class_index != 3) | (np.arange(len(support)) % 40 < 3)  # class 3 has three photos, one after the other
+    enroll(store, support[kept], class_index[kept])
+    monkeypatch.setattr(calibration, "MOST_ASKED", 60)
+    with store.read() as reader:
+        sampled, _, _ = reader.asked_supports(60)
+        assert len(sampled) < 61
+        _, metric = calibration.asked_enrolled(reader, Neighbours(tmp_path / "cache"))
+    assert metric.counts.tolist() == [40, 40, 40, 3, 40, 40, 40, 40]
+
+
+def test_narrowed_to_some_classes_it_is_that_of_an_index_of_these_alone(store, tmp_path):
+    support, class_index, *_ = world(9, 12, 1, seed=8)
+    enroll(store, support, class_index)
+    neighbours = Neighbours(tmp_path / "cache")
+    with store.read() as reader:
+        known = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
+        within = [reader.wanted_class_id(f"class {i}") for i in (2, 5, 6)]
+        found = calibration.calibrated_within(reader, neighbours, known, within)
+        every = calibration.calibrated_within(reader, neighbours, known, reader.class_ids(reader.labels()))
+    rows = np.isin(class_index, (2, 5, 6))
+    prototypes = class_prototypes(support, class_index, 9)[[2, 5, 6]]
+    metric = replace(known.metric, counts=known.metric.counts[[2, 5, 6]])
+    wanted = calibration.asked_in(metric, support[rows], np.repeat([0, 1, 2], 12), prototypes, np.array(within))
+    alone = calibrate(wanted, 3)
+    assert set(found.class_ids.tolist()) == set(within)
+    np.testing.assert_allclose(found.margins, alone.margins, atol=1e-5)
+    assert (found.scale, found.threshold) == pytest.approx((alone.scale, alone.threshold))
+    assert found.threshold != pytest.approx(known.threshold)
+    np.testing.assert_allclose(every.margins, known.margins, atol=1e-5)
+    assert (every.scale, every.threshold) == pytest.approx((known.scale, known.threshold))
 
 
 def test_many_photos_are_sampled_evenly(store, tmp_path, monkeypatch):

@@ -356,6 +356,21 @@ def test_evaluate_measures_a_folder_of_folders(leaves, monkeypatch):
     assert "wanted 9" in result.stderr
 
 
+def test_evaluate_asks_no_photo_that_is_enrolled_under_another_name(leaves, monkeypatch):
+    folder = leaves(n=7)
+    for label in ("rust", "healthy"):
+        for i in range(2):
+            shutil.copyfile(folder / "rust" / f"rust-{i:02d}.png", folder / label / f"copy-{i}.png")
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    given = ("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
+    result = run(*given)
+    assert "4 of 32 files hold the same bytes as one before" in result.stderr
+    assert "nan" not in result.stdout
+    (report,) = lines(*given)
+    assert report["n_photos"] == 28
+    assert report["accuracy"]["low"] is None
+
+
 def test_backbones_lists_the_default_first():
     found = lines("backbones")
     assert found[0] == {

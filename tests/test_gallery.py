@@ -29,6 +29,8 @@ from fewshot.gallery import Gallery
 from fewshot.records import ClassSummary, NamedBytes, Question
 from fewshot.store.schema import embeddings
 
+FRUIT = (90, 60, 190)  # of a plant whose leaves are of another colour
+
 # ---- enroll, then ask
 
 
@@ -98,6 +100,24 @@ def test_photos_together_get_one_answer_and_unreadable_ones_are_told_apart(galle
     assert only_bad.reason == "bad_image"
 
 
+def test_photos_together_may_each_show_another_group_of_their_class(gallery, leaves, tmp_path):
+    folder = leaves(n=6)
+    for i in range(6):
+        write_leaf(folder / "rust" / f"fruit-{i}.png", FRUIT, 300 + i)
+    enroll(gallery, folder)
+    assert next(each for each in gallery.classes() if each.label == "rust").prototypes == 2
+    leaf = write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 900)
+    fruit = write_leaf(tmp_path / "fruit.png", FRUIT, 901)
+    alone = list(gallery.query([leaf, fruit], Question(top=4)))
+    (answer,) = gallery.query([leaf, fruit], Question(top=4, together=True))
+    assert [each.answer for each in alone] == ["rust", "rust"]
+    assert (answer.answer, answer.reason) == ("rust", "match")
+    for match in answer.matches:
+        each_alone = [match_.similarity for each in alone for match_ in each.matches if match_.label == match.label]
+        assert len(each_alone) == 2
+        assert match.similarity == pytest.approx(np.mean(each_alone), abs=1e-5)
+
+
 @both
 def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))
@@ -110,6 +130,18 @@ def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, le
     with pytest.raises(EmptyIndexError, match=f"no class of index '{gallery.name}' fits 'helthy'") as caught:
         list(gallery.query([rust], Question(within=("helthy",))))
     assert "'healthy'" in caught.value.hint
+
+
+@pytest.mark.parametrize("within", [("rust",), ("rust", "healthy")])
+def test_within_judges_what_is_unknown_by_the_classes_asked(gallery, leaves, tmp_path, within):
+    enroll(gallery, leaves(n=12))
+    photos, right = ask_photos(tmp_path)
+    found = dict(zip(right, gallery.query(photos, Question(within=within)), strict=True))
+    assert [found[label].answer for label in within] == list(within)
+    assert found["blight"].answer == found["mildew"].answer == "unknown"
+    assert "of the classes asked" in found["rust"].message
+    (wide,) = gallery.query(photos[:1])
+    assert "of this index" in wide.message
 
 
 def test_covering_sets_hold_the_best_label_and_grow_with_the_coverage(gallery, leaves, tmp_path):
@@ -130,12 +162,12 @@ def test_a_photo_between_classes_is_ambiguous_unless_it_is_unknown(gallery, leav
         between = sum(reader.prototypes_of(reader.wanted_class_id(label)) for label in ("rust", "blight", "mildew"))
     between /= np.linalg.norm(between)
     known = Calibration(1.0, -2.0, np.zeros(0, np.int64), np.zeros(0, np.float32))
-    monkeypatch.setattr(gallery, "_calibration", lambda reader: known)
+    monkeypatch.setattr(gallery, "_calibration", lambda reader, within: known)
     (answer,) = gallery.predict(between)
     assert (answer.reason, answer.answer) == ("ambiguous", answer.matches[0].label)
     assert answer.matches[0].probability < 0.5
     assert "less likely than all other classes together" in answer.message
-    monkeypatch.setattr(gallery, "_calibration", lambda reader: replace(known, threshold=2.0))
+    monkeypatch.setattr(gallery, "_calibration", lambda reader, within: replace(known, threshold=2.0))
     (answer,) = gallery.predict(between)
     assert (answer.reason, answer.answer) == ("unknown", "unknown")
 

@@ -80,7 +80,7 @@ def test_the_metric_moves_nothing_where_no_photo_has_a_say():
 def test_a_photo_alone_in_its_prototype_has_no_own_cosine():
     support, _ = world(3, 2, 8, seed=3)
     groups = np.array([0, 0, 1, 1, 2, 3])
-    found = without_each(fit_metric(support, groups, 4), support, groups, class_prototypes(support, groups, 4))
+    found = without_each(fit_metric(support, groups), support, groups, class_prototypes(support, groups, 4))
     assert np.isneginf(found[4, 2])
     assert np.isneginf(found[5, 3])
     assert np.isfinite(np.delete(found.ravel(), [4 * 4 + 2, 5 * 4 + 3])).all()
@@ -99,8 +99,8 @@ def test_a_sample_of_a_large_class_takes_out_one_photo_of_all():
     prototypes = class_prototypes(support, groups, 2)
     whole = without_each(fit_metric(support, groups), support, groups, prototypes)
     part = slice(None, None, 4)
-    metric = fit_metric(support[part], groups[part], weight=4)
-    sample = without_each(metric, support[part], groups[part], prototypes, weight=4)
+    metric = fit_metric(support[part], groups[part], np.array([400, 400]))
+    sample = without_each(metric, support[part], groups[part], prototypes)
     own = np.arange(len(sample)), groups[part]
     assert np.abs(sample[own] - whole[part][own]).mean() < 0.04
 
@@ -139,10 +139,10 @@ def test_a_prototype_of_few_photos_is_as_near_to_new_photos_as_one_of_many():
 
 
 def test_gains_follow_the_expected_length_of_a_mean():
-    metric = fit_metric(*world(5, 4, 16, seed=1), n_prototypes=7)
+    metric = fit_metric(*world(5, 4, 16, seed=1), np.array([4] * 5 + [1, 1]))
     r = metric.agreement
     assert 0 < r < 1
-    assert metric.counts.tolist() == [4] * 5 + [0, 0]
+    assert metric.counts.tolist() == [4] * 5 + [1, 1]
     np.testing.assert_allclose(metric.gains(np.array([1, 4])), [r**-0.5, ((r + (1 - r) / 4) / r) ** 0.5], rtol=1e-6)
     assert metric.gains(np.array([10**9]))[0] == pytest.approx(1)
     assert metric.gains(np.array([0])) == metric.gains(np.array([1]))

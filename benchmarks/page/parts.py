@@ -24,17 +24,34 @@ def stamp(facts: dict[str, Any]) -> str:
     return f"{machine['cores']} cores of {machine['cpu']} ({features}); commit {facts['commit']}, {facts['date']}."
 
 
-def peer_rows(found: dict[str, Any]) -> list[list[str]]:
-    """Of each method its name, and of each query set top-1 with its interval, top-3, and top-1 within the crop."""
-    return [
-        [method]
-        + [
-            f"{at['top1']['share']:.1f} ({at['top1']['low']:.0f}-{at['top1']['high']:.0f}), "
-            f"{at['top3']['share']:.0f}, {at['within']['share']:.0f}"
-            for at in row.values()
-        ]
-        for method, row in found.items()
+MEASURES = {"top1": "Top-1", "top3": "Top-3", "within": "Top-1 within the crop"}
+STRATA = ("x", "y")
+
+
+def peer_tables(found: dict[str, Any]) -> str:
+    """Markdown tables of methods by query sets, with 95 % intervals: one a measure, strata in columns of their own.
+
+    Args:
+        found: method -> query set -> "top1", "top3" and "within", and the same below the name of each stratum, if any.
+    """
+    columns = [
+        (name, stratum)
+        for name, at in next(iter(found.values())).items()
+        for stratum in (None, *(each for each in STRATA if each in at))
     ]
+    headings = [name if stratum is None else f"{name}, {stratum}" for name, stratum in columns]
+    parts = []
+    for measure, title in MEASURES.items():
+        rows = []
+        for method, row in found.items():
+            shares = [(row[name] if stratum is None else row[name][stratum])[measure] for name, stratum in columns]
+            rows.append([method, *map(_interval, shares)])
+        parts.append(f"{title}, in percent (95 % interval):\n\n{table(['method, backbone', *headings], rows)}\n")
+    return "\n".join(parts)
+
+
+def _interval(share: dict[str, float]) -> str:
+    return f"{share['share']:.1f} ({share['low']:.0f}-{share['high']:.0f})"
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:

@@ -1,12 +1,16 @@
 """`fewshot evaluate`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fewshot.cli.options import EmbedderOptions, common, embedding, notice, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from fewshot.episodes import Mean
 
 
 @click.command()
@@ -52,16 +56,21 @@ def evaluate(
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
-    vectors, classes = [], []
+    vectors, classes, seen, n_copies = [], [], set(), 0
     with progress("embedding", len(photos)) as step:
         outcomes = opened.embed_photos([photo for photo, _ in photos], n_photos=len(photos))
         for outcome, (_, class_index) in zip(outcomes, photos, strict=True):
             step()
-            if isinstance(outcome, EmbeddedPhoto):
+            if isinstance(outcome, EmbeddedPhoto) and outcome.sha256 in seen:
+                n_copies += 1
+            elif isinstance(outcome, EmbeddedPhoto):
+                seen.add(outcome.sha256)
                 vectors.append(outcome.embedding)
                 classes.append(class_index)
             elif isinstance(outcome, Refused):
                 warn(f"{outcome.file}: {outcome.message}")
+    if n_copies:
+        warn(f"{n_copies} of {len(photos)} files hold the same bytes as one before, as no index enrolls; left out.")
     embeddings = np.stack(vectors) if vectors else np.zeros((0, opened.dim), np.float32)
     with progress("episodes", n_episode) as step:
         report = evaluate_episodes(embeddings, np.array(classes, np.int64), plan, on_episode=step)
@@ -70,11 +79,11 @@ def evaluate(
         return
     accuracy, covered = report.accuracy, report.covered
     rows = [
-        ["accuracy", f"{accuracy.mean:.1%}", f"{accuracy.low:.1%} to {accuracy.high:.1%}"],
+        ["accuracy", f"{accuracy.mean:.1%}", _interval(accuracy)],
         ["unknown told apart (AUROC)", "-" if report.auroc is None else f"{report.auroc:.3f}", ""],
         ["strangers let in at 95 % known", "-" if report.fpr95 is None else f"{report.fpr95:.1%}", ""],
         ["expected calibration error", f"{report.calibration_error:.3f}", ""],
-        [f"covered, of {coverage:.0%} asked", f"{covered.mean:.1%}", f"{covered.low:.1%} to {covered.high:.1%}"],
+        [f"covered, of {coverage:.0%} asked", f"{covered.mean:.1%}", _interval(covered)],
         ["labels in a set", f"{report.set_size:.2f}", ""],
     ]
     echo(
@@ -83,3 +92,7 @@ def evaluate(
     )
     for line in table(["measure", "value", "95 % interval"], rows, right=(1,)):
         echo(line)
+
+
+def _interval(mean: "Mean") -> str:
+    return "-" if mean.low is None or mean.high is None else f"{mean.low:.1%} to {mean.high:.1%}"

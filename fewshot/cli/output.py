@@ -76,7 +76,7 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
     if prediction.reason == "ambiguous":
         yield click.style(f"{'':<{file_width}}  ambiguous: less likely than the others together", fg="yellow")
     if prediction.covering is not None:
-        left = ", ".join(map(visible, prediction.covering)) or "nothing; it is unlike every class"
+        left = ", ".join(map(visible, prediction.covering)) or "no label; the lead is smaller than enrolled photos have"
         yield f"{'':<{file_width}}  cannot be ruled out: {left}"
     near = ", ".join(visible(f"{photo.label}/{photo.file} {photo.similarity:.2f}") for photo in prediction.nearest)
     if near:

@@ -205,22 +205,33 @@ class Reader:
         query = _SUPPORT_RECORD.where(supports.c.class_id == class_id).order_by(supports.c.support_id)
         return [Support(*row) for row in self._connection.execute(query)]
 
-    def asked_supports(self, n_most: int) -> tuple[Int64s, Int64s, Float32s, int]:
+    def class_sizes(self) -> dict[int, int]:
+        """class_id -> how many photos are enrolled."""
+        query = sa.select(supports.c.class_id, sa.func.count()).group_by(supports.c.class_id)
+        return {row[0]: row[1] for row in self._connection.execute(query)}
+
+    def asked_supports(self, n_most: int, within: Sequence[int] | None = None) -> tuple[Int64s, Int64s, Float32s]:
         """Supports that can be asked as if they were not enrolled (those not alone in their class), evenly chosen.
 
+        Args:
+            n_most: about how many at most.
+            within: class ids; None: all.
+
         Returns:
-            Support ids (n,), class ids (n,) and own similarities (n,) float32, n at most about `n_most`; and of how
-            many supports each is one.
+            Support ids (n,), class ids (n,) and own similarities (n,) float32.
         """
-        known = supports.c.own_similarity.is_not(None)
-        n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
-        query = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
-        every = -(-n // n_most) if n > n_most else 1
-        query = query.where(supports.c.support_id % every == 0)
-        rows = self._connection.execute(query.order_by(supports.c.support_id)).all()
-        columns = [[row[i] for row in rows] for i in range(3)]
-        ids, class_ids = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
-        return ids, class_ids, np.array(columns[2], np.float32), every
+        columns = (supports.c.support_id, supports.c.class_id, supports.c.own_similarity)
+        query = sa.select(*columns).where(supports.c.own_similarity.is_not(None))
+        if within is None:
+            n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
+            if n > n_most:
+                query = query.where(supports.c.support_id % -(-n // n_most) == 0)
+            rows = [tuple(row) for row in self._connection.execute(query.order_by(supports.c.support_id))]
+        else:
+            rows = sorted(tuple(row) for row in self._in_parts(query, supports.c.class_id, list(within)))
+            rows = rows[:: max(1, -(-len(rows) // n_most))]
+        ids, class_ids, own = zip(*rows, strict=True) if rows else ((), (), ())
+        return np.array(ids, np.int64), np.array(class_ids, np.int64), np.array(own, np.float32)
 
     def support_ids(self, n_most: int) -> Int64s:
         """Ids of the supports, in order; evenly chosen, at most about `n_most`, where there are more."""

@@ -69,7 +69,7 @@ function bar({ label, probability }) {
 }
 
 function covering(labels) {
-  const list = labels.length ? labels.join(", ") : "nothing enrolled; it is unlike every class";
+  const list = labels.length ? labels.join(", ") : "no label; the lead is smaller than enrolled photos have";
   return h("p", { class: "covering" }, "Cannot be ruled out: ", h("strong", {}, list));
 }
 

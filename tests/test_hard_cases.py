@@ -1,0 +1,44 @@
+"""The benchmark on hard cases takes anyone's folders: two classes, strangers among them, files that are no photo."""
+
+import sys
+from pathlib import Path
+
+from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+
+from fewshot.datasets import class_folders
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import hard_cases
+from page.parts import peer_tables
+from peers import peers
+
+# Importing its neighbours replaces faiss's search, for all tests that come after in this process.
+NEIGHBOUR = "pytorch-metric-learning, nearest neighbour"
+
+
+def test_two_classes_are_measured_beside_peers_and_what_is_left_out_is_told(tmp_path, leaves, monkeypatch, capsys):
+    enrolled = leaves(n=6, labels=["rust", "healthy"])
+    for label in ("rust", "healthy", "mildew"):
+        for i, stratum in enumerate("xxyy"):
+            write_leaf(tmp_path / "asked" / label / f"{stratum}{i}.png", LEAF_COLOURS[label], 900 + i)
+    (tmp_path / "asked" / "rust" / "x9.jpg").write_text("no photo")
+    monkeypatch.setattr(hard_cases, "open_embedder", lambda choice: colour_embedder())
+    others = {name: peer for name, peer in peers().items() if name != NEIGHBOUR}
+    assert len(others) < len(peers())
+    monkeypatch.setattr(hard_cases, "peers", lambda: others)
+    asked = {"asked": class_folders(tmp_path / "asked")}
+    later = class_folders(leaves(n=3, labels=["rust"], first_seed=50, name="later"))
+    found = hard_cases.measure(class_folders(enrolled), later, asked, ["colours"], [])
+    told = capsys.readouterr().out
+    assert "not enrolled, left out: mildew" in told
+    assert "x9.jpg" in told
+    assert "fewshot, colours" in found["table"]
+    assert len(found["table"]) == 1 + len(others)
+    for method, row in found["table"].items():
+        assert set(row) == {"asked", "asked + more photos"}
+        for at in row.values():
+            assert (at["top1"]["n"], at["x"]["top1"]["n"], at["y"]["within"]["n"]) == (8, 4, 4)
+            assert at["top1"]["share"] == 100.0, method
+    shown = peer_tables(found["table"])
+    assert shown.count("| method, backbone | asked | asked, x | asked, y | asked + more photos |") == 3
+    assert "| fewshot, colours | 100.0 (68-100) | 100.0 (51-100) |" in shown
