@@ -34,8 +34,7 @@ def train(data: Path, out: Path) -> None:
         for loss in LOSSES:
             chosen = {**SIZE, "loss": loss, "normalisation": normalisation}
             only = ",".join(f"{key}={value}" for key, value in chosen.items())
-            folder = out / normalisation / loss
-            if not results_file(folder).exists():
+            if not results_file(out, loss, normalisation).exists():
                 run(
                     FEWSHOT,
                     "train",
@@ -43,16 +42,17 @@ def train(data: Path, out: Path) -> None:
                     "--data",
                     data,
                     "--out",
-                    folder,
+                    out,
                     "--only",
                     only,
                 )
             print(f"trained {loss}, {normalisation}", flush=True)
 
 
-def results_file(folder: Path) -> Path:
-    """Where a cell's figures are."""
-    return folder / "doctorp-stage2" / "results.json"
+def results_file(out: Path, loss: str, normalisation: str) -> Path:
+    """Where a cell's figures are: in the folder that it has in the whole grid."""
+    cell = f"backbone-{SIZE['backbone']}_loss-{loss}_normalisation-{normalisation}"
+    return out / "doctorp-stage2" / cell / "results.json"
 
 
 def protocol_sets(data: Path, trained: Path, name: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def protocol_sets(data: Path, trained: Path, name: str) -> dict[str, Any]:
 
 def cell(data: Path, out: Path, loss: str, normalisation: str) -> dict[str, Any]:
     """One row of the table."""
-    file = results_file(out / normalisation / loss)
+    file = results_file(out, loss, normalisation)
     results = json.loads(file.read_text())
     sets = protocol_sets(data, file.parent, f"{loss}-{normalisation}")
     return {

@@ -410,7 +410,7 @@ class TooFewPhotosError(TrainingError):
 
 
 class NotFiniteError(TrainingError):
-    """The loss became NaN or infinite. The last good epoch is kept."""
+    """The loss, a weight or an embedding became NaN or infinite. The last good epoch is kept."""
 
     code = "loss_not_finite"
 

@@ -22,6 +22,7 @@ BACKBONE_NAMES = (
     "convnext_small",
     "efficientnet_b3",
     "inception_v3",
+    "mnasnet_100",
     "mnasnet_140",
     "mobilenetv2_100",
     "mobilenetv3_large_100",
@@ -64,7 +65,12 @@ class Recipe:
     )
     source_pattern: str = _key("", "regular expression; its first group, found in a file's name, is the photo's source")
     held_out_classes: tuple[str, ...] = _key((), "classes left out of training altogether, for choosing a recipe")
-    photos_per_class_max: int = _key(0, "use at most so many photos of a class, the first by name; 0: all", low=0)
+    photos_per_class_max: int = _key(
+        0,
+        "at most so many photos of a class are trained on or split off, the first by name; a test folder stays whole; "
+        "0: all",
+        low=0,
+    )
     # ---- network
     backbone: str = _key(
         "lite0", "network: a known name, the folder of a trained one, or ARCHITECTURE:FILE.safetensors"
@@ -79,7 +85,7 @@ class Recipe:
     test_crop_pct: float = _key(
         0.0, "share of the photo's short side that tests see; 0: the backbone's own", low=0.0, high=1.0
     )
-    grey: bool = _key(False, "photos in grey (three equal channels)")
+    grey: bool = _key(False, "photos in grey (three equal channels), for the baselines alone, which see no other")
     normalisation: str = _key(
         "imagenet",
         "channel mean and std: none (0, 1), imagenet (the backbone's own), dataset (measured on the training photos)",
@@ -175,7 +181,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One training of a grid: its name, made of the grid's keys (empty for a recipe without a grid), and its recipe."""
+    """One training of a grid: its name, made of the grid's keys (empty for a recipe without a grid), and its recipe.
+
+    The name is that of the whole grid also where a few cells are picked, so that a cell has one folder.
+    """
 
     name: str
     recipe: Recipe
@@ -226,7 +235,8 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
     Args:
         path: the YAML file.
         only: `key=value,key=value`. Of a grid, the cells with these values stay (several values of one key: repeat
-            the key). A value that the grid lacks, or a key that is no grid, replaces the file's value.
+            the key), under the names that they have in the whole grid. A value that the grid lacks makes a cell of its
+            own; a key that is no grid gets the value instead of the file's, or spans a grid by several.
 
     Raises:
         RecipeError: not a flat YAML of known keys, or `only` cannot be understood.
@@ -236,8 +246,8 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
     if nested:
         raise RecipeError(f"{path.name}: a recipe is flat, but {nested[0]!r} holds keys of its own.")
     for key, wanted in _parse_only(only).items():
-        settings[key] = wanted if len(wanted) > 1 else wanted[0]
-    spanned = [key for key, value in settings.items() if isinstance(value, list) and not _is_list_key(key)]
+        settings[key] = wanted if len(wanted) > 1 or _spans(key, settings.get(key)) else wanted[0]
+    spanned = [key for key, value in settings.items() if _spans(key, value)]
     for key in spanned:
         if key in _FIELDS and not settings[key]:
             raise RecipeError(f"{path.name}: the list of {key!r} is empty.")
@@ -379,6 +389,7 @@ def _check_backbone(name: str) -> None:
 def _check_together(recipe: Recipe) -> None:
     """Refuse what would silently do something else than it says."""
     pairs = recipe.loss in ("contrastive", "triplet", "quadruplet")
+    n_way = recipe.batch_size // recipe.photos_per_class
     wrong = {
         "neither the backbone nor a head is trained: epochs is 0 and head is 'none'": (
             recipe.epochs == 0 and (recipe.head == "none" or recipe.head_epochs == 0)
@@ -386,6 +397,10 @@ def _check_together(recipe: Recipe) -> None:
         "all parts are frozen, so the backbone's epochs must be 0": recipe.frozen_parts == -1 and recipe.epochs > 0,
         f"batch_size {recipe.batch_size} is not a multiple of photos_per_class {recipe.photos_per_class}": (
             pairs and recipe.epochs > 0 and recipe.batch_size % recipe.photos_per_class > 0
+        ),
+        f"a batch of {recipe.batch_size} photos, {recipe.photos_per_class} a class, holds {n_way} of the at least "
+        f"{least_n_way(recipe)} classes that the {recipe.loss} loss compares": (
+            pairs and recipe.epochs > 0 and n_way < least_n_way(recipe)
         ),
         f"mixup does not fit the {recipe.loss} loss, which compares photos": pairs and recipe.mixup > 0,
         f"a prototype start does not fit the {recipe.loss} loss, which has no unit-length class vectors": (
@@ -397,6 +412,14 @@ def _check_together(recipe: Recipe) -> None:
         "a leaf is told from its ground by colour, and the photos are grey": recipe.new_ground > 0
         and (recipe.grey or recipe.backbone in BASELINES),
         "new_ground and ground_classes need each other": (recipe.new_ground > 0) != bool(recipe.ground_classes),
+        f"grey is for the baselines; {recipe.backbone} would be tested on grey photos and used on coloured ones": (
+            recipe.grey and recipe.backbone not in BASELINES
+        ),
+        "keep: best and patience need photos to choose the epoch by, and there is no test_folder, test_share or "
+        "validation_share": (
+            (recipe.keep == "best" or recipe.patience > 0)
+            and not (recipe.test_folder or recipe.test_share or recipe.validation_share)
+        ),
         "split_by: source needs a source_pattern": recipe.split_by == "source" and not recipe.source_pattern,
         f"the baseline {recipe.backbone} has no ImageNet weights; say `weights: random`": (
             recipe.backbone in BASELINES and recipe.weights != "random"
@@ -410,6 +433,15 @@ def _check_together(recipe: Recipe) -> None:
             raise RecipeError(f"the recipe contradicts itself: {what}.")
 
 
+def least_n_way(recipe: Recipe) -> int:
+    """How many classes a loss that compares photos needs: with fewer there is no negative.
+
+    >>> least_n_way(resolve({"loss": "quadruplet", "quadruplet_form": "four-sample"}))
+    3
+    """
+    return 3 if recipe.loss == "quadruplet" and recipe.quadruplet_form == "four-sample" else 2
+
+
 def _type_of(key: str) -> type[Any]:
     """bool, int, float, str or tuple: what the key's value is."""
     annotated = _FIELDS[key].type
@@ -418,8 +450,9 @@ def _type_of(key: str) -> type[Any]:
     return float if annotated == float | None else tuple
 
 
-def _is_list_key(key: str) -> bool:
-    return key in _FIELDS and _type_of(key) is tuple
+def _spans(key: str, value: Any) -> bool:
+    """Whether a key with this value spans a grid: a list, where the key wants none."""
+    return isinstance(value, list) and not (key in _FIELDS and _type_of(key) is tuple)
 
 
 def _meaning(field: "dataclasses.Field[Any]") -> str:

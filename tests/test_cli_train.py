@@ -56,6 +56,17 @@ def test_json_is_one_line_a_cell(recipe, tmp_path):
     assert (Path(line["folder"]) / "backbone.safetensors").is_file()
 
 
+def test_a_cell_that_fails_is_told_and_the_others_are_trained(recipe, tmp_path):
+    recipe.write_text(f"{RECIPE}learning_rate: [1e30, 1e-4]\n")
+    words = (recipe, "--data", tmp_path / "photos", "--out", tmp_path / "out")
+    result = run(*words, "--only", "loss=cross-entropy,margin=null,optimiser=sgd,epochs=3")
+    assert result.exit_code == 1
+    warning, error = result.stderr.index("warning: learning_rate=1e30: the"), result.stderr.index("error: 1 of the 2")
+    assert warning < error
+    assert "Lower learning_rate" in result.stderr
+    assert str(tmp_path / "out" / "squares" / "learning_rate-1e-4" / "report.md") in result.stdout
+
+
 def test_unknown_key_is_misuse_and_suggests_the_nearest(recipe, tmp_path):
     result = run(recipe, "--data", tmp_path / "photos", "--only", "epoch=3")
     assert result.exit_code == 2

@@ -76,10 +76,18 @@ def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, obje
         ({"epochs": 0}, "neither"),
         ({"frozen_parts": -1, "head": "mlp"}, "frozen"),
         ({"loss": "triplet", "batch_size": 30}, "photos_per_class"),
+        ({"loss": "triplet", "batch_size": 4}, "4 a class, holds 1 of the at least 2 classes"),
+        (
+            {"loss": "quadruplet", "quadruplet_form": "four-sample", "batch_size": 8},
+            "holds 2 of the at least 3 classes",
+        ),
         ({"loss": "triplet", "mixup": 0.2}, "mixup"),
         ({"loss": "triplet", "prototype_start": True}, "prototype"),
         ({"loss": "cosface", "prototype_start": True, "projection_dim": 64}, "projection_dim"),
         ({"split_by": "source"}, "source_pattern"),
+        ({"test_share": 0.0, "keep": "best"}, "need photos to choose the epoch by"),
+        ({"test_share": 0.0, "patience": 3}, "need photos to choose the epoch by"),
+        ({"grey": True}, "grey is for the baselines; lite0"),
         ({"backbone": "cnn-basic"}, "random"),
         ({"weights": "random", "interpolation": 0.5}, "random"),
     ],
@@ -87,6 +95,23 @@ def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, obje
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], word: str) -> None:
     with pytest.raises(RecipeError, match=word):
         resolve(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "triplet", "batch_size": 8},
+        {"loss": "quadruplet", "quadruplet_form": "four-sample", "batch_size": 12},
+        {"loss": "triplet", "batch_size": 4, "epochs": 0, "head": "mlp"},
+        {"loss": "arcface", "quadruplet_form": "four-sample", "batch_size": 4},
+        {"test_share": 0.0},
+        {"test_share": 0.0, "keep": "best", "validation_share": 0.2},
+        {"test_share": 0.0, "keep": "best", "patience": 3, "test_folder": "test"},
+        {"grey": True, "backbone": "cnn-basic", "weights": "random"},
+    ],
+)
+def test_settings_that_go_together_are_not_refused(settings: dict[str, object]) -> None:
+    resolve(settings)
 
 
 def test_a_list_spans_a_grid_and_only_picks_cells(tmp_path: Path) -> None:
@@ -110,6 +135,24 @@ def test_cells_are_named_after_the_grid(tmp_path: Path) -> None:
     assert plan.name == "try"
     assert plan.grid_keys == ("loss",)
     assert [cell.name for cell in plan.cells] == ["loss=arcface", "loss=cosface"]
+
+
+def test_picked_cells_keep_the_names_that_they_have_in_the_whole_grid(tmp_path: Path) -> None:
+    file = tmp_path / "try.yaml"
+    file.write_text("loss: [arcface, triplet]\nnormalisation: [imagenet, dataset]\nepochs: 3\nheld_out_classes: [a]\n")
+
+    def names(only: str) -> list[str]:
+        return [cell.name for cell in read_plan(file, only).cells]
+
+    whole = [cell.name for cell in read_plan(file).cells]
+    assert names("loss=triplet") == [name for name in whole if "triplet" in name]
+    assert names("loss=triplet,normalisation=dataset") == whole[-1:]
+    assert names("loss=cosface,normalisation=dataset,epochs=2,held_out_classes=[b]") == [
+        "loss=cosface normalisation=dataset"
+    ]
+    assert names("loss=triplet,normalisation=dataset,epochs=2,epochs=4") == [f"{whole[-1]} epochs={n}" for n in (2, 4)]
+    (cell,) = read_plan(file, "loss=triplet,normalisation=dataset,epochs=2,held_out_classes=[b]").cells
+    assert (cell.recipe.epochs, cell.recipe.held_out_classes) == (2, ("b",))
 
 
 @pytest.mark.parametrize("only", ["loss", "loss=", "los=arcface", "loss=arcfase"])

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fewshot.cli.options import common
+from fewshot.cli.options import common, warn
 from fewshot.cli.output import json_line
 from fewshot.cli.terminal import echo
 from fewshot.extras import need
 from fewshot.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from fewshot.errors import FewshotError
     from fewshot.training.progress import Progress
     from fewshot.training.report import Report
 
@@ -46,8 +47,9 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
     keep_freed_memory()
     from fewshot.training.runs import train as run
 
+    on_cell = json_report if as_json else say_report
     with _bar() as on_progress:
-        run(recipe, data, out, only=only, on_progress=on_progress, on_cell=json_report if as_json else say_report)
+        run(recipe, data, out, only=only, on_progress=on_progress, on_cell=on_cell, on_failed=say_failed)
 
 
 def json_report(report: "Report") -> None:
@@ -88,6 +90,11 @@ def say_report(report: "Report") -> None:
     rows.append(("report", str(report.folder / "report.md")))
     for name, value in rows:
         echo(f"  {name:<18} {value}")
+
+
+def say_failed(cell: str, error: "FewshotError") -> None:
+    """That a cell of a grid failed, at once; the next one is trained."""
+    warn(f"{cell}: {error.said}")
 
 
 @contextmanager

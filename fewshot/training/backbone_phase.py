@@ -29,6 +29,7 @@ from fewshot.training.grounds import Grounds
 from fewshot.training.networks import (
     Projection,
     Trainee,
+    first_not_finite,
     interpolate,
     parameter_groups,
     training_mode,
@@ -112,7 +113,8 @@ class BackbonePhase:
         """Train to the last epoch, going on from the last whole one; then keep what the recipe keeps.
 
         Raises:
-            NotFiniteError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
+            NotFiniteError: the loss, a weight or an embedding became NaN or infinite; the checkpoint of the last good
+                epoch stays.
             TrainingDiskFullError: a checkpoint cannot be written; the one before stays.
             TooFewPhotosError: there are more processes than photos in a batch.
         """
@@ -156,7 +158,8 @@ class BackbonePhase:
             self.loss.at_step((epoch - 1) * per_epoch + number)
             value, seen = self.step(rows, rng)
             if not math.isfinite(value):
-                raise self._not_finite(epoch, number, value)
+                what = f"the {recipe.loss} loss became {value} in epoch {epoch}, batch {number + 1}"
+                raise self._not_finite(what)
             losses.append(value)
             sizes.append(len(rows))
             if seen is not None:
@@ -166,6 +169,14 @@ class BackbonePhase:
                 Progress(self.cell, "backbone", epoch, recipe.epochs, number + 1, per_epoch, value, clock.tick())
             )
         seconds = time.monotonic() - started
+        # Each loss was computed before its step: what the last step did, only the weights tell.
+        for owner, learner in (
+            ("backbone", self.trainee.network),
+            ("loss", self.loss),
+            ("projection", self.projection),
+        ):
+            if name := first_not_finite(learner):
+                raise self._not_finite(f"the {owner}'s {name} became NaN or infinite in epoch {epoch}")
         mean_loss = float(np.average(losses, weights=sizes))
         learned = Scores(loss=mean_loss)
         if logits:
@@ -174,7 +185,7 @@ class BackbonePhase:
         self.rows.append(EpochRow(epoch, seconds, learned, validation, test))
 
     def step(self, rows: Int64s, rng: np.random.Generator) -> tuple[float, Float32s | None]:
-        """One batch forward and back: its loss, and the logits it was classified with."""
+        """One batch forward and back: its loss, and the logits it was classified with, before the step."""
         recipe, n, processes = self.recipe, len(rows), self.processes
         grounds = self.prepared.grounds
         decoded = [self.prepared.decoded[row] for row in rows]
@@ -207,6 +218,8 @@ class BackbonePhase:
             total = loss + recipe.distillation * (1 - cosine).sum() / n
         if not torch.isfinite(total):
             return float(total.detach()), None
+        with torch.no_grad():
+            seen = self.loss.logits(projected)
         self.optimiser.zero_grad()
         # Gradients of the shares are averaged, and the gradient of the whole batch is their sum.
         (total * processes.n).backward()
@@ -215,8 +228,6 @@ class BackbonePhase:
                 parameter.grad /= processes.n
         processes.averaged(list(self.loss.parameters()))
         self.optimiser.step()
-        with torch.no_grad():
-            seen = self.loss.logits(projected)
         return float(loss.detach()), None if seen is None else seen.float().cpu().numpy()
 
     def batches(self, rng: np.random.Generator) -> Iterator[Int64s]:
@@ -233,7 +244,7 @@ class BackbonePhase:
         prototypes: Float32s | None = None
         if self.loss.compares_photos:
             support = first_rows(split.train, N_SHOT)
-            unit = unit_rows(torch.from_numpy(self.processes.embed(self.trainee, prepared.train[support])))
+            unit = unit_rows(torch.from_numpy(self._embed(prepared.train[support])))
             owner = torch.from_numpy(split.train.class_index[support])
             means = [unit[owner == i].mean(0) for i in range(len(split.train.labels))]
             prototypes = unit_rows(torch.stack(means)).numpy()
@@ -242,7 +253,7 @@ class BackbonePhase:
             if len(photos) == 0:
                 found.append(None)
                 continue
-            embeddings = self.processes.embed(self.trainee, pixels)
+            embeddings = self._embed(pixels)
             if prototypes is not None:
                 cosine = unit_rows(torch.from_numpy(embeddings)).numpy() @ prototypes.T
                 scores = logit_scores(cosine, photos.class_index, photos.labels)
@@ -253,6 +264,13 @@ class BackbonePhase:
                 assert logits is not None
                 found.append(logit_scores(logits, photos.class_index, photos.labels))
         return found[0], found[1] or _NOTHING
+
+    def _embed(self, pixels: Pixels) -> Float32s:
+        """As `networks.embed`, after an epoch's last step; weights can be finite and too large for any photo."""
+        embeddings = self.processes.embed(self.trainee, pixels)
+        if not np.isfinite(embeddings).all():
+            raise self._not_finite(f"the embeddings became NaN or infinite in epoch {len(self.rows) + 1}")
+        return embeddings
 
     def _build_optimiser(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -277,11 +295,11 @@ class BackbonePhase:
             return False
         return self.rows[-1].epoch - best_row(self.rows).epoch >= self.recipe.patience
 
-    def _not_finite(self, epoch: int, number: int, value: float) -> NotFiniteError:
+    def _not_finite(self, what: str) -> NotFiniteError:
         kept = f"epoch {len(self.rows)} is kept in {self.folder}" if self.rows else "no epoch was finished"
         lower = "learning_rate" if self.recipe.scale is None else "learning_rate or scale"
         return NotFiniteError(
-            f"the {self.recipe.loss} loss became {value} in epoch {epoch}, batch {number + 1}; {kept}.",
+            f"{what}; {kept}.",
             hint=f"Lower {lower} (learning_rate is {self.recipe.learning_rate:g}), or raise warmup_epochs.",
         )
 

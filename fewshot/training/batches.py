@@ -92,19 +92,12 @@ class Changes:
     factors: dict[str, torch.Tensor]
 
 
-def augmented_batch(
-    decoded: Sequence[Pixels], image_size_px: int, recipe: Recipe, rng: np.random.Generator
-) -> torch.Tensor:
-    """Photos changed by chance as the recipe says: (n, 3, image_size_px, image_size_px) float32 in [0, 1].
+def drawn_changes(decoded: Sequence[Pixels], recipe: Recipe, rng: np.random.Generator) -> Changes:
+    """Let chance decide for a whole batch, so that processes that share it decide the same.
 
     A random crop has an aspect ratio of 3:4 to 4:3 and at least `crop_min_share` of the photo's area; at 1 it is the
     largest centred square.
     """
-    return changed(decoded, image_size_px, drawn_changes(decoded, recipe, rng), np.arange(len(decoded)))
-
-
-def drawn_changes(decoded: Sequence[Pixels], recipe: Recipe, rng: np.random.Generator) -> Changes:
-    """Let chance decide for a whole batch, so that processes that share it decide the same."""
     crops, mirrored, turns = [], [], []
     for pixels in decoded:
         crops.append(_crop(pixels.shape[0], pixels.shape[1], recipe.crop_min_share, rng))
@@ -175,18 +168,12 @@ def _coloured(batch: torch.Tensor, factors: dict[str, torch.Tensor]) -> torch.Te
     return batch
 
 
-def mixed(batch: torch.Tensor, alpha: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mixup: each photo blended with another of its batch.
+def drawn_partners(n: int, alpha: float, rng: np.random.Generator) -> tuple[Int64s, float]:
+    """What chance decides of a mixup, which blends each photo of a batch with another.
 
     Returns:
-        The blend; (n,) int64, the position of each photo's partner; the photo's own share, at least one half.
+        (n,) int64, the position of each photo's partner; the photo's own share, at least one half.
     """
-    partner, share = drawn_partners(len(batch), alpha, rng)
-    return torch.lerp(batch[partner], batch, share), torch.from_numpy(partner), share
-
-
-def drawn_partners(n: int, alpha: float, rng: np.random.Generator) -> tuple[Int64s, float]:
-    """What chance decides of a mixup: (n,) the position of each photo's partner, and the photo's own share."""
     share = float(rng.beta(alpha, alpha))
     share = max(share, 1 - share)
     return rng.permutation(n), share

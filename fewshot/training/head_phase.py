@@ -12,7 +12,7 @@ from fewshot.errors import NotFiniteError
 from fewshot.recipes import Recipe
 from fewshot.records import Float32s, Int64s
 from fewshot.training.batches import n_batches, shuffled_batches
-from fewshot.training.networks import Head
+from fewshot.training.networks import Head, first_not_finite
 from fewshot.training.progress import Clock, EpochRow, OnProgress, Progress, Scores, best_row, logit_scores
 
 
@@ -47,6 +47,7 @@ def train_head(
     embeddings, true = torch.from_numpy(train.embeddings), torch.from_numpy(train.class_index)
     per_epoch = n_batches(len(true), recipe.head_batch_size)
     clock = Clock(per_epoch * recipe.head_epochs)
+    lower = f"Lower head_learning_rate (it is {recipe.head_learning_rate:g})."
     rows: list[EpochRow] = []
     best: dict[str, torch.Tensor] = {}
     for epoch in range(1, recipe.head_epochs + 1):
@@ -57,8 +58,7 @@ def train_head(
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise NotFiniteError(
-                    f"the head's loss became {value} in epoch {epoch}, batch {number + 1}.",
-                    hint=f"Lower head_learning_rate (it is {recipe.head_learning_rate:g}).",
+                    f"the head's loss became {value} in epoch {epoch}, batch {number + 1}.", hint=lower
                 )
             optimiser.zero_grad()
             torch.autograd.backward(loss)
@@ -66,6 +66,8 @@ def train_head(
             total += value * len(batch)
             on_progress(Progress(cell, "head", epoch, recipe.head_epochs, number + 1, per_epoch, value, clock.tick()))
         seconds = time.monotonic() - started
+        if name := first_not_finite(head):  # which the last step may have done, after its loss
+            raise NotFiniteError(f"the head's {name} became NaN or infinite in epoch {epoch}.", hint=lower)
         learned = _scores(head, train, labels)
         learned = Scores(total / len(true), learned.accuracy, learned.precision, learned.recall, learned.f1)
         watched = _scores(head, validation, labels) if len(validation.class_index) else None

@@ -17,14 +17,16 @@ from fewshot.training.batches import plain_batch
 
 _BASELINE_SIZE_PX = 80  # the microscopy study's
 _EMBED_BATCH = 64
+_ORIGINS = {"shipped": "trained", "trained": "trained", "file": "file"}  # a source's kind -> what its weights are
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What a trained backbone started from: its name in the recipe, timm's name, and its weights.
 
-    `weights` is "imagenet" (pretrained as the name says), "trained" (the shipped backbone's, or a training's) or
-    "random".
+    `weights` is "imagenet" (pretrained as the name says), "trained" (the shipped backbone's, or a training's), "file"
+    (a local .safetensors, of which no more is known) or "random".
     """
 
     name: str
@@ -33,15 +35,20 @@ class Origin:
 
 
 class Trainee(nn.Module):
-    """A backbone with its normalisation inside: (n, 3, size, size) float32 in [0, 1] -> (n, dim), any length."""
+    """A backbone with its normalisation inside: (n, 3, size, size) float32 in [0, 1] -> (n, dim), any length.
+
+    `preprocessing` is what tests and use do, as the recipe says; `own_size_px` the backbone's own input, before that.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, network: nn.Module, origin: Origin, preprocessing: Preprocessing, dim: int) -> None:
+    def __init__(
+        self, network: nn.Module, origin: Origin, preprocessing: Preprocessing, own_size_px: int, dim: int
+    ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
-        self.origin, self.preprocessing, self.dim = origin, preprocessing, dim
+        self.origin, self.preprocessing, self.own_size_px, self.dim = origin, preprocessing, own_size_px, dim
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
@@ -103,9 +110,10 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
         load = networks.load if recipe.weights == "imagenet" else networks.load_untrained
         source = resolve(recipe.backbone)
         described, network = load(source)
-        trained = recipe.weights != "random" and source.kind in ("shipped", "trained")
-        origin = Origin(recipe.backbone, described.architecture, "trained" if trained else recipe.weights)
+        weights = recipe.weights if recipe.weights == "random" else _ORIGINS.get(source.kind, recipe.weights)
+        origin = Origin(recipe.backbone, described.architecture, weights)
         trainee_dim, preprocessing = described.dim, described.preprocessing
+    own_size_px = preprocessing.image_size_px
     if recipe.normalisation == "none":
         preprocessing = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     elif recipe.normalisation == "dataset":
@@ -117,31 +125,29 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
         preprocessing = replace(preprocessing, image_size_px=size)
     if recipe.test_crop_pct:
         preprocessing = replace(preprocessing, crop_pct=recipe.test_crop_pct)
-    return Trainee(network, origin, preprocessing, trainee_dim)
+    return Trainee(network, origin, preprocessing, own_size_px, trainee_dim)
 
 
 def training_size_px(recipe: Recipe, trainee: Trainee) -> int:
     """Side of the network's input in training."""
-    if recipe.backbone in BASELINES or not recipe.image_size_px:
-        return trainee.preprocessing.image_size_px
-    return recipe.image_size_px
+    return trainee.own_size_px if recipe.backbone in BASELINES else recipe.image_size_px or trainee.own_size_px
 
 
 def parts(network: nn.Module) -> list[list[nn.Module]]:
     """The network's parts from input to output, each a list of modules.
 
-    A part is a direct child that has weights; a sequence of several children is opened, so that each stage is a part;
-    a normalisation belongs to the part before it. EfficientNet-Lite0 has 9: the stem, seven stages, the last
-    convolution.
+    Parts are the direct children that have weights. Where three or more of these are sequences, they are the stages and
+    stay whole (ResNet-34 has 5 parts: the first convolution, four layers); fewer are opened, as the stages are inside
+    (EfficientNet-Lite0 has 9: the stem, seven stages, the last convolution). A normalisation belongs to the part
+    before it. Where blocks are not grouped, each is a part (Inception-v3 and Xception have 16).
     """
+    children = [child for child in network.children() if _has_weights(child)]
+    sequences = [child for child in children if isinstance(child, nn.Sequential | nn.ModuleList)]
     found: list[list[nn.Module]] = []
-    for child in network.children():
-        inner = list(child.children())
-        opened = inner if isinstance(child, nn.Sequential | nn.ModuleList) and len(inner) > 1 else [child]
-        for module in opened:
-            if not any(True for _ in module.parameters()):
-                continue
-            if found and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+    for child in children:
+        opened = child.children() if child in sequences and len(sequences) < 3 else [child]
+        for module in filter(_has_weights, opened):
+            if found and _only_normalises(module):
                 found[-1].append(module)
             else:
                 found.append([module])
@@ -207,9 +213,24 @@ def interpolate(trained: nn.Module, pretrained: dict[str, torch.Tensor], share: 
                 tensor.copy_(torch.lerp(pretrained[name].to(tensor.device), tensor, share))
 
 
+def first_not_finite(network: nn.Module) -> str | None:
+    """The name of the first parameter or buffer that holds NaN or an infinity; None where none does."""
+    tensors = network.state_dict()
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+
+
 def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
     """Rows scaled to unit length."""
     return functional.normalize(embeddings, dim=1)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _only_normalises(module: nn.Module) -> bool:
+    """Whether all its weights are normalisations', alone or in a wrapping (ConvNeXt's is in its empty head)."""
+    return all(isinstance(inner, _NORMS) for inner in module.modules() if [*inner.parameters(recurse=False)])
 
 
 class _Grey(nn.Module):

@@ -1,7 +1,7 @@
 """Folders of photos -> training, validation and test photos, each decoded once."""
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from PIL import Image
 from fewshot import images
 from fewshot.datasets import class_folders
 from fewshot.errors import RecipeError, TooFewPhotosError, did_you_mean
-from fewshot.recipes import Recipe
+from fewshot.recipes import Recipe, least_n_way
 from fewshot.records import Float32s, Int64s, Pixels
 
 
@@ -47,17 +47,18 @@ def read_split(recipe: Recipe, data: Path) -> Split:
 
     Raises:
         FolderError: a folder is missing or empty.
-        RecipeError: `held_out_classes` or `ground_classes` names no class, or the source pattern does not fit the
-            files' names.
-        TooFewPhotosError: a class has too few photos to be split, or for P x K batches.
+        RecipeError: `held_out_classes` or `ground_classes` names no class, the test folder holds one that the training
+            folder lacks, or the source pattern does not fit the files' names.
+        TooFewPhotosError: a class has too few photos to be split, or for P x K batches, or there are too few classes.
     """
-    train = _read_folder(data / recipe.train_folder, recipe)
-    _check_labels("held_out_classes", recipe.held_out_classes, train)
-    train = _with_labels(train, [label for label in train.labels if label not in recipe.held_out_classes])
+    learnable = _read_folder(data / recipe.train_folder, recipe.photos_per_class_max or None)
+    _check_labels("held_out_classes", recipe.held_out_classes, learnable)
+    train = _with_labels(learnable, [label for label in learnable.labels if label not in recipe.held_out_classes])
     if recipe.epochs:
         _check_labels("ground_classes", recipe.ground_classes, train)  # before anything is decoded
     if recipe.test_folder:
-        found = _read_folder(data / recipe.test_folder, recipe)
+        found = _read_folder(data / recipe.test_folder)
+        _check_tested(found, learnable, recipe)
         test = _with_labels(found, train.labels)
     else:
         train, test = _split_off(train, recipe.test_share, recipe, salt=1)
@@ -116,12 +117,13 @@ def channel_statistics(decoded: Sequence[Pixels]) -> tuple[Float32s, Float32s]:
     return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32)
 
 
-def _read_folder(folder: Path, recipe: Recipe) -> Photos:
+def _read_folder(folder: Path, n_max: int | None = None) -> Photos:
+    """The photos of each sub-folder, in name order: all, or the first `n_max`."""
     files: list[Path] = []
     classes: list[int] = []
     labels: list[str] = []
     for found in class_folders(folder):
-        chosen = found.photos[: recipe.photos_per_class_max or None]
+        chosen = found.photos[:n_max]
         if chosen:
             files += chosen
             classes += [len(labels)] * len(chosen)
@@ -136,6 +138,16 @@ def _check_labels(key: str, named: Sequence[str], photos: Photos) -> None:
             raise RecipeError(f"{key}: there is no class {label!r}.", hint=did_you_mean(label, photos.labels))
 
 
+def _check_tested(tested: Photos, learnable: Photos, recipe: Recipe) -> None:
+    """Refuse a class to test on that cannot be learned: left out, it would make the accuracy that of the others."""
+    for label in tested.labels:
+        if label not in learnable.labels:
+            raise RecipeError(
+                f"{recipe.test_folder!r} tests a class {label!r} of which {recipe.train_folder!r} has no photos.",
+                hint=did_you_mean(label, learnable.labels) or "Add photos to learn it from, or test without it.",
+            )
+
+
 def _with_labels(photos: Photos, labels: Sequence[str]) -> Photos:
     """The photos of `labels`, with class indices into `labels`."""
     place = {label: i for i, label in enumerate(labels)}
@@ -146,44 +158,53 @@ def _with_labels(photos: Photos, labels: Sequence[str]) -> Photos:
 
 
 def _split_off(photos: Photos, share: float, recipe: Recipe, salt: int) -> tuple[Photos, Photos]:
-    """Two parts, the second holding `share` of each class, by photo or by whole source."""
+    """Two parts, the second holding `share` of each class, by photo or by whole source.
+
+    A source with photos of several classes stays together: where it goes is decided with the first of them.
+    """
     rng = np.random.default_rng([recipe.seed, salt])
-    apart: list[int] = []
+    sources = _sources(photos, recipe)
+    goes_over: dict[str, bool] = {}
     for i, label in enumerate(photos.labels):
-        rows = np.flatnonzero(photos.class_index == i)
-        groups = _groups(photos, rows, recipe)
-        wanted = round(share * len(rows))
-        taken: list[int] = []
-        for number in rng.permutation(len(groups)):
-            # A source goes over whole, while that brings the part nearer to the share.
-            if abs(len(taken) + len(groups[number]) - wanted) < abs(len(taken) - wanted):
-                taken += groups[number]
-        if share > 0 and (not taken or len(taken) == len(rows)):
-            what = f"{len(rows)} photos" if recipe.split_by == "photo" else f"photos of {len(groups)} sources"
+        counts = Counter(sources[row] for row in np.flatnonzero(photos.class_index == i))
+        wanted = round(share * counts.total())
+        n_taken = sum(n for source, n in counts.items() if goes_over.get(source))
+        names = list(counts)
+        for number in rng.permutation(len(names)):
+            source, n = names[number], counts[names[number]]
+            if source not in goes_over:
+                # A source goes over whole, while that brings the part nearer to the share.
+                goes_over[source] = abs(n_taken + n - wanted) < abs(n_taken - wanted)
+                n_taken += n if goes_over[source] else 0
+        if share > 0 and n_taken in (0, counts.total()):
+            what = f"{counts.total()} photos" if recipe.split_by == "photo" else f"photos of {len(counts)} sources"
             raise TooFewPhotosError(f"class {label!r} has {what}: they cannot be split with a share of {share}.")
-        apart += taken
-    second = np.array(sorted(apart), np.int64)
-    first = np.setdiff1d(np.arange(len(photos)), second)
-    return photos.subset(first), photos.subset(second)
+    apart = np.array([goes_over[source] for source in sources], bool)
+    return photos.subset(np.flatnonzero(~apart)), photos.subset(np.flatnonzero(apart))
 
 
-def _groups(photos: Photos, rows: Int64s, recipe: Recipe) -> list[list[int]]:
-    """The rows of each source; by photo, each row alone."""
+def _sources(photos: Photos, recipe: Recipe) -> list[str]:
+    """The source of each photo; by photo, each its own."""
     if recipe.split_by == "photo":
-        return [[int(row)] for row in rows]
-    by_source: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        name = photos.files[row].name
-        match = re.search(recipe.source_pattern, name)
+        return [str(row) for row in range(len(photos))]
+    found = []
+    for file in photos.files:
+        match = re.search(recipe.source_pattern, file.name)
         if match is None or not match.groups():
-            raise RecipeError(f"source_pattern {recipe.source_pattern!r} finds no source (group 1) in {name!r}.")
-        by_source[match.group(1)].append(int(row))
-    return list(by_source.values())
+            raise RecipeError(f"source_pattern {recipe.source_pattern!r} finds no source (group 1) in {file.name!r}.")
+        found.append(match.group(1))
+    return found
 
 
 def _check_counts(train: Photos, recipe: Recipe) -> None:
     if recipe.loss not in ("contrastive", "triplet", "quadruplet") or recipe.epochs == 0:
         return
+    if len(train.labels) < least_n_way(recipe):
+        raise TooFewPhotosError(
+            f"there are {len(train.labels)} classes to learn in {recipe.train_folder!r}; the {recipe.quadruplet_form} "
+            f"form of the quadruplet loss compares {least_n_way(recipe)}.",
+            hint="Add a class, or set quadruplet_form: anchor.",
+        )
     counts = np.bincount(train.class_index, minlength=len(train.labels))
     least = int(counts.argmin())
     if counts[least] < recipe.photos_per_class:

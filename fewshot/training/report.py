@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewshot.evaluation import Interval, Metrics, PrototypeAccuracy
+from fewshot.evaluation import Interval, Metrics, PrototypeAccuracy, crop_of
 from fewshot.recipes import Recipe
 from fewshot.training.checkpoints import as_write_error, write_whole
 from fewshot.training.networks import Origin
@@ -30,9 +30,16 @@ class Report:
     classifier: str | None  # "head", "loss" or None
     test: Metrics | None
     prototype: PrototypeAccuracy | None
-    n_shot: int
+    n_shot: int  # photos of a class in its prototype, or all there are where a class has fewer
     embed_seconds: float  # once through the backbone, all photos: what a frozen backbone costs instead of epochs
     machine: dict[str, str]
+    n_train: tuple[int, ...]  # training photos of each class
+
+    @property
+    def support(self) -> str:
+        """How many photos of a class made its prototype: one number, or the least to the most."""
+        least, most = (min(self.n_shot, n) for n in (min(self.n_train), max(self.n_train)))
+        return str(most) if least == most else f"{least} to {most}"
 
     @property
     def mean_epoch_seconds(self) -> float | None:
@@ -58,6 +65,7 @@ class Report:
             "test": self.test.as_dict() if self.test else None,
             "prototype": self.prototype.as_dict() if self.prototype else None,
             "n_shot": self.n_shot,
+            "n_train": list(self.n_train),
             "backbone_epochs": [row.as_dict() for row in self.backbone_rows],
             "head_epochs": [row.as_dict() for row in self.head_rows],
             "machine": self.machine,
@@ -84,9 +92,12 @@ def write_report(report: Report) -> None:
 def markdown(report: Report) -> str:
     """The report as a page to read."""
     recipe, origin = report.recipe, report.origin
-    weights = {"imagenet": "ImageNet weights", "trained": "its trained weights", "random": "random weights"}[
-        origin.weights
-    ]
+    weights = {
+        "imagenet": "ImageNet weights",
+        "trained": "its trained weights",
+        "file": "the file's weights",
+        "random": "random weights",
+    }[origin.weights]
     title = f"# {report.name}" + (f": {report.cell}" if report.cell else "")
     counts = ", ".join(f"{n} {part}" for part, n in report.n_photos.items() if n)
     lines = [title, "", f"Backbone {origin.name} ({origin.architecture}, starting from **{weights}**)."]
@@ -100,7 +111,7 @@ def markdown(report: Report) -> str:
         lines += ["", f"The epoch was chosen by the {by}."]
     for heading, rows in (("Backbone", report.backbone_rows), ("Head", report.head_rows)):
         if rows:
-            lines += ["", f"## {heading}, epoch by epoch", "", *_epoch_table(rows)]
+            lines += ["", f"## {heading}, epoch by epoch", "", *_epoch_table(rows, recipe.keep)]
     if report.test:
         lines += ["", "## Per class", "", "| class | photos | precision | recall | F1 |", "|---|---:|---:|---:|---:|"]
         lines += [
@@ -124,10 +135,12 @@ def _summary(report: Report) -> list[str]:
         ]
     if report.prototype:
         lines += [
-            f"| nearest prototype ({report.n_shot} photos a class) | {_percent(report.prototype.top1)} |",
+            f"| nearest prototype ({report.support} photos a class) | {_percent(report.prototype.top1)} |",
             f"| the same, right among the first three | {_percent(report.prototype.top3)} |",
-            f"| the same, among the classes of the photo's crop | {_percent(report.prototype.within_crop)} |",
         ]
+        if len({crop_of(label) for label in report.labels}) < len(report.labels):  # else it is always right
+            within = _percent(report.prototype.within_crop)
+            lines.append(f"| the same, among the classes of the photo's crop | {within} |")
     if report.mean_epoch_seconds is not None:
         part = "backbone" if report.backbone_rows else "head"
         lines.append(f"| mean epoch processing time ({part}) | {report.mean_epoch_seconds:.2f} s |")
@@ -136,8 +149,8 @@ def _summary(report: Report) -> list[str]:
     return lines
 
 
-def _epoch_table(rows: Sequence[EpochRow]) -> list[str]:
-    chosen = best_row(rows).epoch
+def _epoch_table(rows: Sequence[EpochRow], keep: str) -> list[str]:
+    chosen = best_row(rows).epoch if keep == "best" else None
     lines = ["| epoch | s | train loss | acc | prec | rec | F1 | test loss | acc | prec | rec | F1 |"]
     lines.append("|---:|" * 1 + "---:|" * 11)
     for row in rows:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from fewshot import __version__
 from fewshot.backbones import FACTS_FILE, PORTABLE_FILE, STATISTICS_FILE, WEIGHTS_FILE, resolve
-from fewshot.errors import TrainingError, TrainingStoppedError
+from fewshot.errors import FewshotError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
 from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
 from fewshot.networks import load
 from fewshot.portable import export_onnx
@@ -51,6 +51,7 @@ def train(
     only: str | None = None,
     on_progress: OnProgress | None = None,
     on_cell: Callable[[Report], None] | None = None,
+    on_failed: Callable[[str, FewshotError], None] | None = None,
 ) -> list[Report]:
     """Train every cell of a recipe file, or those that `only` picks. Epochs already trained are not trained again.
 
@@ -61,6 +62,7 @@ def train(
         only: `key=value,key=value`, see `recipes.read_plan`.
         on_progress: called after every batch.
         on_cell: called with each cell's report as it is finished.
+        on_failed: called with the name of each cell of a grid that fails, and its error.
 
     Returns:
         One report a cell, in order; of several processes that torchrun started, the first alone gets them.
@@ -68,10 +70,13 @@ def train(
     Raises:
         RecipeError, FolderError, TooFewPhotosError: it cannot start.
         TrainingStoppedError: Ctrl-C; the same call goes on from the last whole epoch.
-        NotFiniteError, TrainingDiskFullError: it cannot go on; the last good epoch is kept.
+        WeightsUnreachableError, NotFiniteError: it cannot start or go on; the last good epoch is kept. In a grid the
+            other cells are trained first, then a TrainingError names those that failed.
+        TrainingDiskFullError: it cannot go on; the last good epoch is kept.
     """
     plan = read_plan(recipe_file, only)
     reports = []
+    failed: list[str] = []
     with joined() as processes:
         for cell in plan.cells:
             folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
@@ -83,11 +88,24 @@ def train(
                     f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in "
                     f"{folder}."
                 ) from error
+            except (WeightsUnreachableError, NotFiniteError) as error:
+                # Of several processes one may fail alone, and must not begin the next cell while the others wait.
+                if len(plan.cells) == 1 or processes.n > 1:
+                    raise
+                failed.append(f"{cell.name}: {error.message}")
+                if on_failed is not None:
+                    on_failed(cell.name, error)
+                continue
             if report is None:
                 continue
             reports.append(report)
             if on_cell is not None:
                 on_cell(report)
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of the {len(plan.cells)} trainings of {plan.name} failed. {' '.join(failed)}",
+            hint="Put this right, then pick these alone with --only; what is trained is kept.",
+        )
     return reports
 
 
@@ -144,6 +162,7 @@ def train_cell(
         n_shot=N_SHOT,
         embed_seconds=embed_seconds,
         machine=_machine(processes),
+        n_train=tuple(np.bincount(split.train.class_index).tolist()),
     )
     _write_backbone(folder, trainee, recipe, head, train_set, split.train.labels)
     write_report(report)
@@ -158,7 +177,7 @@ def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
     prepared = trainee.preprocessing
     short_side_px = prepared.short_side_px
     learning_px = round(training_size_px(recipe, trainee) * _DECODE_MARGIN)
-    grey = recipe.grey or recipe.backbone in BASELINES
+    grey = recipe.backbone in BASELINES
     decoded = decode_all(split.train, max(learning_px, short_side_px) if recipe.epochs else short_side_px, grey)
     if recipe.normalisation == "dataset":
         torch.manual_seed(recipe.seed)
@@ -232,22 +251,26 @@ def write_portable(folder: Path) -> None:
 def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> None:
     """Note what a folder is for; refuse one that holds another training.
 
+    A folder without a whole epoch or a report holds none, whatever was tried there. Photos are known by their names and
+    sizes; where an earlier version noted no sizes, by their names.
+
     Raises:
         TrainingError: another recipe, or other photos, were trained there, or other processes have others.
     """
     listing = [
-        f"{part}/{split_part.labels[i]}/{file.name}"
+        (f"{part}/{split_part.labels[i]}/{file.name}", str(_n_bytes(file)))
         for part, split_part in _parts(split)
         for file, i in zip(split_part.files, split_part.class_index, strict=True)
     ]
-    photos = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    names, sizes = (hashlib.sha256("\n".join(each).encode()).hexdigest() for each in zip(*listing, strict=True))
     settings = recipe.as_dict()
-    wanted = {"recipe": settings, "photos": photos}
+    wanted = {"recipe": settings, "photos": names, "sizes": sizes}
     processes.check_same("a recipe or photos", json.dumps(wanted))
     if not processes.is_first:
         return
     file = folder / "run.json"
-    if not file.exists():
+    is_trained = any((folder / name).exists() for name in ("checkpoint/last.safetensors", "results.json"))
+    if not (is_trained and file.exists()):
         write_whole(file, (json.dumps(wanted, indent=1) + "\n").encode())
         return
     try:
@@ -256,11 +279,19 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
         changed = [key for key, value in settings.items() if before.get(key) != value]
     except (ValueError, KeyError, AttributeError) as error:
         raise TrainingError(f"{file} is damaged.", hint="Remove its folder, or choose another --out.") from error
-    if changed or found.get("photos") != photos:
+    if changed or found.get("photos") != names or found.get("sizes", sizes) != sizes:
         what = f"another {', '.join(changed)}" if changed else "other photos"
         raise TrainingError(
             f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
         )
+
+
+def _n_bytes(file: Path) -> int:
+    """A photo's size; 0 where it cannot be found, which the decoding refuses with its reason."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _parts(split: Split) -> list[tuple[str, Photos]]:

@@ -1,0 +1,194 @@
+"""What holds a folder, and what a grid does when one of its trainings fails."""
+
+import json
+
+import pytest
+import torch
+from conftest import LEAF_COLOURS, write_leaf
+
+from fewshot.errors import ImageError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
+from fewshot.training import backbone_phase, report, runs
+from fewshot.training.runs import train
+
+SMALL = {
+    "backbone": "ann-basic",
+    "weights": "random",
+    "loss": "cosface",
+    "scale": 8.0,
+    "margin": 0.1,
+    "epochs": 1,
+    "batch_size": 6,
+    "normalisation": "none",
+    "test_folder": "test",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """It takes longer than training here."""
+    monkeypatch.setattr(report, "_write_curves", lambda report, file: None)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for part, n in (("train", 5), ("test", 2)):
+        for label in ("rust", "healthy"):
+            for i in range(n):
+                write_leaf(tmp_path / "data" / part / label / f"{i}.png", LEAF_COLOURS[label], i)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """The baseline `cnn-basic` as a backbone whose weights are nowhere."""
+    build = runs.build_trainee
+
+    def without(recipe, statistics):
+        if recipe.backbone == "cnn-basic":
+            raise WeightsUnreachableError("the weights of cnn-basic are not on this machine.", hint="Connect once.")
+        return build(recipe, statistics)
+
+    monkeypatch.setattr(runs, "build_trainee", without)
+
+
+def recipe_file(tmp_path, **settings):
+    file = tmp_path / "small.yaml"
+    file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in {**SMALL, **settings}.items()))
+    return file
+
+
+# ---- what holds a folder
+
+
+def test_a_training_without_its_weights_leaves_the_folder_to_another(tmp_path, data, no_weights):
+    file = recipe_file(tmp_path, backbone="cnn-basic")
+    with pytest.raises(WeightsUnreachableError):
+        train(file, data, tmp_path / "out")
+    (trained,) = train(file, data, tmp_path / "out", only="backbone=ann-basic")
+    assert trained.folder == tmp_path / "out" / "small"
+    with pytest.raises(TrainingError, match="another backbone"):
+        train(file, data, tmp_path / "out")
+
+
+def test_a_broken_photo_removed_leaves_the_folder_free(tmp_path, data):
+    file = recipe_file(tmp_path)
+    broken = data / "train" / "rust" / "9.png"
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(ImageError):
+        train(file, data, tmp_path / "out")
+    broken.unlink()
+    assert len(train(file, data, tmp_path / "out")) == 1
+
+
+def test_nan_in_the_first_epoch_leaves_the_folder_to_a_lower_rate(tmp_path, data, monkeypatch):
+    file = recipe_file(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone_phase.MetricLoss, "forward", lambda self, e, c: e.sum() * float("nan"))
+        with pytest.raises(NotFiniteError):
+            train(file, data, tmp_path / "out")
+    (trained,) = train(file, data, tmp_path / "out", only="learning_rate=1e-5")
+    assert trained.recipe.learning_rate == 1e-5
+
+
+def test_an_epoch_holds_the_folder(tmp_path, data):
+    def stop(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStoppedError):
+        train(recipe_file(tmp_path, epochs=2), data, tmp_path / "out", on_progress=stop)
+    with pytest.raises(TrainingError, match="another learning_rate"):
+        train(recipe_file(tmp_path, epochs=2, learning_rate=1e-5), data, tmp_path / "out")
+
+
+def test_a_head_without_epochs_of_the_backbone_holds_the_folder(tmp_path, data):
+    file = recipe_file(tmp_path, epochs=0, head="mlp", head_epochs=1)
+    train(file, data, tmp_path / "out")
+    with pytest.raises(TrainingError, match="another head_epochs"):
+        train(file, data, tmp_path / "out", only="head_epochs=2")
+
+
+def test_other_photos_of_the_same_names_are_refused(tmp_path, data):
+    file = recipe_file(tmp_path)
+    train(file, data, tmp_path / "out")
+    train(file, data, tmp_path / "out")
+    write_leaf(data / "train" / "rust" / "0.png", LEAF_COLOURS["rust"], 0, size=(90, 90))
+    with pytest.raises(TrainingError, match="other photos"):
+        train(file, data, tmp_path / "out")
+
+
+def test_a_folder_of_an_earlier_version_knows_photos_by_their_names(tmp_path, data):
+    file = recipe_file(tmp_path)
+    train(file, data, tmp_path / "out")
+    claim = tmp_path / "out" / "small" / "run.json"
+    facts = json.loads(claim.read_text())
+    assert facts.pop("sizes")
+    claim.write_text(json.dumps(facts))
+    assert len(train(file, data, tmp_path / "out")) == 1
+    (data / "train" / "rust" / "0.png").unlink()
+    with pytest.raises(TrainingError, match="other photos"):
+        train(file, data, tmp_path / "out")
+
+
+# ---- a grid
+
+
+def test_a_picked_cell_is_that_of_the_whole_grid(tmp_path, data):
+    file = recipe_file(tmp_path, loss=["cosface", "arcface"], margin=None)
+    train(file, data, tmp_path / "out", only="loss=cosface")
+    train(file, data, tmp_path / "out", only="loss=arcface")
+    folder = tmp_path / "out" / "small"
+    assert {cell.name for cell in folder.iterdir()} == {"loss-cosface", "loss-arcface"}
+    seen = []
+    reports = train(file, data, tmp_path / "out", on_progress=seen.append)
+    assert [each.cell for each in reports] == ["loss=cosface", "loss=arcface"]
+    assert not seen, "epochs of picked cells are not trained again"
+
+
+def test_a_grid_goes_on_after_a_cell_without_weights_and_says_so_at_the_end(tmp_path, data, no_weights):
+    file = recipe_file(tmp_path, backbone=["ann-basic", "cnn-basic", "ann-dense"])
+    told = []
+    with pytest.raises(TrainingError) as caught:
+        train(
+            file,
+            data,
+            tmp_path / "out",
+            on_cell=lambda report: told.append(report.cell),
+            on_failed=lambda cell, error: told.append((cell, error.hint)),
+        )
+    assert told == ["backbone=ann-basic", ("backbone=cnn-basic", "Connect once."), "backbone=ann-dense"]
+    assert (tmp_path / "out" / "small" / "backbone-ann-dense" / "report.md").is_file()
+    assert caught.value.message == (
+        "1 of the 3 trainings of small failed. backbone=cnn-basic: the weights of cnn-basic are not on this machine."
+    )
+    assert (caught.value.code, caught.value.exit_code) == ("training", 1)
+    assert "--only" in caught.value.hint
+
+
+def test_a_grid_goes_on_after_a_loss_that_is_not_finite(tmp_path, data):
+    settings = {"loss": "cross-entropy", "margin": None, "optimiser": "sgd", "epochs": 3}
+    file = recipe_file(tmp_path, **settings, learning_rate=[1e30, 1e-3])
+    with pytest.raises(TrainingError, match=r"1 of the 2 trainings .* learning_rate=1e\+30: the cross-entropy loss"):
+        train(file, data, tmp_path / "out")
+    assert (tmp_path / "out" / "small" / "learning_rate-0.001" / "report.md").is_file()
+
+
+def test_a_grid_ends_with_what_concerns_every_cell(tmp_path, data):
+    (data / "train" / "rust" / "0.png").write_bytes(b"not a picture")
+    told = []
+    with pytest.raises(ImageError):
+        train(
+            recipe_file(tmp_path, loss=["cosface", "arcface"], margin=None),
+            data,
+            tmp_path / "out",
+            on_failed=lambda cell, error: told.append(cell),
+        )
+    assert not told
