@@ -177,6 +177,17 @@ def inbox(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread: so small a training takes longer in several."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def paint_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute pictures in a thread: the start of a process takes longer than the few points of most tests."""
     monkeypatch.setattr("fewshot.projection.pictures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))

@@ -2,7 +2,6 @@
 
 import errno
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from training_steps import SMALLEST as SMALL
 
 from fewshot.errors import (
     ImageError,
@@ -28,26 +28,9 @@ from fewshot.training.progress import Progress
 from fewshot.training.runs import train
 from fewshot.transforms import unpack_statistics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLOURS = {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50), "apple-scab": (30, 40, 25)}
-SMALL = {
-    "backbone": "ann-basic",
-    "weights": "random",
-    "loss": "cosface",
-    "scale": 8.0,
-    "margin": 0.1,
-    "epochs": 2,
-    "batch_size": 12,
-    "learning_rate": 0.003,
-    "normalisation": "none",
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,12 @@
 """An epoch of the backbone: what the network is given, what is said of it, and which epochs are kept."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from training_steps import SMALLEST
 
 from fewshot.errors import NotFiniteError
 from fewshot.recipes import resolve
@@ -18,28 +18,12 @@ from fewshot.training.photos import Photos, Split, fit_all
 from fewshot.training.processes import Processes
 from fewshot.training.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N_PHOTOS = 12
 LABELS = ("apple-scab", "corn-healthy", "corn-rust")
-SMALL = {
-    "backbone": "cnn-basic",
-    "weights": "random",
-    "loss": "cosface",
-    "scale": 8.0,
-    "margin": 0.1,
-    "epochs": 2,
-    "batch_size": 6,
-    "learning_rate": 0.003,
-    "normalisation": "none",
-}
+SMALL = {**SMALLEST, "backbone": "cnn-basic", "batch_size": 6}
 CONVOLUTIONS = {**SMALL, "backbone": "lite0", "image_size_px": 64, "test_image_size_px": 64, "learning_rate": 0.001}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noise() -> list[Pixels]:

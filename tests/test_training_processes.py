@@ -18,6 +18,8 @@ from fewshot.training import report, runs
 from fewshot.training.processes import Processes
 from fewshot.training.runs import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HERE = Path(__file__).parent
 COLOURS = {"corn-rust": (190, 110, 40), "corn-healthy": (60, 150, 50), "apple-scab": (30, 40, 25)}
 SMALL = {
@@ -90,14 +92,6 @@ def work(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def said(work, rank):

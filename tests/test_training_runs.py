@@ -3,32 +3,16 @@
 import json
 
 import pytest
-import torch
 from conftest import LEAF_COLOURS, write_leaf
+from training_steps import SMALLEST
 
 from fewshot.errors import ImageError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
 from fewshot.training import backbone_phase, report, runs
 from fewshot.training.runs import train
 
-SMALL = {
-    "backbone": "ann-basic",
-    "weights": "random",
-    "loss": "cosface",
-    "scale": 8.0,
-    "margin": 0.1,
-    "epochs": 1,
-    "batch_size": 6,
-    "normalisation": "none",
-    "test_folder": "test",
-}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+SMALL = {**SMALLEST, "epochs": 1, "batch_size": 6, "test_folder": "test"}
 
 
 @pytest.fixture(autouse=True)
