@@ -124,17 +124,21 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def keep(name: str, result: dict[str, Any]) -> None:
-    """Write a result beside the others, with machine, commit and date."""
+def whence() -> dict[str, Any]:
+    """Of what a result is measured: commit, date and machine."""
     commit = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD", check=False).stdout.strip()
     changed = run("git", "-C", ROOT, "status", "--porcelain", "--", "fewshot", check=False).stdout.strip()
-    facts = {
+    return {
         "commit": f"{commit}{' with changes' if changed else ''}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
     }
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the others, with machine, commit and date."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**result, **facts}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({**result, **whence()}, indent=1) + "\n")
 
 
 def _cpuinfo() -> list[str]:

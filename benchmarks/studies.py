@@ -1,6 +1,6 @@
 """The three studies on the photographs here, by their recipes, with an installed backbone where theirs has no weights.
 
-Finished trainings are kept in --out and not run again.
+Finished trainings are kept in --out and not run again. With NAMEs, the kept figures of the others stay.
 
     python benchmarks/studies.py [NAME...] [--data DIR] [--out DIR]
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import FEWSHOT, ROOT, data_folder, keep, run
+from common import FEWSHOT, RESULTS, ROOT, data_folder, run, whence
 
 PATCHES = "backbone=lite0,frozen_parts=3,frozen_batch_norm=true,learning_rate=5e-4,schedule=cosine"
 # name: recipe, folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
@@ -27,11 +27,11 @@ STUDIES = {
     "defungi": (
         "defungi",
         "defungi",
-        f"{PATCHES},split_by=photo,image_size_px=160,test_image_size_px=224,test_crop_pct=1.0,crop_min_share=0.5,"
-        "warmup_epochs=0.5,epochs=8",
-        1,
+        f"{PATCHES},image_size_px=160,test_image_size_px=224,test_crop_pct=1.0,crop_min_share=0.5,warmup_epochs=0.5,"
+        "epochs=12",
+        2,
     ),
-    "defungi-sources": ("defungi", "defungi", f"{PATCHES},image_size_px=112,epochs=5", 2),
+    "defungi-baselines": ("defungi-baselines", "defungi", "", 6),
 }
 
 
@@ -66,12 +66,16 @@ def main() -> None:
         out = given.out / study
         recipe = ROOT / f"configs/{name}.yaml"
         if len(list(out.glob("**/results.json"))) < n_cells:
-            run(FEWSHOT, "train", recipe, "--data", beside / folder, "--out", out, "--only", only)
-        rows += [row(name, only, json.loads(file.read_text())) for file in sorted(out.glob("**/results.json"))]
+            run(FEWSHOT, "train", recipe, "--data", beside / folder, "--out", out, *(("--only", only) if only else ()))
+        found = [json.loads(file.read_text()) for file in sorted(out.glob("**/results.json"))]
+        rows += [{"name": study, **row(name, only, results), "whence": whence()} for results in found]
     for each in rows:
         figures = "  ".join(f"{name} {share(each['test'][name]):.3f}" for name in each["test"])
         print(f"{each['study']:10} {each['cell']:34} {each['n_test']:5} photos  {figures}  {each['training_s']:.0f} s")
-    keep("studies", {"rows": rows})
+    kept = json.loads((RESULTS / "studies.json").read_text())["rows"] if given.names else []
+    rows += [each for each in kept if each["name"] not in given.names]
+    rows.sort(key=lambda each: list(STUDIES).index(each["name"]))
+    (RESULTS / "studies.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def share(value: Any) -> float:

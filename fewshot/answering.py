@@ -10,6 +10,7 @@ from fewshot import classifier
 from fewshot.calibration import Calibration
 from fewshot.embedder import Outcome
 from fewshot.errors import EmptyIndexError, did_you_mean
+from fewshot.metric import Metric
 from fewshot.neighbours import Neighbours
 from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question, Refused
 from fewshot.store import Reader
@@ -18,7 +19,7 @@ AMBIGUOUS_BELOW = 0.5
 
 
 def asked_classes(reader: Reader, question: Question) -> list[int] | None:
-    """The ids of the classes asked; None: all.
+    """The ids of the classes asked; None: all, also where `question.within` fits them all.
 
     Raises:
         EmptyIndexError: no class is enrolled, or none that fits `question.within`.
@@ -35,7 +36,7 @@ def asked_classes(reader: Reader, question: Question) -> list[int] | None:
             f"no class of index {reader.index_name!r} fits {shown}.",
             hint=did_you_mean(question.within[0], labels) or "`fewshot classes` lists them.",
         )
-    return reader.class_ids(fitting)
+    return None if len(fitting) == len(labels) else reader.class_ids(fitting)
 
 
 def predictions(
@@ -61,10 +62,11 @@ def predictions(
     n_way = reader.n_classes() if within is None else len(within)
     n_scored = min(n_way, max(classifier.N_SCORED, question.top))
     compared = vectors if known.metric is None else known.metric(vectors)
-    similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
     if question.together:
-        similarities, class_ids = _averaged(similarities, class_ids, sizes)
+        similarities, class_ids = _averaged(reader, neighbours, compared, sizes, n_scored, within, known.metric)
         vectors = _means(vectors, sizes)  # not of unit length: a cosine to one is the mean of the photos' cosines
+    else:
+        similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
     shares = classifier.probabilities(similarities, n_way, known.scale)
     labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
     nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
@@ -90,27 +92,42 @@ def predictions(
     return found
 
 
-def _averaged(similarities: Float32s, class_ids: Int64s, sizes: Sequence[int]) -> tuple[Float32s, Int64s]:
-    """The mean of each request's photos, class by class: leaf and fruit may each be near a prototype of its own.
+def _averaged(
+    reader: Reader,
+    neighbours: Neighbours,
+    compared: Float32s,
+    sizes: Sequence[int],
+    n_scored: int,
+    within: Sequence[int] | None,
+    metric: Metric | None,
+) -> tuple[Float32s, Int64s]:
+    """The nearest classes by the mean of each request's photos, class by class.
+
+    Of a class with several prototypes each photo may be near another one, such as leaf and fruit; the mean of their
+    embeddings would be near none.
 
     Args:
-        similarities: (n_query, n_scored) float32, highest first.
-        class_ids: (n_query, n_scored) int64. A class that is not among a photo's is taken to be as near as its last.
+        reader: the view to answer in.
+        neighbours: lookups in that index.
+        compared: (n_query, dim) float32.
         sizes: how many rows, one after the other, are of one request.
+        n_scored: how many classes.
+        within: class ids to answer from; None: all.
+        metric: what moved `compared`.
 
     Returns:
-        (len(sizes), n_scored) both, nearest first.
+        As `Neighbours.classes` does, a row a request.
     """
-    borders = np.cumsum(sizes)[:-1]
-    means = np.empty((len(sizes), similarities.shape[1]), np.float32)
-    found = np.empty((len(sizes), similarities.shape[1]), np.int64)
-    for row, (near, ids) in enumerate(zip(np.split(similarities, borders), np.split(class_ids, borders), strict=True)):
-        different, places = np.unique(ids, return_inverse=True)
-        by_class = np.repeat(near[:, -1:], len(different), axis=1)  # (n_photos, n_different)
-        np.put_along_axis(by_class, places.reshape(ids.shape), near, axis=1)
-        mean = by_class.mean(axis=0)
-        order = np.argsort(-mean, kind="stable")[: similarities.shape[1]]
-        means[row], found[row] = mean[order], different[order]
+    means = np.empty((len(sizes), n_scored), np.float32)
+    found = np.empty((len(sizes), n_scored), np.int64)
+    for row, photos in enumerate(np.split(compared, np.cumsum(sizes)[:-1])):
+        similarities, class_ids = neighbours.classes(reader, photos, n_scored, within, metric)
+        near = np.unique(class_ids)
+        if len(near) > n_scored:  # what one photo is near to, the others are asked for too
+            similarities, class_ids = neighbours.classes(reader, photos, len(near), near.tolist(), metric)
+        mean = np.take_along_axis(similarities, np.argsort(class_ids, axis=1), axis=1).mean(axis=0)
+        order = np.argsort(-mean, kind="stable")[:n_scored]
+        means[row], found[row] = mean[order], near[order]
     return means, found
 
 

@@ -19,6 +19,8 @@ from fewshot.store import Reader
 REJECTED_PART = 0.05
 # At most so many photos are asked, and fewer where there are many prototypes to ask among.
 MOST_ASKED, MOST_COMPARISONS = 4000, 10_000_000
+# A question that is narrowed to some classes is calibrated while it waits.
+MOST_ASKED_WITHIN = 1000
 # An index of more prototypes compares by plain cosine: moving them all anew after each change would take too long.
 MOST_MOVED = 2000
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
@@ -185,6 +187,8 @@ def calibrated_within(reader: Reader, neighbours: Neighbours, known: Calibration
     """
     asked, _ = asked_enrolled(reader, neighbours, within, known.metric)
     found = calibrate(asked, len(within), otherwise=known.scale)
+    if found.threshold is None:  # classes of one photo each: those of the whole index say more than nothing
+        return replace(found, metric=known.metric, threshold=known.threshold)
     return replace(found, metric=known.metric, whose="the classes asked")
 
 
@@ -201,7 +205,7 @@ def asked_enrolled(
     """
     if reader.n_prototypes() > MOST_MOVED:
         return leave_one_out(reader, neighbours, within), None
-    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED, within)
+    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED if within is None else MOST_ASKED_WITHIN, within)
     support = reader.support_vectors(support_ids)
     prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
     owner = reader.prototype_classes(prototype_ids.tolist())
@@ -266,7 +270,8 @@ def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] 
         within: the classes whose photos are asked, among these classes; None: all.
     """
     n_way = reader.n_classes() if within is None else len(within)
-    n_most = min(MOST_ASKED, max(500, MOST_COMPARISONS // max(1, n_way)))
+    most = MOST_ASKED if within is None else MOST_ASKED_WITHIN
+    n_most = min(most, max(500, MOST_COMPARISONS // max(1, n_way)))
     support_ids, class_ids, own = reader.asked_supports(n_most, within)
     n_rivals = min(N_SCORED, n_way) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)

@@ -65,6 +65,9 @@ MOST_CHOICES_KEPT = 100  # calibrations of `Question.within`, each a few kilobyt
 
 log = logging.getLogger(__name__)
 
+# Of which content of the index, what all of its photos say, and what those of some classes say.
+_Calibrations = tuple[tuple[int, str | None], Calibration, dict[tuple[int, ...], Calibration]]
+
 
 class Gallery:
     """One index, open for questions and changes, from several threads and processes at the same time.
@@ -107,8 +110,7 @@ class Gallery:
             self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
         self._calibration_file = cache / "calibration"
         self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory(), on_notice=on_notice)
-        # Of a generation; and of the classes that questions were narrowed to since.
-        self._calibration_of: tuple[int, Calibration, dict[tuple[int, ...], Calibration]] | None = None
+        self._calibration_of: _Calibrations | None = None
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
     def _opened(self, place: Path | str, create: bool) -> Transactions:
@@ -693,19 +695,20 @@ class Gallery:
 
     def _calibration(self, reader: Reader, within: Sequence[int] | None = None) -> Calibration:
         """What the index's own photos say of its answers, or of those among some classes; once a generation."""
-        generation = reader.about().generation
-        if self._calibration_of is None or self._calibration_of[0] != generation:
+        kept, content = self._calibration_of, reader.content()  # other threads may answer from other generations
+        if kept is None or kept[0] != content:
             found = calibration.calibrated(reader, self._neighbours, self._calibration_file)
-            self._calibration_of = (generation, found, {})
-        _, known, known_within = self._calibration_of
+            self._calibration_of = kept = (content, found, {})
+        _, known, known_within = kept
         if within is None:
             return known
-        key = tuple(within)
-        if key not in known_within:
+        narrowed = known_within.get(tuple(within))
+        if narrowed is None:
             if len(known_within) >= MOST_CHOICES_KEPT:
                 known_within.clear()
-            known_within[key] = calibration.calibrated_within(reader, self._neighbours, known, within)
-        return known_within[key]
+            narrowed = calibration.calibrated_within(reader, self._neighbours, known, within)
+            known_within[tuple(within)] = narrowed
+        return narrowed
 
     # ---- inside a change
 

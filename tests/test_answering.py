@@ -48,6 +48,17 @@ def test_photos_asked_together_are_answered_as_by_query(filled, tmp_path):
     assert [a.as_dict() for a in found] == [a.as_dict() for a in filled.query(photos, question)]
 
 
+def test_of_many_classes_each_photo_is_compared_with_what_the_others_are_near_to(filled, tmp_path, monkeypatch):
+    photos = [write_leaf(tmp_path / f"{label}.png", LEAF_COLOURS[label], 800) for label in ("rust", "healthy")]
+    (every,) = filled.query(photos, Question(top=4, together=True))
+    monkeypatch.setattr("fewshot.classifier.N_SCORED", 1)  # as if four classes were more than are scored
+    (few,) = filled.query(photos, Question(top=1, together=True))
+    exact = {match.label: match.similarity for match in every.matches}
+    best = max(("rust", "healthy"), key=exact.__getitem__)  # the two that a photo is nearest to
+    assert few.matches[0].label == best
+    assert few.matches[0].similarity == pytest.approx(exact[best], abs=1e-5)
+
+
 def test_no_class_that_fits_is_told_before_anything_is_compared(filled, requests):
     with pytest.raises(EmptyIndexError, match="fits 'nothing'"):
         filled.answer(requests, Question(within=("nothing",)), filled.embedder())

@@ -226,7 +226,7 @@ def test_narrowed_to_some_classes_it_is_that_of_an_index_of_these_alone(store, t
         known = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
         within = [reader.wanted_class_id(f"class {i}") for i in (2, 5, 6)]
         found = calibration.calibrated_within(reader, neighbours, known, within)
-        every = calibration.calibrated_within(reader, neighbours, known, reader.class_ids(reader.labels()))
+        whole = calibration.calibrated_within(reader, neighbours, known, reader.class_ids(reader.labels()))
     rows = np.isin(class_index, (2, 5, 6))
     prototypes = class_prototypes(support, class_index, 9)[[2, 5, 6]]
     metric = replace(known.metric, counts=known.metric.counts[[2, 5, 6]])
@@ -236,8 +236,21 @@ def test_narrowed_to_some_classes_it_is_that_of_an_index_of_these_alone(store, t
     np.testing.assert_allclose(found.margins, alone.margins, atol=1e-5)
     assert (found.scale, found.threshold) == pytest.approx((alone.scale, alone.threshold))
     assert found.threshold != pytest.approx(known.threshold)
-    np.testing.assert_allclose(every.margins, known.margins, atol=1e-5)
-    assert (every.scale, every.threshold) == pytest.approx((known.scale, known.threshold))
+    np.testing.assert_allclose(whole.margins, known.margins, atol=1e-5)
+    assert (whole.scale, whole.threshold) == pytest.approx((known.scale, known.threshold))
+
+
+def test_narrowed_to_classes_of_one_photo_it_keeps_the_threshold_of_the_index(store, tmp_path):
+    support, class_index, *_ = world(6, 12, 1, seed=9)
+    kept = (class_index > 1) | (np.arange(len(support)) % 12 == 0)  # classes 0 and 1 have one photo
+    enroll(store, support[kept], class_index[kept])
+    neighbours = Neighbours(tmp_path / "cache")
+    with store.read() as reader:
+        known = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
+        within = [reader.wanted_class_id(f"class {i}") for i in (0, 1)]
+        found = calibration.calibrated_within(reader, neighbours, known, within)
+    assert known.threshold is not None
+    assert (found.threshold, found.scale, found.whose) == (known.threshold, known.scale, "this index")
 
 
 def test_many_photos_are_sampled_evenly(store, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from page.parts import peer_tables, result, stamp, table
+from page.parts import peer_tables, result, stamp, stamps, table
 
 
 def accuracy() -> str:
@@ -34,18 +34,8 @@ the answer is `unknown`.
 All {n:,} queries (base, novel, hard) together: {share:.2f} %. One mean prototype a class, by cosine and whitened, is in
 [the backbone's card](../fewshot/weights/plants-lite0/README.md).
 
-{_stamps({"Shipped": shipped, "Best": best, "Not whitened": plain, "ImageNet": frozen})}
+{stamps({"Shipped": shipped, "Best": best, "Not whitened": plain, "ImageNet": frozen})}
 """
-
-
-def _stamps(measured: dict[str, dict[str, Any]]) -> str:
-    """Where and when each was measured; said once where that is the same."""
-    by_stamp: dict[str, list[str]] = {}
-    for name, facts in measured.items():
-        by_stamp.setdefault(stamp(facts), []).append(name)
-    if len(by_stamp) == 1:
-        return next(iter(by_stamp))
-    return "\n\n".join(f"{', '.join(names)}: {where}" for where, names in by_stamp.items())
 
 
 def _overall(sets: dict[str, Any]) -> tuple[float, int]:

@@ -24,6 +24,16 @@ def stamp(facts: dict[str, Any]) -> str:
     return f"{machine['cores']} cores of {machine['cpu']} ({features}); commit {facts['commit']}, {facts['date']}."
 
 
+def stamps(measured: dict[str, dict[str, Any]]) -> str:
+    """Where and when each was measured, by name; said once where that is the same."""
+    by_stamp: dict[str, list[str]] = {}
+    for name, facts in measured.items():
+        by_stamp.setdefault(stamp(facts), []).append(name)
+    if len(by_stamp) == 1:
+        return next(iter(by_stamp))
+    return "\n\n".join(f"{', '.join(names)}: {where}" for where, names in by_stamp.items())
+
+
 MEASURES = {"top1": "Top-1", "top3": "Top-3", "within": "Top-1 within the crop"}
 STRATA = ("x", "y")
 

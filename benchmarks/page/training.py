@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from page.parts import result, stamp, table
+from page.parts import result, stamp, stamps, table
 
 
 def losses() -> str:
@@ -20,7 +20,8 @@ def losses() -> str:
 `python benchmarks/losses.py`: the plant-disease study's table on an installed backbone, at a size that fits an hour
 ({size};
 the rest as in configs/doctorp-stage2.yaml, every layer trained). *Head*: accuracy of the two linear layers on
-base/test, among 35 classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1.
+the first {facts["size"]["photos_per_class_max"]} photos of each class of base/test (a run made now takes all), among 35
+classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1.
 Epoch times are of a machine that other work shared, and cannot be compared with each other. So small a training shows
 how the losses start, not where they end.
 
@@ -53,13 +54,16 @@ def studies() -> str:
     facts = result("studies")
     rows = []
     for row in facts["rows"]:
-        test, name = row["test"], f"{row['study']}{', ' + row['cell'] if row['cell'] else ''}, {row['backbone']}"
+        test = row["test"]
+        cell = [part for part in row["cell"].split() if not part.startswith("backbone=")]
+        name = ", ".join([row["study"], *cell, row["backbone"]])
         accuracy = f"{test['accuracy']['share']:.3f} ({test['accuracy']['low']:.3f} to {test['accuracy']['high']:.3f})"
         others = [f"{test[key]:.3f}" for key in ("precision", "recall", "f1")]
         prototype = f"{row['prototype']['top1']['share']:.3f}"
         rows.append([name, str(row["n_test"]), accuracy, *others, prototype, f"{row['training_s'] / 60:.0f}"])
     headings = ["recipe", "test photos", "accuracy (95 %)", "precision", "recall", "F1", "nearest prototype", "min"]
-    chosen = "\n".join(dict.fromkeys(f"- {row['study']}: `--only {row['only']}`" for row in facts["rows"]))
+    only = {row["name"]: (row["study"], row["only"]) for row in facts["rows"]}
+    chosen = "\n".join(f"- {study}" + (f": `--only {said}`" if said else "") for study, said in only.values())
     return f"""## The other studies' recipes
 
 `python benchmarks/studies.py`: the recipes on the photographs here, with EfficientNet-Lite0 (*lite0*:
@@ -71,5 +75,5 @@ image on both sides; *split_by=source* does not. Rows stand in this order:
 
 {table(headings, rows)}
 
-{stamp(facts)}
+{stamps({row["name"]: row["whence"] for row in facts["rows"]})}
 """

@@ -220,16 +220,13 @@ class Reader:
         Returns:
             Support ids (n,), class ids (n,) and own similarities (n,) float32.
         """
-        columns = (supports.c.support_id, supports.c.class_id, supports.c.own_similarity)
-        query = sa.select(*columns).where(supports.c.own_similarity.is_not(None))
-        if within is None:
-            n = int(self._connection.execute(sa.select(sa.func.count(supports.c.own_similarity))).scalar_one())
-            if n > n_most:
-                query = query.where(supports.c.support_id % -(-n // n_most) == 0)
-            rows = [tuple(row) for row in self._connection.execute(query.order_by(supports.c.support_id))]
-        else:
-            rows = sorted(tuple(row) for row in self._in_parts(query, supports.c.class_id, list(within)))
-            rows = rows[:: max(1, -(-len(rows) // n_most))]
+        known = supports.c.own_similarity.is_not(None)
+        counted = sa.select(sa.func.count()).where(known)
+        chosen = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
+        n = sum(row[0] for row in self._of_classes(counted, within))
+        if n > n_most:
+            chosen = chosen.where(supports.c.support_id % -(-n // n_most) == 0)
+        rows = sorted(self._of_classes(chosen, within))
         ids, class_ids, own = zip(*rows, strict=True) if rows else ((), (), ())
         return np.array(ids, np.int64), np.array(class_ids, np.int64), np.array(own, np.float32)
 
@@ -509,6 +506,12 @@ class Reader:
             self._known[name] = ask()
         found: Answer = self._known[name]
         return found
+
+    def _of_classes(self, query: Any, within: Sequence[int] | None) -> Iterator[Any]:
+        """The rows of a query on supports that are of these classes; None: of all."""
+        if within is None:
+            return (tuple(row) for row in self._connection.execute(query))
+        return self._in_parts(query, supports.c.class_id, within)
 
     def _in_parts(self, query: Any, column: Any, values: Sequence[Any]) -> Iterator[Any]:
         for start in range(0, len(values), PART):
