@@ -45,6 +45,23 @@ def test_a_body_that_announces_nothing_is_counted_as_it_comes(filled):
         error_of(client.post("/v1/query", content=chunks(), headers=headers), 413, "body_too_large")
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_no_form_is_refused_before_it_is_read_whole(filled, announced):
+    """The framework parses JSON before it looks at a token."""
+    body = b"[" + b"[]," * 100_000 + b"[]]"
+
+    def chunks():
+        for start in range(0, len(body), 10_000):
+            yield body[start : start + 10_000]
+
+    headers = {"Content-Type": "application/json"}
+    with serving(filled, Settings()) as client:
+        asked = client.patch("/v1/classes/rust", content=body if announced else chunks(), headers=headers)
+        error = error_of(asked, 413, "body_too_large")
+        error_of(client.patch("/v1/classes/rust", json={"label": "leaf rust"}), 401, "unauthorized")
+    assert "at most 64 kB" in error["message"]
+
+
 def test_too_many_photos_are_refused(filled, rust):
     with serving(filled, Settings(max_files=3)) as client:
         assert client.post("/v1/query", files=files(*[rust] * 3)).status_code == 200
@@ -146,9 +163,9 @@ def test_a_client_that_falls_silent_is_let_go(filled):
 
 def test_a_refused_upload_is_read_to_its_end_so_that_its_sender_hears_why(filled):
     body = b"x" * 8_000_000
-    head = f"POST /v1/classes/a/supports HTTP/1.1\nHost: 127.0.0.1\nContent-Length: {len(body)}\nConnection: close\n\n"
+    head = "POST /v1/classes/a/supports HTTP/1.1\nHost: 127.0.0.1\nContent-Type: multipart/form-data; boundary=b\n"
     with listening(filled) as url:
-        answer = raw(url, head, body)
+        answer = raw(url, f"{head}Content-Length: {len(body)}\nConnection: close\n\n", body)
     assert answer.startswith(b"HTTP/1.1 401")
     assert b'"unauthorized"' in answer
 

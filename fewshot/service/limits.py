@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fewshot.errors import BodyTooLargeError, BusyError, HostError, ServiceError, SlowClientError, TooManyRequestsError
 from fewshot.service.settings import Settings
 
+# Photos come as multipart, and are read once a token has been looked at. Anything else is read before, and is short.
+MAX_OTHER_BYTES = 64_000
 MAX_KNOWN_CALLERS = 10_000
 FREE_MISTAKES = 5
 LONGEST_WAIT_S = 900.0
@@ -97,6 +99,7 @@ class _Body:
         self._receive = receive
         self._budget = budget
         self._settings = settings
+        self._kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         self._announced = headers.get("content-length", "0" if "transfer-encoding" not in headers else "")
         self._waits_for_leave = headers.get("expect", "").lower() == "100-continue"
         self._n_held = 0
@@ -148,6 +151,12 @@ class _Body:
 
     def _check_size(self, n_bytes: int) -> None:
         most = self._settings.max_body_bytes
+        if self._kind != "multipart/form-data" and n_bytes > min(most, MAX_OTHER_BYTES):
+            raise BodyTooLargeError(
+                f"the request has {n_bytes / 1e3:.0f} kB of {self._kind[:50] or 'no named type'!r}; at most "
+                f"{min(most, MAX_OTHER_BYTES) / 1e3:.0f} kB are taken that are not multipart/form-data.",
+                hint="Send photos as curl does: curl -F photos=@leaf.jpg URL",
+            )
         if n_bytes > most:
             raise BodyTooLargeError(
                 f"the request has {n_bytes / 1e6:.0f} MB; at most {most / 1e6:.0f} MB are taken.",
