@@ -357,10 +357,24 @@ def test_a_support_is_shown_with_its_thumbnail(client):
     assert picture.headers["content-type"] == "image/webp"
     assert picture.content[:4] == b"RIFF"
     assert picture.content[8:12] == b"WEBP"
-    assert "immutable" in picture.headers["cache-control"]
+    assert picture.headers["cache-control"] == "private, no-cache"
     tag = {"If-None-Match": picture.headers["etag"]}
     again = client.get(f"/v1/supports/{photo['support_id']}/thumbnail", headers=tag)
     assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(("first_seed", "status"), [(0, 304), (500, 200)])
+def test_a_thumbnail_is_known_by_its_content_and_not_by_its_id(client, leaves, tmp_path, first_seed, status):
+    """Another index, served later at the same address, has other photos under the same ids."""
+    path = "/v1/supports/1/thumbnail"
+    seen = client.get(path)
+    with Gallery(tmp_path / "other", create=True, embedder=colour_embedder()) as other:
+        list(other.enroll(class_folders(leaves(n=5, first_seed=first_seed, name="others"))))
+        with serving(other) as others:
+            found = others.get(path, headers={"If-None-Match": seen.headers["etag"]})
+            assert (found.status_code, found.content) == (status, b"" if status == 304 else others.get(path).content)
+    assert (found.headers["etag"] == seen.headers["etag"]) == (status == 304)
+    assert found.content != seen.content
 
 
 @pytest.mark.parametrize("path", ["/v1/supports/999", "/v1/supports/999/thumbnail"])

@@ -391,6 +391,39 @@ def test_where_reading_needs_a_token_it_is_asked_for_and_thumbnails_show(page, f
         assert card.get_by_role("heading", level=2).inner_text().startswith("rust")
 
 
+def test_where_reading_needs_a_token_only_photos_near_the_view_are_fetched_and_a_refused_one_again(
+    page, filled, tmp_path
+):
+    from fewshot.datasets import ClassFolder
+
+    list(filled.enroll([ClassFolder("many", tuple(blue(tmp_path, 60)))]))
+    reading = TokenFile(filled.folder).create("reader", ("read",))[1]
+    asked, sessions = [], []
+    page.on("request", lambda request: sessions.append(request.url) if "/v1/session" in request.url else None)
+
+    def busy_at_first(route):
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.fulfill(status=429, headers={"Retry-After": "1"}, body="")
+        else:
+            route.continue_()
+
+    def is_shown(image):
+        return image.evaluate("image => image.complete && image.naturalWidth > 0")
+
+    page.route("**/thumbnail", busy_at_first)
+    with listening(filled, Settings(require_read_token=True)) as url:
+        page.goto(f"{url}/classes/many")
+        give_token(page, reading)
+        images = page.locator(".photos img")
+        wait_until(lambda: is_shown(images.first) and asked.count(asked[0]) == 2)
+        assert images.count() == 60
+        assert 5 <= len(set(asked)) <= 40  # fewer than there are, and more than none
+        images.last.scroll_into_view_if_needed()
+        wait_until(lambda: is_shown(images.last))
+    assert len(sessions) == 1
+
+
 @pytest.mark.parametrize(
     ("label", "told"), [("blight", "already holds a class"), ("unknown", "names no class"), ("a/b", "slash")]
 )
@@ -435,6 +468,26 @@ def test_a_file_too_large_is_told_before_it_is_sent(page, filled, tmp_path):
         choose(page, large)
         assert "large.png has 3.0 MB; at most 1.0 MB are taken" in alert(page)
     assert page.locator(".answer").count() == 0
+
+
+def test_photos_of_one_plant_that_do_not_fit_one_request_are_told_and_none_is_sent(page, filled, rust, tmp_path):
+    heavy = [tmp_path / f"heavy-{i}.png" for i in range(2)]
+    for path in heavy:
+        path.write_bytes(rust.read_bytes() + bytes(600_000))
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/v1/query" in request.url else None)
+    with listening(filled, Settings(max_body_bytes=1_000_000, max_files=2)) as url:
+        page.goto(url)
+        page.get_by_text("Know more, ask better").click()
+        page.get_by_label("All photos show one plant").check()
+        choose(page, *heavy)
+        assert "At most 1.0 MB can be asked together; these photos have 1.2 MB." in alert(page)
+        choose(page, *blue(tmp_path, 3))
+        page.get_by_text("At most 2 photos can be asked together; these are 3.").wait_for()
+        assert asked == []
+        page.get_by_label("All photos show one plant").uncheck()
+        ask(page, *heavy)  # each by itself, they are sent one after the other
+    assert len(asked) == 2
 
 
 def test_a_service_that_is_gone_is_told_and_nothing_is_lost(page, filled, rust):

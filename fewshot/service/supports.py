@@ -1,5 +1,6 @@
 """`/v1/supports`: one enrolled photo."""
 
+import hashlib
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -10,8 +11,8 @@ from fewshot.service.access import READ, WRITE
 from fewshot.service.routes import AtWork, SupportId, errors
 
 router = APIRouter(prefix="/v1/supports", tags=["supports"])
-# Ids are never used twice and a kept photo never changes.
-FOREVER = "private, max-age=31536000, immutable"
+# Kept, but asked about each time: under the same address another index may be served, whose ids begin at 1 as well.
+REVALIDATED = "private, no-cache"
 
 
 @router.get(
@@ -51,9 +52,9 @@ async def remove_support(work: AtWork, support_id: SupportId) -> dict[str, Any]:
 )
 async def thumbnail(request: Request, work: AtWork, support_id: SupportId) -> Response:
     """WebP, at most 256 px on the short side."""
-    tag = f'"{support_id}"'
     content = await work.read(work.gallery.thumbnail, support_id)
-    headers = {"ETag": tag, "Cache-Control": FOREVER}
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": REVALIDATED}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="image/webp", headers=headers)

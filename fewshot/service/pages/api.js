@@ -21,8 +21,11 @@ let session = null;
 
 // What this client may do, and the limits to keep; asked once, and again when the token changes.
 export async function currentSession({ fresh = false } = {}) {
-  if (session === null || fresh) session = await call("GET", "/v1/session");
-  return session;
+  if (session === null || fresh) session = call("GET", "/v1/session"); // the promise: many may ask before it is kept
+  return session.catch((error) => {
+    forgetSession();
+    throw error;
+  });
 }
 
 export const forgetSession = () => { session = null; };
@@ -34,7 +37,7 @@ export async function call(method, path, { json, form, onProgress, signal } = {}
     const error = new ServiceError(response.status, response.body?.error ?? {
       code: "odd", message: `The service answered ${response.status}.`, hint: "",
     });
-    if ((error.status === 503 || error.status === 429) && attempt < TRIES) {
+    if (isBusy(error.status) && attempt < TRIES) {
       onProgress?.(null, `${error.message} Asking again in ${response.retryAfter} s.`);
       await pause(response.retryAfter * 1000, signal);
       continue;
@@ -66,8 +69,7 @@ function exchange(method, path, { json, form, onProgress, signal }) {
       try {
         body = JSON.parse(request.responseText);
       } catch { /* an answer that is no JSON is told by its status */ }
-      const retryAfter = Number(request.getResponseHeader("Retry-After")) || 1;
-      resolve({ status: request.status, body, retryAfter });
+      resolve({ status: request.status, body, retryAfter: seconds(request.getResponseHeader("Retry-After")) });
     });
     request.addEventListener("error", () => reject(new ServiceError(0, UNREACHABLE)));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
@@ -75,6 +77,10 @@ function exchange(method, path, { json, form, onProgress, signal }) {
     request.send(json !== undefined ? JSON.stringify(json) : form ?? null);
   });
 }
+
+const isBusy = (status) => status === 503 || status === 429;
+
+const seconds = (retryAfter) => Number(retryAfter) || 1;
 
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
@@ -103,7 +109,7 @@ export const enroll = (label, files, options = {}) =>
 export const classes = async () => (await call("GET", "/v1/classes")).classes;
 
 // An enrolled photo's picture. Where reading needs a token, an <img> cannot send it: the bytes are fetched instead.
-// A picture that cannot be had is left to the <img>, which shows the photo's name in its place.
+// A picture that cannot be had is left to the <img>, which shows the photo's name in its place. One <img>, one photo.
 export async function showThumbnail(image, supportId) {
   const path = `/v1/supports/${supportId}/thumbnail`;
   image.src = (await fetchedThumbnail(image, path).catch(() => null)) ?? path;
@@ -111,9 +117,34 @@ export async function showThumbnail(image, supportId) {
 
 async function fetchedThumbnail(image, path) {
   if (!token() || !(await currentSession()).read_needs_token) return null;
-  const response = await fetch(path, { headers: { Authorization: `Bearer ${token()}` } });
-  if (!response.ok) return null;
-  const url = URL.createObjectURL(await response.blob());
-  image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
-  return url;
+  for (;;) {
+    await near(image); // after a wait as well: what is no longer looked at does not ask again
+    const response = await fetch(path, { headers: { Authorization: `Bearer ${token()}` } });
+    if (isBusy(response.status)) {
+      await pause(seconds(response.headers.get("Retry-After")) * 1000);
+      continue;
+    }
+    if (!response.ok) return null;
+    const url = URL.createObjectURL(await response.blob());
+    image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+    return url;
+  }
+}
+
+const arrivals = new WeakMap();
+
+const views = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    views.unobserve(target);
+    arrivals.get(target)();
+  }
+}, { rootMargin: "50% 0px" });
+
+// Resolves once an image is in the view, or less than half the view's height away; never for one that has left the page.
+function near(image) {
+  return new Promise((resolve) => {
+    arrivals.set(image, resolve);
+    views.observe(image);
+  });
 }

@@ -41,6 +41,15 @@ export async function askView() {
       notice(`At most ${session.max_files} photos can be asked together; these are ${files.length}.`);
       return;
     }
+    const requests = [...parts(files, together ? files.length : PART, session.max_body_bytes)];
+    if (together && requests.length > 1) {
+      const bytes = files.reduce((sum, file) => sum + file.size, 0);
+      notice(
+        `At most ${megabytes(session.max_body_bytes)} can be asked together; these photos have ${megabytes(bytes)}.`,
+        "Scale the photos down, or leave some out.",
+      );
+      return;
+    }
     const stop = new AbortController();
     const progress = progressBar("Answering");
     const cancel = h("button", { type: "button", class: "quiet", onclick: () => stop.abort() }, "Stop");
@@ -48,7 +57,7 @@ export async function askView() {
     let done = 0;
     const said = [];
     try {
-      for (const part of parts(files, together ? files.length : PART, session.max_body_bytes)) {
+      for (const part of requests) {
         progress.set(done / files.length, `${done} of ${files.length}`);
         const found = await query(part, options.parameters(), {
           signal: stop.signal,

@@ -125,7 +125,7 @@ function layout(map, labels) {
 
 // The photo under the pointer, kept inside of the frame.
 function hoverCard() {
-  const image = h("img", { alt: "" });
+  let image = h("img", { alt: "" });
   const name = h("strong", {});
   const file = h("span", { class: "muted small" });
   const link = h("a", { "data-view": "", class: "small" }, "See the class");
@@ -136,7 +136,9 @@ function hoverCard() {
     show(point, event, plot) {
       if (shown !== point.support_id) {
         shown = point.support_id;
-        image.removeAttribute("src");
+        const next = h("img", { alt: "" });
+        image.replaceWith(next);
+        image = next;
         showThumbnail(image, point.support_id);
         name.textContent = point.label;
         file.textContent = point.file;
