@@ -24,10 +24,19 @@ class ClassFolder:
     n_sub_folders: int = 0
 
 
-def checked_label(label: str) -> str:
-    """A label as it is stored: NFC-normalised, without white space around it.
+def legible(text: str) -> str:
+    r"""A file's name, or a message that names it, as text that can be kept, sent and shown.
 
-    Normalised because macOS names folders in decomposed form: the same name typed and read from disk must be one.
+    Linux allows names of any bytes; those that are no UTF-8 become `\xff`.
+
+    >>> print(legible(os.fsdecode(b"caf\xe9.png")))
+    caf\xe9.png
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def checked_label(label: str) -> str:
+    """A label as it is stored: NFC-normalised, without white space around it; see `normal_label`.
 
     Raises:
         LabelError: empty, over 200 characters, with a slash, a line break or a control character, `.`, `..`, or
@@ -36,7 +45,7 @@ def checked_label(label: str) -> str:
     >>> checked_label(" corn rust ")
     'corn rust'
     """
-    clean = unicodedata.normalize("NFC", label).strip()
+    clean = normal_label(label)
     if len(clean) > MAX_LABEL_LENGTH:
         raise LabelError(
             f"the label has {len(clean)} characters; at most {MAX_LABEL_LENGTH} are kept.",
@@ -64,6 +73,14 @@ def checked_label(label: str) -> str:
             f"the label {clean!r} is the answer that names no class.", hint="Choose another, such as 'unidentified-1'."
         )
     return clean
+
+
+def normal_label(name: str) -> str:
+    """A name in the form that labels have, whether or not it can be one.
+
+    Normalised because macOS names folders in decomposed form: the same name typed and read from disk must be one.
+    """
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def class_folder(label: str, folder: Path) -> ClassFolder:

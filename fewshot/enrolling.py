@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from fewshot import classifier
-from fewshot.datasets import ClassFolder
+from fewshot.datasets import ClassFolder, legible
 from fewshot.embedder import Embedder, Outcome, refused
 from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
@@ -147,10 +147,5 @@ def _check_strict(label: str, photos: Sequence[Refused], n_photos: int) -> None:
 def _add(writer: Writer, embedder: Embedder, label: str, photos: dict[str, EmbeddedPhoto]) -> list[int]:
     if writer.about().fingerprint is None:
         writer.pin_embedder(embedder.facts())
-    named = [replace(photo, file=_storable(photo.file)) for photo in photos.values()]
+    named = [replace(photo, file=legible(photo.file)) for photo in photos.values()]
     return writer.add_supports(writer.add_class(label), named)
-
-
-def _storable(file: str) -> str:
-    r"""A file's name as text that can be kept: bytes that are no UTF-8, which Linux allows, as `\xff`."""
-    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -49,14 +49,14 @@ def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassIn
 
 
 def class_view(reader: Reader, neighbours: Neighbours, label: str, support_ids: Sequence[int]) -> ClassView:
-    """Photos of one class, in the order given, with what a picture of them needs.
+    """Photos of one class, in the order given, with what a picture of them needs; without those removed meanwhile.
 
     Raises:
         UnknownLabelError: there is no such class.
     """
     class_id = reader.wanted_class_id(label)
-    ids: Int64s = np.array(support_ids, np.int64)
-    records = reader.supports(ids.tolist())
+    records = reader.supports(support_ids)
+    ids: Int64s = np.array([i for i in support_ids if i in records], np.int64)
     vectors = reader.support_vectors(ids)
     nearest = neighbours.other_classes(reader, vectors, class_id, 1)
     labels = reader.class_labels(row[0][0] for row in nearest if row)

@@ -51,8 +51,7 @@ def embed_anew(
                 n_supports = writer.n_supports()
                 _adopt(writer, embedder)
                 return n_supports, n_from_originals
-        n_from_originals += sum(sha256 in by_hash for _, sha256, _ in todo)
-        _stage(store, embedder, todo, by_hash, cutter, on_photo)
+        n_from_originals += _stage(store, embedder, todo, by_hash, cutter, on_photo)
 
 
 def _stage(
@@ -62,7 +61,9 @@ def _stage(
     by_hash: dict[str, Path],
     cutter: Cutter,
     on_photo: Callable[[], None] | None,
-) -> None:
+) -> int:
+    """Embed photos for when all are done; how many of those that are still enrolled came from originals."""
+
     def photos() -> Iterator[Path | NamedBytes]:
         for support_id, sha256, file in todo:
             if sha256 in by_hash:
@@ -72,21 +73,30 @@ def _stage(
                 yield NamedBytes(file, reader.thumbnail(support_id) or b"")
 
     outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo), cutter=cutter), strict=True)
+    n_from_originals = 0
     while chunk := list(islice(outcomes, STAGE_CHUNK)):
         vectors = {}
         for (support_id, _, file), outcome in chunk:
-            if not isinstance(outcome, EmbeddedPhoto):
+            if isinstance(outcome, EmbeddedPhoto):
+                vectors[support_id] = outcome.embedding
+            elif _is_enrolled(store, support_id):  # else another process removed it before its turn
                 message = outcome.message if isinstance(outcome, Refused) else "it was skipped"
                 raise FewshotError(
                     f"photo {file} (support {support_id}) cannot be embedded again: {message}",
                     hint="Give the folder with the original photos: `fewshot reindex --photos FOLDER`.",
                 )
-            vectors[support_id] = outcome.embedding
             if on_photo is not None:
                 on_photo()
         with store.write() as writer:
             present = writer.supports(vectors)
             writer.stage(embedder.fingerprint, {key: vectors[key] for key in present})
+        n_from_originals += sum(i in present and sha256 in by_hash for (i, sha256, _), _ in chunk)
+    return n_from_originals
+
+
+def _is_enrolled(store: Transactions, support_id: int) -> bool:
+    with store.read() as reader:
+        return support_id in reader.supports([support_id])
 
 
 def _adopt(writer: Writer, embedder: Embedder) -> None:

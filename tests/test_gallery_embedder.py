@@ -125,6 +125,26 @@ def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed
         assert {each.label for each in opened.inspect()} == {"healthy", "mildew"}
 
 
+@pytest.mark.parametrize("with_originals", [False, True])
+def test_reindex_goes_on_without_a_photo_that_is_removed_before_its_turn(gallery, leaves, monkeypatch, with_originals):
+    folder = leaves(n=3)
+    enroll(gallery, folder)
+    other = colour_embedder("others", 32)
+    embed_photos = other.embed_photos
+
+    def removed_first(photos, **settings):
+        gallery.remove_support(gallery.supports("mildew")[0].support_id)
+        gallery.remove("rust")
+        return embed_photos(photos, **settings)
+
+    monkeypatch.setattr(other, "embed_photos", removed_first)
+    with Gallery(gallery.place, embedder=other) as opened:
+        originals = sorted(folder.rglob("*.png")) if with_originals else []
+        assert opened.reindex(originals=originals) == (8, 8 if with_originals else 0)
+        assert counts(opened) == {"blight": 3, "healthy": 3, "mildew": 2}
+        assert opened.problems() == []
+
+
 def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):
     enroll(gallery, leaves(n=2))
     cut = gallery.thumbnail(3)[:100]

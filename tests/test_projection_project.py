@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import HEED_CTRL_C, LEAF_COLOURS, colour_embedder, write_leaf, write_leaves
+from conftest import HEED_CTRL_C, LEAF_COLOURS, colour_embedder, eventually, write_leaf, write_leaves
 
 from fewshot.datasets import class_folders
 from fewshot.errors import (
@@ -23,6 +23,7 @@ from fewshot.errors import (
     TooFewPointsError,
 )
 from fewshot.gallery import Gallery
+from fewshot.projection.comparison import shared_photos
 from fewshot.projection.folder import OutputFolder
 from fewshot.projection.project import Plan, Source, n_steps, project
 
@@ -77,6 +78,7 @@ def test_everything_is_written(drawn):
     out, _, _ = drawn
     files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert files == {
+        ".fewshot-project",
         "index.html",
         "space.html",
         "numbers.json",
@@ -158,6 +160,17 @@ def test_doubtful_photos_are_found_even_where_they_are_not_drawn(enrolled, tmp_p
         assert [each.file for each in draw(enrolled, tmp_path / "out", plan).doubts] == ["wrong.png"]
 
 
+@here
+def test_a_class_removed_while_it_is_drawn_does_not_end_the_drawing(enrolled, tmp_path):
+    todo = [lambda: None, lambda: None, lambda: enrolled.remove("blight")]  # when the space is read, and inspected
+    result = draw(enrolled, tmp_path / "out", on_step=lambda: todo and todo.pop(0)())
+    assert not todo
+    assert [pair.pictures[0] is None for pair in result.confusable] == [
+        pair.first == "blight" for pair in result.confusable
+    ]
+    assert "blight" in {pair.first for pair in result.confusable}
+
+
 # ---- what cannot be drawn, or only in part
 
 
@@ -235,6 +248,11 @@ def test_results_are_never_mixed_with_other_files_but_may_replace_themselves(enr
     draw(enrolled, tmp_path / "out")
 
 
+def test_a_run_that_failed_leaves_a_folder_that_the_next_one_may_use(tmp_path):
+    OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
+    OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
+
+
 def test_a_full_disk_is_told_as_one_and_leaves_no_half_file(tmp_path, monkeypatch):
     folder = OutputFolder(tmp_path / "out")
     folder.write("page.html", "before")
@@ -247,7 +265,7 @@ def test_a_full_disk_is_told_as_one_and_leaves_no_half_file(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OutputFolderError, match="no space left"):
         folder.write("page.html", "after, and longer")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["page.html"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {".fewshot-project", "page.html"}
     assert (tmp_path / "out" / "page.html").read_text() == "before"
 
 
@@ -267,6 +285,7 @@ def test_interrupting_ends_every_process_and_leaves_whole_files_only(enrolled, t
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"begun\n"
     time.sleep(2)
+    eventually((tmp_path / "out" / ".fewshot-project").exists, 60)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -277,6 +296,7 @@ def test_interrupting_ends_every_process_and_leaves_whole_files_only(enrolled, t
         time.sleep(0.2)
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert not (tmp_path / "out" / "numbers.json").exists()
+    draw(enrolled, tmp_path / "out")
 
 
 # ---- two spaces
@@ -302,6 +322,29 @@ def test_two_indexes_are_drawn_with_the_same_photos_in_the_same_rows(enrolled, s
     assert first == other
     assert len(first) == 25
     assert "25 photos are in both under the same label and are compared; 1 are in one only" in result.notes[0]
+    said = [space.stated for space in result.spaces]
+    assert said == ["25 enrolled photos, 4 classes", "25 enrolled photos that both hold, 4 of 5 classes"]
+
+
+@here
+def test_of_two_indexes_only_what_both_hold_is_said_to_be_chosen_at_random(enrolled, second, tmp_path):
+    result = compare(enrolled, second, tmp_path / "out", Plan(methods=("pca",), max_photos=12))
+    assert [space.stated for space in result.spaces] == [
+        "12 of 25 enrolled photos, 4 classes, chosen at random in proportion to the classes",
+        "12 of 25 enrolled photos that both hold, 4 of 5 classes, chosen at random in proportion to the classes",
+    ]
+
+
+@here
+def test_a_comparison_that_loses_a_photo_meanwhile_says_so(enrolled, second, tmp_path, monkeypatch):
+    def shared_then_removed(*args):
+        found = shared_photos(*args)
+        second.remove_support(found.second["rust"][0])
+        return found
+
+    monkeypatch.setattr("fewshot.projection.project.shared_photos", shared_then_removed)
+    with pytest.raises(ComparisonError, match="removed from one of the two"):
+        compare(enrolled, second, tmp_path / "out")
 
 
 @here

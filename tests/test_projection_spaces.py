@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
@@ -100,6 +102,16 @@ def test_only_what_is_chosen_is_there_and_said(enrolled):
     assert space.stated == "8 of 21 enrolled photos, 4 classes, chosen at random in proportion to the classes"
 
 
+def test_what_is_removed_after_it_was_chosen_is_left_out(enrolled):
+    photos = everything(enrolled)
+    enrolled.remove("rust")
+    enrolled.remove_support(photos["mildew"][1])
+    space, expected = read_space(enrolled, photos), read_space(enrolled, everything(enrolled))
+    assert space.points == expected.points
+    assert np.array_equal(space.vectors, expected.vectors)
+    assert space.stated == "15 enrolled photos, 3 classes"
+
+
 def test_a_photo_alone_in_its_class_neither_agrees_nor_disagrees(gallery, leaves):
     list(gallery.enroll(class_folders(leaves(n=1))))
     points = [point for point in read_space(gallery, everything(gallery)).points if point.role == "support"]
@@ -136,6 +148,30 @@ def test_a_query_carries_its_folder_s_label_or_none(enrolled, tmp_path):
     }
     assert [refused.code for refused in queries.refused] == ["not_an_image"]
     assert queries.n_all == 3
+
+
+def test_a_query_s_label_is_compared_in_the_form_that_labels_have(gallery, leaves, tmp_path):
+    folder = leaves(n=2)
+    (folder / "rust").rename(folder / "roya del cafe\u0301")  # as macOS writes it
+    list(gallery.enroll(class_folders(folder)))
+    write_leaf(tmp_path / "asked" / "roya del cafe\u0301 " / "a.png", LEAF_COLOURS["rust"], 500)
+    write_leaf(tmp_path / "asked" / "roya del caf\u00e9" / "b.png", LEAF_COLOURS["rust"], 501)
+    points = read_queries(gallery, tmp_path / "asked", 100, 0).points
+    assert [(point.label, point.agrees) for point in points] == [("roya del caf\u00e9", True)] * 2
+
+
+def test_names_of_queries_that_are_no_unicode_can_be_written(enrolled, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    photo = write_leaf(tmp_path / "a.png", LEAF_COLOURS["rust"], 500)
+    for name in (b"caf\xe9.png", b"caf\xe9.jpg"):
+        file = tmp_path / "asked" / folder.name / os.fsdecode(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(photo.read_bytes() if name.endswith(b"png") else b"no picture")
+    queries = read_queries(enrolled, tmp_path / "asked", 100, 0)
+    assert [(point.label, point.file) for point in queries.points] == [("caf\\xe9", "caf\\xe9.png")]
+    (refused,) = queries.refused
+    assert refused.file.endswith("asked/caf\\xe9/caf\\xe9.jpg")
+    assert refused.message.startswith("caf\\xe9.jpg is not a picture")
 
 
 def test_queries_are_thinned_and_counted(enrolled, leaves):

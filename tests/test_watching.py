@@ -4,13 +4,14 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 from watch_steps import ROUTES, Watch, answered, lines, new_photo
 
 from fewshot.datasets import class_folder, class_folders
-from fewshot.errors import MissingFolderError, UnreadableFileError
+from fewshot.errors import DatabaseUnreachableError, MissingFolderError, MixedEmbeddingsError, UnreadableFileError
 from fewshot.gallery import Gallery
 from fewshot.watching import arrivals as arrivals_module
 from fewshot.watching.arrivals import Arrivals, changes, signature_of, watched_folder
@@ -145,6 +146,18 @@ def test_where_the_system_does_not_tell_polling_takes_over_and_says_so(inbox, mo
 
 
 # ---- the watch
+
+
+def failing(gallery, monkeypatch, *errors):
+    """Let an index meet these errors before it answers."""
+    left, predict = list(errors), gallery.predict
+
+    def failing_predict(*args, **settings):
+        if left:
+            raise left.pop(0)
+        return predict(*args, **settings)
+
+    monkeypatch.setattr(gallery, "predict", failing_predict)
 
 
 def test_each_photo_is_answered_once_with_its_place_and_units(enrolled, inbox):
@@ -339,6 +352,28 @@ def test_photos_wait_while_the_index_is_empty(enrolled, inbox, leaves, monkeypat
         eventually(lambda: answered(inbox) == {"a.png": "rust"})
 
 
+def test_photos_wait_while_the_database_does_not_answer(enrolled, inbox, monkeypatch):
+    monkeypatch.setattr("fewshot.watching.watcher.RETRY_S", 0.05)
+    away = DatabaseUnreachableError("the database of index 'index' does not answer: Connection refused.")
+    failing(enrolled, monkeypatch, away, away)
+    new_photo(inbox / "a.png")
+    watch = Watch(enrolled, inbox)
+    watch.once()
+    assert answered(inbox) == {"a.png": "rust"}
+    assert watch.told == [f"{away.said} Photos wait."]
+
+
+def test_a_backbone_exchanged_while_photos_are_asked_is_asked_itself(enrolled, inbox, monkeypatch):
+    failing(enrolled, monkeypatch, MixedEmbeddingsError("another backbone"))
+    new_photo(inbox / "a.png")
+    Watch(enrolled, inbox).once()
+    assert answered(inbox) == {"a.png": "rust"}
+    failing(enrolled, monkeypatch, *[MixedEmbeddingsError("the user's own backbone")] * 2)
+    new_photo(inbox / "b.png", seed=901)
+    with pytest.raises(MixedEmbeddingsError, match="own backbone"):
+        Watch(enrolled, inbox).once()
+
+
 @pytest.mark.parametrize("poll_s", [None, 0.02])
 def test_a_folder_that_goes_and_comes_back_is_watched_again(enrolled, inbox, tmp_path, monkeypatch, poll_s):
     monkeypatch.setattr(arrivals_module, "FALLBACK_POLL_S", 0.05)
@@ -355,7 +390,14 @@ def test_names_that_are_no_unicode_and_that_move_cursors_are_answered(enrolled, 
     photo = new_photo(inbox / "a.png")
     photo.rename(os.fsdecode(os.fsencode(inbox) + b"/caf\xe9.png"))
     new_photo(inbox / "b\x1b[2J\n.png", "mildew")
-    Watch(enrolled, inbox).once()
+    broken = {b"caf\xe9.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"caf\xe9.jpg": b""}
+    for name, data in broken.items():  # refused by a message that names them
+        Path(os.fsdecode(os.fsencode(inbox) + b"/" + name)).write_bytes(data)
+    watch = Watch(enrolled, inbox)
+    assert watch.once().n_bad == 2
+    reported = {each["file"]: each["message"] for each in lines(watch.report.path)}
+    assert set(reported) == {"caf\\xe9.heic", "caf\\xe9.jpg"}
+    assert all(message.startswith(file) for file, message in reported.items())
     assert set(answered(inbox).values()) == {"rust", "mildew"}
     assert "caf\\xe9.png" in answered(inbox)
     assert Watch(enrolled, inbox).once().n_answered == 0

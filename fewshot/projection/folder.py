@@ -5,12 +5,14 @@ from pathlib import Path
 
 from fewshot.errors import OutputFolderError
 
-# What a finished run leaves: by it a folder of ours is known, and may be written again.
+# What a run writes last, and an empty file that it writes first: by either a folder of ours is known, and may be
+# written again.
 MARK = "numbers.json"
+BEGUN = ".fewshot-project"
 
 
 class OutputFolder:
-    """A folder of results, new, empty or from an earlier run.
+    """A folder of results, new, empty or from an earlier run, finished or not.
 
     Args:
         path: where; made if it does not exist.
@@ -25,7 +27,8 @@ class OutputFolder:
         try:
             if path.exists() and not path.is_dir():
                 raise OutputFolderError(f"{path} is a file; wanted a folder for the results.", hint="Name another.")
-            if path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file():
+            is_ours = any((path / mark).is_file() for mark in (MARK, BEGUN))
+            if path.is_dir() and any(path.iterdir()) and not is_ours:
                 raise OutputFolderError(
                     f"{path} is a folder with other things in it; results would be mixed with them.",
                     hint="Name a new or an empty folder, or that of an earlier `fewshot project`.",
@@ -47,6 +50,8 @@ class OutputFolder:
         partial = file.with_name(f".{file.name}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            if not self.written:
+                (self.path / BEGUN).touch()
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
             partial.replace(file)
         except OSError as error:

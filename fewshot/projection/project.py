@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.datasets import query_photos
-from fewshot.errors import EmptyIndexError, TooFewPointsError
+from fewshot.errors import ComparisonError, EmptyIndexError, TooFewPointsError, UnknownLabelError
 from fewshot.gallery import Gallery
 from fewshot.projection import figures, tables
 from fewshot.projection.comparison import Photos, shared_photos
@@ -139,11 +139,11 @@ def project(
         EmptyIndexError: no class is enrolled.
         TooFewPointsError: fewer than 4 photos to draw.
         NeighbourCountError: more neighbours asked for than there are photos.
-        ComparisonError: two indexes hold no photo in common.
+        ComparisonError: two indexes hold no photo in common, or lose one that both held while they are read.
         OutputFolderError: a file cannot be written.
     """
     step = on_step or (lambda: None)
-    photos, notes = _photos(sources, plan)
+    photos, n_shared, notes = _photos(sources, plan)
     n_drawn = sum(len(ids) for ids in photos[0].values())
     if n_drawn < MIN_POINTS:
         raise TooFewPointsError(
@@ -156,10 +156,14 @@ def project(
     spaces = []
     with Painters(plan.methods, plan.seed, k) as painters:
         for number, (source, some) in enumerate(zip(sources, photos, strict=True)):
-            space = read_space(source.gallery, some, name=source.name, queries=queries[number])
+            space = read_space(source.gallery, some, name=source.name, queries=queries[number], n_shared=n_shared)
             painters.begin(number, space.vectors, space.n_photos)
             spaces.append(space)
             step()
+        if len(spaces) > 1 and any(len(space.rows("support")) < n_drawn for space in spaces):
+            raise ComparisonError(
+                "photos were removed from one of the two indexes while they were read.", hint="Run the command again."
+            )
         tiles = [
             read_tiles(source.gallery, space, asked)
             for source, space, asked in zip(sources, spaces, queries, strict=True)
@@ -187,20 +191,20 @@ def project(
     title = " and ".join(space.name for space in spaces)
     out.write("space.html", page(title, spaces, pictures, tiles))
     out.write("index.html", report(title, spaces, pictures, numbers, doubts, pairs, shared, notes))
-    # Last: it marks the folder as one of ours, and finished.
+    # Last: it marks the folder as finished.
     out.write(MARK, json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
     step()
     return result
 
 
-def _photos(sources: Sequence[Source], plan: Plan) -> tuple[list[Photos], list[str]]:
-    """Which photos of each index are drawn, and what a user must know of that."""
+def _photos(sources: Sequence[Source], plan: Plan) -> tuple[list[Photos], int | None, list[str]]:
+    """Which photos of each index are drawn, how many both of two hold, and what a user must know of that."""
     for source in sources:
         if not source.gallery.classes():
             raise EmptyIndexError(f"index {source.name!r} holds no class yet.")
     if len(sources) == 1:
         members = {label: list(hashes) for label, hashes in sources[0].gallery.photo_hashes()}
-        return [chosen(members, plan.max_photos, plan.seed)], []
+        return [chosen(members, plan.max_photos, plan.seed)], None, []
     both = shared_photos(sources[0].gallery, sources[1].gallery, plan.max_photos, plan.seed)
     notes = []
     if both.n_only_one:
@@ -208,7 +212,7 @@ def _photos(sources: Sequence[Source], plan: Plan) -> tuple[list[Photos], list[s
             f"{both.n_shared:,} photos are in both under the same label and are compared; {both.n_only_one:,} are in "
             "one only, or under another label, and are left out."
         )
-    return [both.first, both.second], notes
+    return [both.first, both.second], both.n_shared, notes
 
 
 def _queries(source: Source, plan: Plan, step: Callable[[], None]) -> Queries | None:
@@ -305,11 +309,15 @@ def _inspected(
 
 def _typical(gallery: Gallery, labels: Sequence[str]) -> dict[str, bytes | None]:
     """A small picture of each class's most typical photo: the one most like the rest of its class."""
-    ids = []
+    ids = {}
     for label in labels:
-        records = gallery.supports(label)
-        ids.append(max(records, key=lambda record: record.own_similarity or -1.0).support_id)
-    return dict(zip(labels, small_pictures(gallery.thumbnails(ids)), strict=True))
+        try:
+            records = gallery.supports(label)
+        except UnknownLabelError:  # removed since it was inspected
+            continue
+        ids[label] = max(records, key=lambda record: record.own_similarity or -1.0).support_id
+    found = dict(zip(ids, small_pictures(gallery.thumbnails(ids.values())), strict=True))
+    return {label: found.get(label) for label in labels}
 
 
 def _write_tables(out: OutputFolder, result: Result, inspections: Sequence[ClassInspection]) -> None:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fewshot import images
-from fewshot.datasets import class_folders, query_photos
+from fewshot.datasets import class_folders, legible, normal_label, query_photos
 from fewshot.embedder import EmbedderChoice
 from fewshot.errors import EmptyIndexError, ImageError
 from fewshot.gallery import Gallery
@@ -61,7 +61,8 @@ class Space:
     """The points of one space: supports in order of label, then queries, then prototypes.
 
     `vectors` is (n_points, dim) float32, rows of unit length. `tiles` holds a small square WebP picture of each photo,
-    None where there is none. `n_supports` and `n_queries` count what there was before some were chosen to be drawn.
+    None where there is none. `n_supports` and `n_queries` count what there was before some were chosen to be drawn;
+    `n_shared`, in a comparison, how many of the supports the other space has too.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Space:
     n_supports: int
     n_queries: int
     n_classes: int
+    n_shared: int | None = None
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -90,9 +92,12 @@ class Space:
     def stated(self) -> str:
         """What is drawn, in a sentence for below a picture."""
         drawn = {role: len(self.rows(role)) for role in ("support", "query", "prototype")}
+        n_supports, enrolled = self.n_supports, "enrolled photos"
+        if self.n_shared is not None and self.n_shared < n_supports:
+            n_supports, enrolled = self.n_shared, "enrolled photos that both hold"
         parts = []
         for n, n_all, what in (
-            (drawn["support"], self.n_supports, "enrolled photos"),
+            (drawn["support"], n_supports, enrolled),
             (drawn["query"], self.n_queries, "query photos"),
         ):
             if n_all:
@@ -100,7 +105,7 @@ class Space:
         n_labels = len({point.label for point in self.points if point.role == "support"})
         of = f" of {self.n_classes:,}" if n_labels < self.n_classes else ""
         text = f"{' and '.join(parts)}, {n_labels:,}{of} {'class' if self.n_classes == 1 else 'classes'}"
-        thinned = drawn["support"] < self.n_supports or drawn["query"] < self.n_queries
+        thinned = drawn["support"] < n_supports or drawn["query"] < self.n_queries
         return text + (", chosen at random in proportion to the classes" if thinned else "")
 
 
@@ -143,16 +148,19 @@ def read_space(
     *,
     name: str | None = None,
     queries: "Queries | None" = None,
+    n_shared: int | None = None,
 ) -> Space:
     """The space of an index: chosen photos, queries, and the prototypes of the classes they are of.
 
     Only the vectors that are drawn are read, a class at a time: memory follows what is drawn and not the index.
+    Photos and classes that were removed since they were chosen are left out.
 
     Args:
         gallery: the index.
         photos: label -> ids of the supports to draw, as `chosen` gives them.
         name: what pictures call it; by default the index's name.
         queries: photos to draw beside them.
+        n_shared: of how many photos `photos` were chosen, where those are not all: in a comparison.
 
     Raises:
         EmptyIndexError: no class is enrolled.
@@ -163,7 +171,8 @@ def read_space(
     points: list[Point] = []
     vectors: list[Float32s] = []
     prototypes: list[tuple[str, Float32s]] = []
-    for view in gallery.views(photos):
+    labels = {each.label for each in summaries}
+    for view in gallery.views({label: ids for label, ids in photos.items() if label in labels}):
         points += _supports(view)
         vectors.append(view.vectors)
         prototypes.append((view.label, view.prototypes))
@@ -181,6 +190,7 @@ def read_space(
         n_supports=sum(each.supports for each in summaries),
         n_queries=queries.n_all if queries is not None else 0,
         n_classes=len(summaries),
+        n_shared=n_shared,
     )
 
 
@@ -220,7 +230,8 @@ def read_queries(
     files = query_photos([folder])
     by_label: dict[str, list[int]] = {}
     for number, file in enumerate(files):
-        by_label.setdefault("" if file.parent == folder else file.parent.name, []).append(number)
+        label = "" if file.parent == folder else legible(normal_label(file.parent.name))
+        by_label.setdefault(label, []).append(number)
     picked = [(label, files[i]) for label, some in chosen(by_label, n_most, seed).items() for i in some]
     outcomes = gallery.embedder().embed_photos([file for _, file in picked], n_photos=len(picked), keep=True)
     embedded: list[tuple[str, EmbeddedPhoto]] = []
@@ -229,7 +240,7 @@ def read_queries(
         if isinstance(outcome, EmbeddedPhoto):
             embedded.append((label, outcome))
         elif isinstance(outcome, Refused):
-            refused.append(outcome)
+            refused.append(replace(outcome, file=legible(outcome.file), message=legible(outcome.message)))
         if on_photo is not None:
             on_photo()
     dim = gallery.embedder().dim
@@ -238,7 +249,7 @@ def read_queries(
     points = []
     for (label, photo), (other, similarity) in zip(embedded, nearest, strict=True):
         agrees = None if not label else other == label
-        points.append(Point("query", label, Path(photo.file).name, other, similarity, agrees))
+        points.append(Point("query", label, legible(Path(photo.file).name), other, similarity, agrees))
     tiles = small_pictures(photo.thumbnail for _, photo in embedded)
     return Queries(tuple(points), vectors, tuple(tiles), len(files) - len(refused), tuple(refused))
 

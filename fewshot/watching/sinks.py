@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fewshot.datasets import legible
 from fewshot.errors import DeliveryError
 from fewshot.watching.answers import CSV_COLUMNS, Answer
 from fewshot.watching.memory import Memory
@@ -54,7 +55,7 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.name = os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        self.name = legible(str(self.path))
         self._is_csv = path.suffix.lower() == ".csv"
 
     def check(self) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fewshot import images
-from fewshot.errors import DeliveryError, EmptyIndexError, ImageError, IndexLockedError, MissingFolderError
+from fewshot.datasets import legible
+from fewshot.errors import (
+    DatabaseUnreachableError,
+    DeliveryError,
+    EmptyIndexError,
+    ImageError,
+    IndexLockedError,
+    MissingFolderError,
+    MixedEmbeddingsError,
+)
 from fewshot.gallery import Gallery
 from fewshot.records import UNKNOWN, NamedBytes, Prediction, Question
 from fewshot.watching.answers import BAD_IMAGE, Answer
@@ -28,6 +37,8 @@ PATIENCE = 10
 RETRY_S = 5.0
 ONCE_WAIT_S = 30.0  # how long `once` waits for receivers that take no answers
 QUESTION = Question(n_nearest=0)
+# Others are at work on the index, or its server is away for a moment: photos wait for them.
+WAITED_OUT = (EmptyIndexError, IndexLockedError, DatabaseUnreachableError)
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -168,8 +179,8 @@ class Watcher:
                 asked[key] = (arrival, data, located)
         photos = [NamedBytes(arrival.path.name, data) for arrival, data, _ in asked.values()]
         try:
-            predictions = list(self._gallery.query(photos, QUESTION)) if photos else []
-        except (EmptyIndexError, IndexLockedError) as error:  # others are at work on the index: wait for them
+            predictions = self._predictions(photos) if photos else []
+        except WAITED_OUT as error:
             self._tell_once(f"{error.said} Photos wait.")
             for arrival in batch:
                 self._arrivals.look_again(arrival, arrival.quiet_s + RETRY_S)
@@ -187,6 +198,12 @@ class Watcher:
         self._memory.finish(finished)
         for photo in finished:
             self._arrivals.done(photo.path, photo.signature)
+
+    def _predictions(self, photos: Sequence[NamedBytes]) -> list[Prediction]:
+        try:
+            return list(self._gallery.query(photos, QUESTION))
+        except MixedEmbeddingsError:  # another process gave the index a new backbone meanwhile: ask with that one
+            return list(self._gallery.query(photos, QUESTION))
 
     def _copied(self, arrival: Arrival, original: str) -> Finished:
         """A photo whose content was answered before; told, unless it is the same file, saved anew."""
@@ -211,7 +228,7 @@ class Watcher:
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             answer=prediction.answer,
             reason=prediction.reason,
-            message=prediction.message,
+            message=legible(prediction.message),
             probability=round(prediction.matches[0].probability, 4) if prediction.matches else None,
             units=self._routes.units_for(prediction),
             latitude=located.place.latitude if located.place else None,
@@ -243,7 +260,7 @@ class Watcher:
 
     def _shown(self, path: Path) -> str:
         """A path as answers name it: below the folder, in letters that every receiver can read."""
-        return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
+        return legible(str(path.relative_to(self.folder)))
 
     # ---- answers
 
