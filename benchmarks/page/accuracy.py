@@ -62,7 +62,7 @@ everything else answers at once. "More photos": ten field photos into each of si
 
 Accuracy against the number of photos enrolled of each class, with {next(iter(facts["table"])).split(", ")[1]}.
 Enrolling ten photos into a class of this index and asking one takes {facts["seconds_beyond_embedding"]:.2f} s beyond
-embedding them (median of six classes).
+embedding them (median of six classes{f"; {apart}" if (apart := facts.get("seconds_apart")) else ""}).
 
 {stamp(facts)}
 """
