@@ -21,6 +21,8 @@ REJECTED_PART = 0.05
 MOST_ASKED, MOST_COMPARISONS = 4000, 10_000_000
 # A question that is narrowed to some classes is calibrated while it waits.
 MOST_ASKED_WITHIN = 1000
+# So many calibrations of narrowed questions are kept, each a few kilobytes.
+MOST_CHOICES_KEPT = 100
 # An index of more prototypes compares by plain cosine: moving them all anew after each change would take too long.
 MOST_MOVED = 2000
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
@@ -109,6 +111,42 @@ class Calibration:
             if int((len(own) + 1) * (1 - coverage) + 1e-9) >= 1:
                 needed[i] = _lower_quantile(own, coverage)
         return needed
+
+
+class Calibrations:
+    """The calibrations of one index: in memory for the content it has, on disk for the next start.
+
+    Several threads may ask at once, each in a view of its own.
+
+    Args:
+        neighbours: lookups in that index.
+        cache: where the file is; it can be deleted at any time.
+    """
+
+    def __init__(self, neighbours: Neighbours, cache: Path) -> None:
+        self._neighbours, self._cache = neighbours, cache
+        self._kept: tuple[tuple[int, str | None], Calibration, dict[tuple[int, ...], Calibration]] | None = None
+
+    @property
+    def generation(self) -> int | None:
+        """Of which generation what is kept is; None: nothing is."""
+        return None if self._kept is None else self._kept[0][0]
+
+    def of(self, reader: Reader, within: Sequence[int] | None = None) -> Calibration:
+        """What the index's own photos say of its answers, or of those among some classes; made once a content."""
+        kept, content = self._kept, reader.content()  # other threads may answer from other generations
+        if kept is None or kept[0] != content:
+            self._kept = kept = (content, calibrated(reader, self._neighbours, self._cache), {})
+        _, known, known_within = kept
+        if within is None:
+            return known
+        narrowed = known_within.get(tuple(within))
+        if narrowed is None:
+            if len(known_within) >= MOST_CHOICES_KEPT:
+                known_within.clear()
+            narrowed = calibrated_within(reader, self._neighbours, known, within)
+            known_within[tuple(within)] = narrowed
+        return narrowed
 
 
 def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibration:
@@ -205,7 +243,7 @@ def asked_enrolled(
     """
     if reader.n_prototypes() > MOST_MOVED:
         return leave_one_out(reader, neighbours, within), None
-    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED if within is None else MOST_ASKED_WITHIN, within)
+    support_ids, class_ids, _ = reader.asked_supports(_most_asked(within), within)
     support = reader.support_vectors(support_ids)
     prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
     owner = reader.prototype_classes(prototype_ids.tolist())
@@ -218,6 +256,10 @@ def asked_enrolled(
     rows = np.flatnonzero(np.isin(owners, within))
     narrowed = replace(metric, counts=metric.counts[rows])
     return asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows]), metric
+
+
+def _most_asked(within: Sequence[int] | None) -> int:
+    return MOST_ASKED if within is None else MOST_ASKED_WITHIN
 
 
 def _photos_of_prototypes(groups: Int64s, owners: Int64s, class_sizes: dict[int, int]) -> Int64s:
@@ -270,8 +312,7 @@ def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] 
         within: the classes whose photos are asked, among these classes; None: all.
     """
     n_way = reader.n_classes() if within is None else len(within)
-    most = MOST_ASKED if within is None else MOST_ASKED_WITHIN
-    n_most = min(most, max(500, MOST_COMPARISONS // max(1, n_way)))
+    n_most = min(_most_asked(within), max(500, MOST_COMPARISONS // max(1, n_way)))
     support_ids, class_ids, own = reader.asked_supports(n_most, within)
     n_rivals = min(N_SCORED, n_way) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewshot import answering, calibration, images, inspection, search
+from fewshot import answering, images, inspection, search
 from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import Backup, back_up
-from fewshot.calibration import Calibration
+from fewshot.calibration import Calibrations
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
@@ -46,7 +46,6 @@ from fewshot.repair import found_problems
 from fewshot.store import (
     FILE_NAME,
     About,
-    Reader,
     ServerStore,
     Store,
     Transactions,
@@ -61,12 +60,8 @@ if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
 
 QUERY_CHUNK = 32
-MOST_CHOICES_KEPT = 100  # calibrations of `Question.within`, each a few kilobytes
 
 log = logging.getLogger(__name__)
-
-# Of which content of the index, what all of its photos say, and what those of some classes say.
-_Calibrations = tuple[tuple[int, str | None], Calibration, dict[tuple[int, ...], Calibration]]
 
 
 class Gallery:
@@ -110,7 +105,7 @@ class Gallery:
             self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
         self._calibration_file = cache / "calibration"
         self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory(), on_notice=on_notice)
-        self._calibration_of: _Calibrations | None = None
+        self._calibrations = Calibrations(self._neighbours, self._calibration_file)
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
     def _opened(self, place: Path | str, create: bool) -> Transactions:
@@ -245,7 +240,7 @@ class Gallery:
                 with self._store.read() as reader:
                     if reader.about().fingerprint is not None:
                         self._neighbours.catch_up(reader)
-                        self._calibration(reader)
+                        self._calibrations.of(reader)
                 failed = ""
             except FewshotError as error:
                 if error.message != failed:  # told once, however long it lasts
@@ -472,7 +467,7 @@ class Gallery:
                 self._check_pinned(reader.about(), made_by)
             question = question or Question()
             within = answering.asked_classes(reader, question)
-            known = self._calibration(reader, within)
+            known = self._calibrations.of(reader, within)
             sizes = sizes if sizes is not None else [len(vectors)]
             return answering.predictions(reader, self._neighbours, known, vectors, question, within, sizes)
 
@@ -692,23 +687,6 @@ class Gallery:
         )
 
     # ---- inside a question
-
-    def _calibration(self, reader: Reader, within: Sequence[int] | None = None) -> Calibration:
-        """What the index's own photos say of its answers, or of those among some classes; once a generation."""
-        kept, content = self._calibration_of, reader.content()  # other threads may answer from other generations
-        if kept is None or kept[0] != content:
-            found = calibration.calibrated(reader, self._neighbours, self._calibration_file)
-            self._calibration_of = kept = (content, found, {})
-        _, known, known_within = kept
-        if within is None:
-            return known
-        narrowed = known_within.get(tuple(within))
-        if narrowed is None:
-            if len(known_within) >= MOST_CHOICES_KEPT:
-                known_within.clear()
-            narrowed = calibration.calibrated_within(reader, self._neighbours, known, within)
-            known_within[tuple(within)] = narrowed
-        return narrowed
 
     # ---- inside a change
 
