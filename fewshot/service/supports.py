@@ -1,6 +1,5 @@
 """`/v1/supports`: one enrolled photo."""
 
-import hashlib
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -8,6 +7,7 @@ from starlette.requests import Request
 
 from fewshot.service import shapes
 from fewshot.service.access import READ, WRITE
+from fewshot.service.headers import content_tag
 from fewshot.service.routes import AtWork, SupportId, errors
 
 router = APIRouter(prefix="/v1/supports", tags=["supports"])
@@ -53,7 +53,7 @@ async def remove_support(work: AtWork, support_id: SupportId) -> dict[str, Any]:
 async def thumbnail(request: Request, work: AtWork, support_id: SupportId) -> Response:
     """WebP, at most 256 px on the short side."""
     content = await work.read(work.gallery.thumbnail, support_id)
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    tag = content_tag(content)
     headers = {"ETag": tag, "Cache-Control": REVALIDATED}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)

@@ -1,7 +1,6 @@
 """The web page: its few files, and plotly's script from plotly's own package."""
 
 import gzip
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from fewshot.errors import NoSuchPageError
 from fewshot.extras import need
+from fewshot.service.headers import content_tag
 
 PAGES = Path(__file__).parent / "pages"
 PLOTLY = "plotly.min.js"
@@ -69,7 +69,7 @@ def _response(request: Request, name: str) -> Response:
 def _file(name: str) -> _File:
     content = (_plotly() if name == PLOTLY else FILES[name]).read_bytes()
     zipped = gzip.compress(content, 6, mtime=0) if len(content) >= COMPRESS_FROM else None
-    return _File(content, zipped, KINDS[Path(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return _File(content, zipped, KINDS[Path(name).suffix], content_tag(content))
 
 
 def _plotly() -> Path:
