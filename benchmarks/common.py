@@ -137,8 +137,13 @@ def whence() -> dict[str, Any]:
 
 def keep(name: str, result: dict[str, Any]) -> None:
     """Write a result beside the others, with machine, commit and date."""
+    write(name, {**result, **whence()})
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the others as it is."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**result, **whence()}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _cpuinfo() -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, data_folder, keep
-from page.parts import peer_tables
+from page.parts import STRATA, peer_tables
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
@@ -107,15 +107,13 @@ def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
     crops = np.array([crop_of(label) for label in labels])
     inside = crops[None] == crops[true][:, None]
     within = (np.where(inside, scores, -np.inf) >= own).sum(axis=1) - 1
+
+    def shares(rows: Any) -> dict[str, Any]:
+        return {"top1": _share(rank[rows] < 1), "top3": _share(rank[rows] < 3), "within": _share(within[rows] < 1)}
+
     strata = np.array([name[0] for name in asked.names])
-    chosen = {"": np.ones(len(true), bool)}
-    if set(strata) == {"x", "y"}:
-        chosen |= {stratum: strata == stratum for stratum in ("x", "y")}
-    rows: dict[str, Any] = {
-        name: {"top1": _share(rank[of] < 1), "top3": _share(rank[of] < 3), "within": _share(within[of] < 1)}
-        for name, of in chosen.items()
-    }
-    return rows.pop("") | rows
+    apart = {each: shares(strata == each) for each in STRATA} if set(strata) == set(STRATA) else {}
+    return {**shares(slice(None)), **apart}
 
 
 def ours(support: Photos, asked: Photos, labels: list[str]) -> Any:
@@ -275,12 +273,12 @@ def main() -> None:
     elif given.enrolled or given.asked:
         if not (given.enrolled and given.asked):
             parser.error("--enrolled and --asked belong together")
-        later = class_folders(given.then) if given.then else []
-        new = {folder.label for folder in later} - {folder.label for folder in class_folders(given.enrolled)}
+        enrolled, later = class_folders(given.enrolled), class_folders(given.then) if given.then else []
+        new = {folder.label for folder in later} - {folder.label for folder in enrolled}
         if new:
             parser.error(f"--then adds photos to classes of --enrolled, which has no {', '.join(sorted(new))}")
         asked = {"asked": class_folders(given.asked)}
-        result = measure(class_folders(given.enrolled), later, asked, backbones, checkpoints)
+        result = measure(enrolled, later, asked, backbones, checkpoints)
         name = "my-hard-cases"
     else:
         data = data_folder(given.data)

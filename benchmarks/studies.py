@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import FEWSHOT, RESULTS, ROOT, data_folder, run, whence
+from common import FEWSHOT, RESULTS, ROOT, data_folder, run, whence, write
 
 PATCHES = "backbone=lite0,frozen_parts=3,frozen_batch_norm=true,learning_rate=5e-4,schedule=cosine"
 # name: recipe, folder of its photos beside the protocol's, what is replaced in it, and how many trainings it is
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     given = parser.parse_args()
     beside = data_folder(given.data).parent
+    here = whence()
     rows: list[dict[str, Any]] = []
     for study in given.names or STUDIES:
         name, folder, only, n_cells = STUDIES[study]
@@ -68,14 +69,14 @@ def main() -> None:
         if len(list(out.glob("**/results.json"))) < n_cells:
             run(FEWSHOT, "train", recipe, "--data", beside / folder, "--out", out, *(("--only", only) if only else ()))
         found = [json.loads(file.read_text()) for file in sorted(out.glob("**/results.json"))]
-        rows += [{"name": study, **row(name, only, results), "whence": whence()} for results in found]
+        rows += [{"name": study, **row(name, only, results), "whence": here} for results in found]
     for each in rows:
         figures = "  ".join(f"{name} {share(each['test'][name]):.3f}" for name in each["test"])
         print(f"{each['study']:10} {each['cell']:34} {each['n_test']:5} photos  {figures}  {each['training_s']:.0f} s")
     kept = json.loads((RESULTS / "studies.json").read_text())["rows"] if given.names else []
     rows += [each for each in kept if each["name"] not in given.names]
     rows.sort(key=lambda each: list(STUDIES).index(each["name"]))
-    (RESULTS / "studies.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    write("studies", {"rows": rows})
 
 
 def share(value: Any) -> float:
