@@ -50,8 +50,8 @@ def decoders(side_px: int) -> dict[str, Callable[[bytes], object]]:
     }
 
 
-def threaded_decoders() -> dict[str, Callable[[bytes], object]]:
-    """What other libraries that are here decode a JPEG with."""
+def threaded_decoders(photo: bytes, side_px: int) -> dict[str, Callable[[bytes], object]]:
+    """What other libraries that are here decode a JPEG with, to no less than `side_px` where they can scale."""
     found: dict[str, Callable[[bytes], object]] = {}
     try:
         import torch
@@ -65,7 +65,11 @@ def threaded_decoders() -> dict[str, Callable[[bytes], object]]:
     try:
         import cv2
 
-        found["OpenCV, scaled"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+        ways = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2}
+        ways |= {4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+        short_side = min(Image.open(io.BytesIO(photo)).size)
+        way = max(by for by in ways if by == 1 or short_side // by >= side_px)
+        found["OpenCV, scaled"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), ways[way])
     except ImportError:
         pass
     return found
@@ -108,12 +112,12 @@ def one(data: bytes, n_runs: int) -> dict[str, Any]:
     }
 
 
-def compared(row: dict[str, Any], data: bytes, n_runs: int) -> dict[str, Any]:
+def compared(row: dict[str, Any], data: bytes, side_px: int, n_runs: int) -> dict[str, Any]:
     """What `one` found, against the engine and the fastest of all decoders.
 
     Called when all else is measured: these libraries bring threads of their own, which stand in the engine's way.
     """
-    more = threaded_decoders()
+    more = threaded_decoders(data, side_px)
     seconds = in_turn(20 * n_runs, *[_asked(decode, data) for decode in more.values()])
     decoded = {name: 1e3 * median(found) for name, found in zip(more, seconds, strict=True)}
     limit = row["engine_ms"] + min([*row["decode_ms"].values(), *decoded.values()])
@@ -198,8 +202,9 @@ def main() -> None:
     for n in map(int, given.photos.split(",")):
         result["many"].append(many([NamedBytes(file.name, file.read_bytes()) for file in files[:n]], given.runs))
         print(json.dumps(result["many"][-1]), flush=True)
+    side_px = open_embedder(EmbedderChoice(BACKBONE, "f32")).backbone.preprocessing.short_side_px
     for name, data in photos.items():
-        result["one"][name] = compared(result["one"][name], data, given.runs)
+        result["one"][name] = compared(result["one"][name], data, side_px, given.runs)
         print(name, json.dumps(result["one"][name]), flush=True)
     keep("embedding", result)
 

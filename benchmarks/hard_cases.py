@@ -77,6 +77,8 @@ def embed(embedder: Embedder, folders: list[ClassFolder]) -> Photos:
         for outcome, (file, label) in zip(outcomes, files, strict=True)
         if isinstance(outcome, EmbeddedPhoto)
     ]
+    if not kept:
+        raise SystemExit(f"hard_cases.py: none of the {len(files)} photos can be used.")
     return Photos(np.stack([row[0] for row in kept]), [row[1] for row in kept], [row[2] for row in kept])
 
 
@@ -103,10 +105,10 @@ def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
     """Top-1, top-3 and top-1 within the crop, in percent with 95 % intervals; and the same of each stratum, if any."""
     true = np.array([labels.index(label) for label in asked.labels])
     own = scores[np.arange(len(true)), true][:, None]
-    rank = (scores >= own).sum(axis=1) - 1  # a tie counts against
+    rank = (~(scores < own)).sum(axis=1) - 1  # a tie counts against, and so does NaN
     crops = np.array([crop_of(label) for label in labels])
     inside = crops[None] == crops[true][:, None]
-    within = (np.where(inside, scores, -np.inf) >= own).sum(axis=1) - 1
+    within = (~(np.where(inside, scores, -np.inf) < own)).sum(axis=1) - 1
 
     def shares(rows: Any) -> dict[str, Any]:
         return {"top1": _share(rank[rows] < 1), "top3": _share(rank[rows] < 3), "within": _share(within[rows] < 1)}
@@ -148,11 +150,16 @@ def seconds_beyond_embedding(enrolled: list[ClassFolder], later: list[ClassFolde
 
 
 def enrolled_ones(asked: list[ClassFolder], labels: list[str]) -> list[ClassFolder]:
-    """The folders whose class is enrolled; the others are left out, and said so."""
+    """The folders whose class is enrolled, of at least two; the others are left out, and said so."""
+    if len(labels) < 2:
+        raise SystemExit(f"hard_cases.py: {len(labels)} class is enrolled; wanted at least 2, to be told apart.")
     strangers = sorted({folder.label for folder in asked} - set(labels))
     if strangers:
         print(f"not enrolled, left out: {', '.join(strangers)}")
-    return [folder for folder in asked if folder.label not in strangers]
+    known = [folder for folder in asked if folder.label not in strangers]
+    if not known:
+        raise SystemExit(f"hard_cases.py: no photo is asked of an enrolled class. Enrolled: {', '.join(labels)}.")
+    return known
 
 
 def measure_index(index: Path, asked: list[ClassFolder]) -> dict[str, Any]:
@@ -178,17 +185,19 @@ def measure(
     checkpoints: list[Path],
 ) -> dict[str, Any]:
     """Every method on every query set, before and (the last set only) after `later` is enrolled."""
-    labels = sorted({folder.label for folder in enrolled})
+    opened = {name: open_embedder(EmbedderChoice(name, "f32")) for name in [*backbones, *map(str, checkpoints)]}
+    supports = {name: embed(embedder, enrolled) for name, embedder in opened.items()}
+    labels = sorted(set(supports[backbones[0]].labels))  # a class of which no photo can be read is not enrolled
     asked = {name: enrolled_ones(folders, labels) for name, folders in asked.items()}
+    later = enrolled_ones(later, labels) if later else []
     last = list(asked)[-1]
     table: dict[str, Any] = {}
     by_shots: dict[str, Any] = {name: {} for name in asked}
     rounds: dict[str, dict[str, tuple[Photos, Photos]]] = {}
     # All indexes first: pytorch-metric-learning's nearest neighbours replace faiss's search in the whole process by one
     # that takes no parameters.
-    for backbone in [*backbones, *map(str, checkpoints)]:
-        embedder = open_embedder(EmbedderChoice(backbone, "f32"))
-        support = embed(embedder, enrolled)
+    for backbone, embedder in opened.items():
+        support = supports[backbone]
         queries = {name: embed(embedder, folders) for name, folders in asked.items()}
         rounds[backbone] = {name: (support, query) for name, query in queries.items()}
         folders = dict.fromkeys(queries, enrolled)

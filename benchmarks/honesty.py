@@ -22,7 +22,7 @@ from protocol import N_BASE_SUPPORTS, link_first
 from fewshot.classifier import familiarity
 from fewshot.datasets import class_folders
 from fewshot.embedder import EmbedderChoice, open_embedder
-from fewshot.episodes import area_under_roc, expected_calibration_error
+from fewshot.episodes import area_under_roc, expected_calibration_error, let_in
 from fewshot.evaluation import wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import UNKNOWN, Prediction, Question
@@ -41,7 +41,7 @@ def rejection(known: list[Prediction], strange: list[Prediction]) -> dict[str, f
     ours, theirs = familiar(known), familiar(strange)
     return {
         "auroc": area_under_roc(ours, theirs),
-        "fpr95": float((theirs >= np.quantile(ours, 0.05)).mean()),
+        "fpr95": let_in(ours, theirs),
         "known_rejected": float(np.mean([answer.answer == UNKNOWN for answer in known])),
         "strangers_rejected": float(np.mean([answer.answer == UNKNOWN for answer in strange])),
     }

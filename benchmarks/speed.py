@@ -19,6 +19,7 @@ from common import Run, data_folder, fewshot, json_lines, keep, pairs, run, wall
 
 from fewshot import classifier
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
+from fewshot.engines import native_precision
 from fewshot.records import EmbeddedPhoto
 from fewshot.store import Store
 
@@ -53,6 +54,7 @@ def bulk(data: Path, index: Path, work: Path, n: int) -> dict[str, object]:
     plain_labels = plain[0].stdout.splitlines()[:-1]
     return {
         "n_photos": n_photos,
+        "precision": native_precision(),
         "ours_images_per_s": n_photos / wall(ours),
         "plain_images_per_s": n_photos / plain_s,
         "ratio": plain_s / wall(ours),

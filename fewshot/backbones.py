@@ -397,6 +397,8 @@ def _looks_like_file(name: str) -> bool:
 
 
 def _from_file(architecture: str, path: Path) -> WeightsSource:
+    if not path.suffix and not path.exists():
+        raise BackboneError(f"there is no folder {path}.", hint="Check the name and where you are.")
     if path.suffix != ".safetensors":
         raise BackboneError(
             f"{path.name} is not a .safetensors file; other weight files can run code when opened and are not read.",

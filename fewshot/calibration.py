@@ -25,10 +25,15 @@ MOST_ASKED_WITHIN = 1000
 MOST_CHOICES_KEPT = 100
 # An index of more prototypes compares by plain cosine: moving them all anew after each change would take too long.
 MOST_MOVED = 2000
+_Z_95 = 1.6448536  # the normal distribution's 95 % point
 # Where too little is enrolled to fit a temperature: fewer photos, or fewer classes.
 FEWEST_PHOTOS, FEWEST_CLASSES = 20, 2
+# One standard deviation of the temperature around its usual value, before any photo is seen, as a factor.
+SCALE_FACTOR = 2.0
+# Two photos of one class are one observation: each is as near to the other as the other to it.
+FEWEST_FOR_A_THRESHOLD = 3
 # Of the cached file: another number than the file's, and it is made anew.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Calibration:
     def explain(self, label: str, similarities: Float32s) -> str:
         """A sentence for the user: what was found, against what."""
         if self.threshold is None:
-            return f"most like {label}; with one photo a class there is no telling what would be unlike"
+            return f"most like {label}; with one photo a class, or two in all, there is no telling what would be unlike"
         found = float(familiarity(similarities[None])[0])
         side = "below" if self.is_unknown(similarities) else "above"
         what = f"similarity {similarities[0]:.2f} to {label}"
@@ -225,7 +230,7 @@ def calibrated_within(reader: Reader, neighbours: Neighbours, known: Calibration
     """
     asked, _ = asked_enrolled(reader, neighbours, within, known.metric)
     found = calibrate(asked, len(within), otherwise=known.scale)
-    if found.threshold is None:  # classes of one photo each: those of the whole index say more than nothing
+    if found.threshold is None:  # too few photos: those of the whole index say more than nothing
         return replace(found, metric=known.metric, threshold=known.threshold)
     return replace(found, metric=known.metric, whose="the classes asked")
 
@@ -343,14 +348,19 @@ def calibrate(found: LeaveOneOut, n_way: int, otherwise: float = SOFTMAX_SCALE) 
     enough = len(found) >= FEWEST_PHOTOS and n_way >= FEWEST_CLASSES
     return Calibration(
         _fitted_scale(found, weights, n_way) if enough else otherwise,
-        _threshold(found, weights, n_way),
+        _threshold(found, weights, n_way) if len(found) >= FEWEST_FOR_A_THRESHOLD else None,
         found.class_ids,
         margins,
     )
 
 
 def _fitted_scale(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
-    """The scale under which the photos' true classes are likeliest (temperature scaling, arXiv 1706.04599)."""
+    """The scale under which the photos' true classes are likeliest (temperature scaling, arXiv 1706.04599).
+
+    Where leave-one-out makes no error, as in most indexes of a few classes, the likelihood has no maximum: each larger
+    scale is likelier, and wrong answers would be stated with certainty. A log-normal prior around the usual scale ends
+    that; it weighs as much as one photo (docs/log.md).
+    """
     # (n, 1 + m); the last rival stands for all classes beyond, as in `classifier.probabilities`.
     gaps = found.rivals.astype(np.float64) - found.own[:, None]
     n_beyond = max(0, n_way - 1 - gaps.shape[1])
@@ -359,7 +369,8 @@ def _fitted_scale(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
         logits = scale * gaps
         top = np.maximum(logits.max(axis=1), 0)
         total = np.exp(-top) + np.exp(logits - top[:, None]).sum(axis=1) + n_beyond * np.exp(logits[:, -1] - top)
-        return float(np.average(top + np.log(total), weights=weights))
+        unusual = np.log(scale / SOFTMAX_SCALE) / np.log(SCALE_FACTOR)
+        return float(np.average(top + np.log(total), weights=weights) + unusual**2 / 2 / len(found))
 
     scales = np.geomspace(2, 200, 94)  # steps of 5 %
     return float(scales[np.argmin([loss(scale) for scale in scales])])
@@ -377,7 +388,7 @@ def _threshold(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
     highest = float(known[order][min(int(np.searchsorted(part, REJECTED_PART)), len(known) - 1)])
     if len(known) > 1:  # of a few photos the lowest is no bound for the next one
         spread = float(known.std(ddof=1)) * np.sqrt(1 + 1 / len(known))
-        highest = min(highest, float(known.mean()) - _student_t_95(len(known) - 1) * spread)
+        highest = min(highest, float(known.mean()) - student_t_quantile(_Z_95, len(known) - 1) * spread)
     if n_way <= FEWEST_CLASSES:
         return highest
     strange = familiarity(found.rivals)  # the photo's own class left out
@@ -387,9 +398,14 @@ def _threshold(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
     return float(tried[np.argmax(rejected_strange - rejected_known)])
 
 
-def _student_t_95(df: int) -> float:
-    """The 95 % quantile of Student's t: the Cornish-Fisher expansion, to 1 % from 4 degrees of freedom on."""
-    z = 1.6448536
+def student_t_quantile(z: float, df: int) -> float:
+    """Student's t where the normal distribution has `z`: the Cornish-Fisher expansion.
+
+    To 1 % from 4 degrees of freedom on at the 95 % quantile, to 2 % at the 97.5 % quantile.
+
+    >>> round(student_t_quantile(1.959964, 9), 2), round(student_t_quantile(1.959964, 10**6), 2)
+    (2.26, 1.96)
+    """
     return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.calibration import LeaveOneOut, asked_in, calibrate
+from fewshot.calibration import LeaveOneOut, asked_in, calibrate, student_t_quantile
 from fewshot.classifier import class_prototypes, familiarity, probabilities, support_groups
 from fewshot.errors import TooFewPhotosError, UsageError
 from fewshot.metric import Metric, fit_metric
 from fewshot.records import Float32s, Int64s
 
-_Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+_Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
+_FEWEST_EPISODES = 5  # fewer say too little of how much they differ
 _N_BINS = 15
 
 
@@ -31,10 +32,26 @@ class EpisodePlan:
     coverage: float = 0.9
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuse what cannot be drawn, before anything is embedded for it.
+
+        Raises:
+            UsageError: a number is too small.
+        """
+        if min(self.n_shot, self.n_query, self.n_episode) < 1 or self.n_way < 2 or self.seed < 0:
+            raise UsageError(
+                "an episode has at least 2 classes, 1 photo to enroll and 1 to ask; there is at least 1, and a seed is "
+                "0 or more."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over episodes with its 95 % interval (normal, from the spread between episodes; None of a single one)."""
+    """A share's mean over episodes with its 95 % interval, None of fewer than 5 episodes.
+
+    The interval (Student's t, from the spread between episodes, cut to [0, 1]) says how much the mean would change with
+    other draws from the same photos. It does not say how other classes or other photos would do: those differ by more.
+    """
 
     mean: float
     low: float | None
@@ -47,8 +64,9 @@ class EpisodeReport:
 
     Attributes:
         accuracy: top-1 among the episode's classes.
-        auroc: how well familiarity tells queries of enrolled classes from those of others, 1 always and 0.5 never.
-        fpr95: the share of strangers let in at the threshold that lets 95 % of the known ones in.
+        auroc: how well familiarity tells an episode's queries of enrolled classes from those of others; 1 is always,
+            0.5 never.
+        fpr95: the share of strangers let in at the episode's threshold that lets 95 % of its known ones in.
         calibration_error: mean gap between the likeliest class's probability and how often it is right, 15 bins.
         covered: how often the conformal set holds the true label; `set_size`, how many labels it holds.
     """
@@ -57,8 +75,8 @@ class EpisodeReport:
     n_classes: int
     n_photos: int
     accuracy: Mean
-    auroc: float | None
-    fpr95: float | None
+    auroc: Mean | None
+    fpr95: Mean | None
     calibration_error: float
     covered: Mean
     set_size: float
@@ -87,8 +105,7 @@ def evaluate_episodes(
         Episodes as in Vinyals et al. 2016, arXiv 1606.04080; 600 of them and the interval over episodes as in Snell et
         al. 2017, arXiv 1703.05175.
     """
-    if min(plan.n_shot, plan.n_query, plan.n_episode) < 1 or plan.n_way < 2:
-        raise UsageError("an episode has at least 2 classes, 1 photo to enroll and 1 to ask; and there is at least 1.")
+    plan.check()
     members = [np.flatnonzero(class_index == i) for i in range(int(class_index.max(initial=-1)) + 1)]
     usable = [i for i, rows in enumerate(members) if len(rows) >= plan.n_shot + plan.n_query]
     if len(usable) < plan.n_way:
@@ -103,8 +120,8 @@ def evaluate_episodes(
         episodes.append(_episode(embeddings, members, usable, plan, rng))
         if on_episode is not None:
             on_episode()
-    known = np.concatenate([each.known for each in episodes])
-    strange = np.concatenate([each.strange for each in episodes])
+    # Familiarity is compared within an episode: each has a metric, and so a scale, of its own.
+    apart = [(each.known, each.strange) for each in episodes if len(each.strange)]
     best = np.concatenate([each.probability for each in episodes])
     right = np.concatenate([each.right for each in episodes])
     return EpisodeReport(
@@ -112,8 +129,8 @@ def evaluate_episodes(
         n_classes=len(usable),
         n_photos=len(embeddings),
         accuracy=_mean([float(each.right.mean()) for each in episodes]),
-        auroc=area_under_roc(known, strange) if len(strange) else None,
-        fpr95=float((strange >= np.quantile(known, 0.05)).mean()) if len(strange) else None,
+        auroc=_mean([area_under_roc(known, strange) for known, strange in apart]) if apart else None,
+        fpr95=_mean([let_in(known, strange) for known, strange in apart]) if apart else None,
         calibration_error=expected_calibration_error(best, right),
         covered=_mean([float(each.covered.mean()) for each in episodes]),
         set_size=float(np.mean([each.set_size for each in episodes])),
@@ -130,6 +147,15 @@ def area_under_roc(known: Float32s, strange: Float32s) -> float:
     below = np.searchsorted(ascending, known, "left")
     up_to = np.searchsorted(ascending, known, "right")
     return float((below + up_to).mean() / 2 / len(strange))
+
+
+def let_in(known: Float32s, strange: Float32s) -> float:
+    """The share of strange ones above the score that 95 % of the known ones reach.
+
+    >>> let_in(np.arange(100, dtype=np.float32), np.array([2.0, 50.0], np.float32))
+    0.5
+    """
+    return float((strange >= np.quantile(known, 0.05)).mean())
 
 
 def expected_calibration_error(probability: Float32s, right: np.ndarray) -> float:
@@ -239,7 +265,7 @@ def nothing_asked(n_way: int) -> LeaveOneOut:
 
 def _mean(values: list[float]) -> Mean:
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) < _FEWEST_EPISODES:
         return Mean(mean, None, None)
-    half = _Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Mean(mean, mean - half, mean + half)
+    half = student_t_quantile(_Z_975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Mean(mean, max(0.0, mean - half), min(1.0, mean + half))

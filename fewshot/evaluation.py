@@ -142,7 +142,8 @@ def measure(true: Int64s, predicted: Int64s, labels: Sequence[str]) -> Metrics:
 def top_k_share(similarity: Float32s, true: Int64s, k: int) -> Interval:
     """The share of photos whose class is among the `k` most similar.
 
-    A tie with another class counts against the photo: an embedder that gives the same to all is not right.
+    A tie with another class counts against the photo, and so does a similarity that is NaN: an embedder that gives the
+    same to all, or nothing, is not right.
 
     Args:
         similarity: (n, n_classes), higher is better.
@@ -150,7 +151,7 @@ def top_k_share(similarity: Float32s, true: Int64s, k: int) -> Interval:
         k: how many answers count; at least 1.
     """
     own = similarity[np.arange(len(true)), true][:, None]
-    n_as_good = (similarity >= own).sum(axis=1) - 1  # without itself
+    n_as_good = (~(similarity < own)).sum(axis=1) - 1  # without itself
     return wilson_interval(int((n_as_good < k).sum()), len(true))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewshot.neighbours import Neighbours
 from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
@@ -111,6 +112,21 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
     return sentences
 
 
+def near_copies(hashes: NDArray[np.uint8], rows: Int64s) -> dict[int, int]:
+    """Which photos are near-copies of one before them: each such row, and the row of the photo most like it.
+
+    Args:
+        hashes: (n, 16) uint8, see `images.difference_hash`.
+        rows: which photos to look at; each is held against those before it, so that a pair counts once.
+    """
+    first: dict[int, int] = {}
+    for row in rows.tolist():
+        n_bits = np.bitwise_count(hashes[row] ^ hashes[:row]).sum(axis=1)
+        if len(n_bits) and n_bits.min() <= NEAR_COPY_BITS:
+            first[row] = int(n_bits.argmin())
+    return first
+
+
 def _suspicious(
     reader: Reader, records: dict[int, Support], ids: Int64s, nearest: list[list[tuple[int, float]]]
 ) -> list[Suspicious]:
@@ -127,12 +143,7 @@ def _suspicious(
 
 def _near_copies(reader: Reader, label: str, new: set[int], class_ids: list[int]) -> list[str]:
     ids, hashes = reader.difference_hashes(class_ids)
-    rows = np.flatnonzero(np.isin(ids, list(new)))
-    first: dict[int, int] = {}
-    for row in rows.tolist():  # each photo is held against those enrolled before it, so that a pair counts once
-        n_bits = np.bitwise_count(hashes[row] ^ hashes[:row]).sum(axis=1)
-        if len(n_bits) and n_bits.min() <= NEAR_COPY_BITS:
-            first[row] = int(n_bits.argmin())
+    first = near_copies(hashes, np.flatnonzero(np.isin(ids, list(new))))
     if not first:
         return []
     records = reader.supports(ids[[*first, *first.values()]].tolist())

@@ -104,9 +104,10 @@ class Recipe:
     quadruplet_form: str = _key("anchor", "form of the quadruplet loss", choices=("anchor", "four-sample"))
     projection_dim: int = _key(0, "length of a projection trained with the loss and dropped after; 0: none", low=0)
     prototype_start: bool = _key(False, "class vectors start as the classes' prototypes before training")
-    distillation: float = _key(
-        0.0, "weight of staying near the pretrained backbone's embeddings of the plain photos", low=0.0
+    teachers: tuple[str, ...] = _key(
+        (), "trained backbones that embed the same changed photos; named as `backbone` is, they stay as they are"
     )
+    distillation: float = _key(0.0, "weight of following the teachers' embeddings, beside the loss", low=0.0)
     epochs: int = _key(30, "epochs of the backbone; 0: it stays as it is", low=0)
     batch_size: int = _key(64, "photos a batch", low=2)
     photos_per_class: int = _key(4, "K of the P x K batches that pair losses need (P = batch_size / K)", low=2)
@@ -224,7 +225,9 @@ def resolve(settings: Mapping[str, Any]) -> Recipe:
                 hint=did_you_mean(str(key), _FIELDS) or f"Keys: {', '.join(_FIELDS)}.",
             )
     recipe = Recipe(**{key: _checked(key, value) for key, value in settings.items()})
-    _check_backbone(recipe.backbone)
+    _check_backbone(recipe.backbone, BACKBONE_NAMES)
+    for name in recipe.teachers:
+        _check_backbone(name, [known for known in BACKBONE_NAMES if known not in BASELINES])
     _check_together(recipe)
     return recipe
 
@@ -352,7 +355,7 @@ def _checked(key: str, value: Any) -> Any:
     checks = field.metadata
     if wanted is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise RecipeError(f"{key} is {value!r}; wanted a list of labels.")
+            raise RecipeError(f"{key} is {value!r}; wanted a list of {'backbones' if key == 'teachers' else 'labels'}.")
         return tuple(value)
     if value is None and field.default is None:
         return None
@@ -377,12 +380,12 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _check_backbone(name: str) -> None:
-    if ":" in name or "/" in name or name.endswith(".safetensors") or name in BACKBONE_NAMES:
+def _check_backbone(name: str, known: Sequence[str]) -> None:
+    if ":" in name or "/" in name or name.endswith(".safetensors") or name in known:
         return
     raise RecipeError(
-        f"there is no backbone {name!r} to train.",
-        hint=f"{did_you_mean(name, BACKBONE_NAMES)} Known: {', '.join(BACKBONE_NAMES)}.".strip(),
+        f"there is no backbone {name!r} to train{' from' if BASELINES[0] not in known else ''}.",
+        hint=f"{did_you_mean(name, known)} Known: {', '.join(known)}.".strip(),
     )
 
 
@@ -424,8 +427,12 @@ def _check_together(recipe: Recipe) -> None:
         f"the baseline {recipe.backbone} has no ImageNet weights; say `weights: random`": (
             recipe.backbone in BASELINES and recipe.weights != "random"
         ),
-        "the weights are random: there are no pretrained ones to interpolate with or to stay near": (
-            recipe.weights == "random" and (recipe.interpolation < 1 or recipe.distillation > 0)
+        "the weights are random: there are no pretrained ones to interpolate with": (
+            recipe.weights == "random" and recipe.interpolation < 1
+        ),
+        "teachers and distillation need each other": bool(recipe.teachers) != (recipe.distillation > 0),
+        f"teachers see colours, and the baseline {recipe.backbone} is trained on grey photos": (
+            bool(recipe.teachers) and recipe.backbone in BASELINES
         ),
     }
     for what, found in wrong.items():

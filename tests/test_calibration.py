@@ -74,6 +74,25 @@ def test_too_few_photos_or_classes_keep_the_default_temperature():
     assert calibrate(alone, 1).scale == SOFTMAX_SCALE
 
 
+@pytest.mark.parametrize(("n_way", "n"), [(2, 20), (3, 30), (5, 100)])
+def test_without_an_error_the_temperature_stays_near_the_usual_one(n_way, n):
+    class_ids = np.arange(n) % n_way
+    never_wrong = LeaveOneOut(class_ids, np.full(n, 0.5, np.float32), np.full((n, n_way - 1), 0.4, np.float32))
+    assert SOFTMAX_SCALE < calibrate(never_wrong, n_way).scale < 3 * SOFTMAX_SCALE
+
+
+def test_wrong_answers_of_a_small_index_are_not_stated_with_certainty():
+    certain = []
+    for seed in range(40):
+        support, class_index, query, truth = world(2, 10, 30, seed=seed, spread=1.8)
+        found = calibrate(left_out(support, class_index), 2)
+        cosines, order = asked(support, class_index, query)
+        wrong = order[:, 0] != truth
+        certain += (probabilities(cosines, 2, found.scale)[wrong, 0] > 0.99).tolist()
+    assert len(certain) > 50
+    assert np.mean(certain) < 0.2
+
+
 def calibrate_nothing():
     return calibrate(LeaveOneOut(np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 1), np.float32)), 0)
 
@@ -108,10 +127,19 @@ def test_a_class_of_few_photos_alone_knows_most_of_its_own_kind(n_shot):
     assert np.mean(rejected) < 0.08
 
 
+def test_two_photos_are_too_few_for_a_threshold():
+    support, class_index, *_ = world(1, 2, 1, seed=0)
+    assert calibrate(left_out(support, class_index), 1).threshold is None
+    support, class_index, *_ = world(1, 3, 1, seed=0)
+    assert calibrate(left_out(support, class_index), 1).threshold is not None
+
+
 def test_students_quantile_is_the_tabled_one():
     tabled = {4: 2.132, 9: 1.833, 29: 1.699, 999: 1.646}
     for df, value in tabled.items():
-        assert calibration._student_t_95(df) == pytest.approx(value, rel=0.01)
+        assert calibration.student_t_quantile(1.6448536, df) == pytest.approx(value, rel=0.01)
+    for df, value in {4: 2.776, 9: 2.262, 29: 2.045}.items():
+        assert calibration.student_t_quantile(1.959964, df) == pytest.approx(value, rel=0.02)
 
 
 def test_queries_of_classes_that_are_not_enrolled_are_unknown_and_those_of_enrolled_ones_are_not():

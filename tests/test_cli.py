@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from PIL import Image
 
 from fewshot import __version__
 from fewshot.cli import main
@@ -369,6 +370,25 @@ def test_evaluate_asks_no_photo_that_is_enrolled_under_another_name(leaves, monk
     (report,) = lines(*given)
     assert report["n_photos"] == 28
     assert report["accuracy"]["low"] is None
+
+
+def test_evaluate_warns_of_photos_that_are_one_saved_twice(leaves, monkeypatch):
+    folder = leaves(n=7)
+    with Image.open(folder / "rust" / "rust-00.png") as photo:
+        photo.save(folder / "rust" / "saved-again.png", compress_level=1)
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    result = run("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
+    assert "1 of 29 photos are near-copies of one before, such as" in result.stderr
+    assert "saved-again.png of" in result.stderr
+    assert "flatter" in result.stderr
+
+
+def test_evaluate_refuses_what_cannot_be_drawn_before_it_embeds_anything(leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: pytest.fail("opened"))
+    for wrong in (("--n-way", 1), ("--n-shot", 0), ("--seed", -1)):
+        result = run("evaluate", leaves(n=3), *wrong)
+        assert result.exit_code == 2
+        assert "at least 2 classes" in result.stderr
 
 
 def test_backbones_lists_the_default_first():

@@ -6,6 +6,7 @@ import pytest
 from fewshot.episodes import (
     EpisodePlan,
     LearntClasses,
+    _Answers,
     area_under_roc,
     evaluate_episodes,
     expected_calibration_error,
@@ -25,15 +26,15 @@ def test_classes_far_apart_are_all_right_and_random_ones_are_chance():
     plan = EpisodePlan(5, 5, 10, 60)
     good = evaluate_episodes(*world(spread=0.3), plan)
     assert good.accuracy.mean == 1.0
-    assert good.auroc > 0.999
-    assert good.fpr95 < 0.01
+    assert good.auroc.mean > 0.999
+    assert good.fpr95.mean < 0.01
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(360, 32)).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     chance = evaluate_episodes(noise, np.repeat(np.arange(12), 30), plan)
     assert chance.accuracy.low - 0.02 < 0.2 < chance.accuracy.high + 0.02
-    assert 0.4 < chance.auroc < 0.6
-    assert chance.fpr95 > 0.85
+    assert 0.4 < chance.auroc.mean < 0.6
+    assert chance.fpr95.mean > 0.85
 
 
 def test_probabilities_and_sets_keep_their_promise():
@@ -53,6 +54,29 @@ def test_more_photos_help_and_the_interval_shrinks_with_more_episodes():
     assert long.accuracy.high - long.accuracy.low < short.accuracy.high - short.accuracy.low
 
 
+def test_an_interval_stays_between_0_and_1_and_few_episodes_have_none():
+    for seed in range(20):
+        report = evaluate_episodes(*world(spread=0.9), EpisodePlan(2, 2, 5, 6, seed=seed))
+        for found in (report.accuracy, report.auroc, report.fpr95, report.covered):
+            assert 0 <= found.low <= found.mean <= found.high <= 1
+    report = evaluate_episodes(*world(), EpisodePlan(2, 2, 5, 4))
+    assert report.accuracy.low is report.accuracy.high is None
+
+
+def test_strangers_are_told_apart_within_each_episode(monkeypatch):
+    """Scores of one episode say nothing of another's: each has a metric of its own."""
+    drawn = iter([0.0, 100.0])
+
+    def shifted(*_):
+        by = next(drawn)
+        scores = [np.array([by + 2, by + 3], np.float32), np.array([by, by + 1], np.float32)]
+        return _Answers(np.ones(2, bool), np.ones(2, np.float32), np.ones(2, bool), 1.0, *scores)
+
+    monkeypatch.setattr("fewshot.episodes._episode", shifted)
+    report = evaluate_episodes(*world(), EpisodePlan(2, 2, 5, 2))
+    assert (report.auroc.mean, report.fpr95.mean) == (1.0, 0.0)
+
+
 def test_same_seed_same_report_other_seed_another():
     plan = EpisodePlan(5, 5, 5, 10)
     assert evaluate_episodes(*world(), plan) == evaluate_episodes(*world(), plan)
@@ -66,7 +90,7 @@ def test_all_classes_in_an_episode_leave_no_strangers():
     assert report.as_dict()["plan"]["n_way"] == 4
 
 
-@pytest.mark.parametrize("change", [{"n_way": 1}, {"n_shot": 0}, {"n_query": 0}, {"n_episode": 0}])
+@pytest.mark.parametrize("change", [{"n_way": 1}, {"n_shot": 0}, {"n_query": 0}, {"n_episode": 0}, {"seed": -1}])
 def test_impossible_plans_are_refused(change):
     with pytest.raises(UsageError):
         evaluate_episodes(*world(), EpisodePlan(**{"n_way": 3, "n_shot": 2, "n_query": 2, "n_episode": 2, **change}))

@@ -65,6 +65,12 @@ def test_top_k_counts_places_and_ties_count_against() -> None:
     ]
 
 
+def test_a_similarity_that_is_no_number_is_not_right() -> None:
+    nan = np.nan
+    similarity = np.array([[nan, 0.5], [0.3, nan], [nan, nan], [0.9, nan]], dtype=np.float32)
+    assert top_k_share(similarity, ints(0, 0, 1, 0), 1).share == 0
+
+
 def test_prototype_accuracy_agrees_with_brute_force() -> None:
     rng = np.random.default_rng(0)
     labels = ["corn-rust", "corn-healthy", "apple-scab", "apple-rust"]

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 
 from fewshot.datasets import class_folders
@@ -14,6 +16,37 @@ from peers import peers
 
 # Importing its neighbours replaces faiss's search, for all tests that come after in this process.
 NEIGHBOUR = "pytorch-metric-learning, nearest neighbour"
+
+
+def test_an_enrolled_class_without_a_readable_photo_is_none(tmp_path, leaves, monkeypatch, capsys):
+    enrolled = leaves(n=4, labels=["rust", "healthy"])
+    (enrolled / "broken").mkdir()
+    (enrolled / "broken" / "x.jpg").write_text("no photo")
+    monkeypatch.setattr(hard_cases, "open_embedder", lambda choice: colour_embedder())
+    monkeypatch.setattr(
+        hard_cases, "peers", lambda: {name: peer for name, peer in peers().items() if name != NEIGHBOUR}
+    )
+    asked = leaves(n=2, labels=["rust", "healthy", "mildew"], first_seed=70, name="asked")
+    found = hard_cases.measure(class_folders(enrolled), [], {"asked": class_folders(asked)}, ["colours"], [])
+    assert [at["asked"]["top1"]["n"] for at in found["table"].values()] == [4] * len(found["table"])
+    assert "x.jpg" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_said(leaves, monkeypatch):
+    monkeypatch.setattr(hard_cases, "open_embedder", lambda choice: colour_embedder())
+    one, two = (class_folders(leaves(n=3, labels=["rust", "healthy"][:n], name=f"{n}")) for n in (1, 2))
+    strange = class_folders(leaves(n=2, labels=["mildew"], name="strange"))
+    with pytest.raises(SystemExit, match="1 class is enrolled; wanted at least 2"):
+        hard_cases.measure(one, [], {"asked": one}, ["colours"], [])
+    with pytest.raises(SystemExit, match=r"no photo is asked of an enrolled class\. Enrolled: healthy, rust"):
+        hard_cases.measure(two, [], {"asked": strange}, ["colours"], [])
+
+
+def test_scores_that_are_no_numbers_win_nothing():
+    asked = hard_cases.Photos(np.zeros((2, 1)), ["a-1", "a-2"], ["x0", "y0"])
+    found = hard_cases.figures(np.full((2, 2), np.nan), asked, ["a-1", "a-2"])
+    assert [found[key]["share"] for key in ("top1", "within")] == [0.0, 0.0]
+    assert found["x"]["top1"]["share"] == 0.0
 
 
 def test_two_classes_are_measured_beside_peers_and_what_is_left_out_is_told(tmp_path, leaves, monkeypatch, capsys):

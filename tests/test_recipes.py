@@ -37,12 +37,18 @@ def test_an_empty_value_means_the_published_margin() -> None:
         ({"loss": "arc-face"}, "arcface"),
         ({"backbone": "resnet_50"}, "resnet50"),
         ({"optimiser": "Adam"}, "adam"),
+        ({"teachers": ["plant-lite0"], "distillation": 1.0}, "plants-lite0"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(settings: dict[str, object], suggestion: str) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve(settings)
     assert f"Did you mean {suggestion!r}?" in caught.value.hint
+
+
+def test_a_baseline_teaches_nothing() -> None:
+    with pytest.raises(RecipeError, match="'ann-basic' to train from"):
+        resolve({"teachers": ["ann-basic"], "distillation": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,7 @@ def test_an_unknown_name_suggests_the_nearest(settings: dict[str, object], sugge
         {"interpolation": 1.5},
         {"backbone": 7},
         {"held_out_classes": "corn"},
+        {"teachers": "lite0"},
         {"seed": None},
     ],
 )
@@ -90,6 +97,9 @@ def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, obje
         ({"grey": True}, "grey is for the baselines; lite0"),
         ({"backbone": "cnn-basic"}, "random"),
         ({"weights": "random", "interpolation": 0.5}, "random"),
+        ({"teachers": ["lite0"]}, "need each other"),
+        ({"distillation": 1.0}, "need each other"),
+        ({"teachers": ["lite0"], "distillation": 1.0, "backbone": "cnn-basic", "weights": "random"}, "grey"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], word: str) -> None:
@@ -108,6 +118,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, obj
         {"test_share": 0.0, "keep": "best", "validation_share": 0.2},
         {"test_share": 0.0, "keep": "best", "patience": 3, "test_folder": "test"},
         {"grey": True, "backbone": "cnn-basic", "weights": "random"},
+        {"teachers": ["lite0", "runs/one/"], "distillation": 1.0, "weights": "random"},
     ],
 )
 def test_settings_that_go_together_are_not_refused(settings: dict[str, object]) -> None:

