@@ -9,7 +9,7 @@ import numpy as np
 from fewshot import classifier
 from fewshot.calibration import Calibration
 from fewshot.embedder import Outcome
-from fewshot.errors import EmptyIndexError, did_you_mean
+from fewshot.errors import EmptyIndexError, NoFittingClassError, did_you_mean
 from fewshot.metric import Metric
 from fewshot.neighbours import Neighbours
 from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question, Refused
@@ -22,20 +22,20 @@ def asked_classes(reader: Reader, question: Question) -> list[int] | None:
     """The ids of the classes asked; None: all, also where `question.within` fits them all.
 
     Raises:
-        EmptyIndexError: no class is enrolled, or none that fits `question.within`.
+        EmptyIndexError: no class is enrolled.
+        NoFittingClassError: none of them fits `question.within`.
     """
     if reader.n_classes() == 0:
         raise EmptyIndexError(f"index {reader.index_name!r} holds no class yet.")
     if question.within is None:
         return None
     labels = reader.labels()
-    fitting = [label for label in labels if any(fnmatchcase(label, pattern) for pattern in question.within)]
+    # A label fits itself, also where it holds what stands for something in a pattern.
+    fitting = [label for label in labels if any(label == each or fnmatchcase(label, each) for each in question.within)]
     if not fitting:
         shown = ", ".join(map(repr, question.within))
-        raise EmptyIndexError(
-            f"no class of index {reader.index_name!r} fits {shown}.",
-            hint=did_you_mean(question.within[0], labels) or "`fewshot classes` lists them.",
-        )
+        hint = did_you_mean(question.within[0], labels) or None
+        raise NoFittingClassError(f"no class of index {reader.index_name!r} fits {shown}.", hint=hint)
     return None if len(fitting) == len(labels) else reader.class_ids(fitting)
 
 

@@ -118,8 +118,8 @@ def class_folders(folder: Path) -> list[ClassFolder]:
     if not folders:
         what = f"{len(files)} files but no sub-folders" if files else "nothing"
         raise EmptyFolderError(
-            f"{folder} holds {what}; --each wants one sub-folder a class.",
-            hint=f"For a single class: `fewshot enroll LABEL {folder}`.",
+            f"{folder} holds {what}; wanted one sub-folder a class, named after it.",
+            hint=f"To enroll the photos of a single class: `fewshot enroll LABEL {folder}`.",
         )
     classes: dict[str, ClassFolder] = {}
     for sub_folder in folders:

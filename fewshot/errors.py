@@ -220,6 +220,13 @@ class IndexMissingError(IndexProblem):
     status = 404
 
 
+class NoFittingClassError(FewshotError):
+    code = "no_class_fits"
+    exit_code = 2
+    status = 404
+    hint = "`fewshot classes` lists what is enrolled."
+
+
 class EmptyIndexError(IndexProblem):
     code = "index_empty"
     status = 409

@@ -4,7 +4,7 @@ import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot.datasets import class_folders
-from fewshot.errors import EmptyIndexError, MixedEmbeddingsError
+from fewshot.errors import MixedEmbeddingsError, NoFittingClassError
 from fewshot.records import NamedBytes, Question, Refused
 
 
@@ -60,7 +60,7 @@ def test_of_many_classes_each_photo_is_compared_with_what_the_others_are_near_to
 
 
 def test_no_class_that_fits_is_told_before_anything_is_compared(filled, requests):
-    with pytest.raises(EmptyIndexError, match="fits 'nothing'"):
+    with pytest.raises(NoFittingClassError, match="fits 'nothing'"):
         filled.answer(requests, Question(within=("nothing",)), filled.embedder())
 
 

@@ -269,7 +269,7 @@ def test_together_within_and_coverage_reach_the_answer(enrolled, tmp_path):
     assert "cannot be ruled out: rust" in out
     (answer,) = lines("query", photos[0], "--within", "h*", "--within", "bl*")
     assert {match["label"] for match in answer["matches"]} == {"healthy", "blight"}
-    assert run("query", photos[0], "--within", "nothing*").exit_code == 1
+    assert run("query", photos[0], "--within", "nothing*").exit_code == 2
     assert run("query", photos[0], "--coverage", 1).exit_code == 2
 
 
@@ -308,7 +308,7 @@ def test_remove_takes_the_class_out_and_leaves_the_photos(enrolled, photo):
 def test_rename_gives_the_class_another_label(enrolled, photo):
     assert lines("rename", "rust", "leaf rust") == [{"label": "leaf rust", "was": "rust"}]
     assert lines("query", photo)[0]["answer"] == "leaf rust"
-    assert ok("rename", "leaf rust", "rust") == "leaf rust is now rust\n"
+    assert ok("rename", "leaf rust", "  rust ") == "leaf rust is now rust\n"
 
 
 def test_inspect_shows_every_class_or_one(enrolled):
@@ -327,6 +327,29 @@ def test_inspect_names_photos_to_check(enrolled, tmp_path):
     assert "healthy/mistaken.png" in ok("inspect")
     (found,) = lines("inspect", "healthy")
     assert [each["looks_like"] for each in found["suspicious"]] == ["rust"]
+
+
+def test_a_mistaken_photo_is_removed_by_the_number_that_inspect_shows(enrolled, tmp_path):
+    mistaken = write_leaf(tmp_path / "odd" / "mistaken.png", LEAF_COLOURS["rust"], 333)
+    ok("enroll", "healthy", mistaken.parent)
+    number = ok("inspect").rstrip(")\n").rsplit("photo ", 1)[1]
+    assert "is mistaken.png of 'healthy', not of 'rust'" in fails(2, "usage", "remove", "rust", "--photo", number)
+    assert ok("remove", "healthy", "--photo", number) == "healthy: mistaken.png removed\n"
+    fails(2, "unknown_support", "remove", "healthy", "--photo", number)
+    assert lines("enroll", "rust", mistaken.parent)[0]["enrolled"] == 1
+
+
+def test_no_color_is_honoured(enrolled, monkeypatch):
+    def heading():
+        return CliRunner().invoke(main, ["classes"], color=True).stdout
+
+    assert "\x1b[" in heading()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in heading()
+
+
+def test_a_backbone_that_no_name_fits_is_said(enrolled):
+    fails(2, "usage", "backbones", "qqq*")
 
 
 def test_reindex_says_how_many_photos_and_from_where(enrolled, photo):

@@ -92,6 +92,7 @@ def test_the_shape_is_pinned():
         ("NestedFolderError", "nested_folder", 2, 400),
         ("LabelError", "bad_label", 2, 400),
         ("UnknownLabelError", "unknown_label", 2, 404),
+        ("NoFittingClassError", "no_class_fits", 2, 404),
         ("LabelTakenError", "label_taken", 2, 409),
         ("IndexMissingError", "index_missing", 2, 404),
         ("NotAnIndexError", "not_an_index", 2, 400),

@@ -9,7 +9,7 @@ from conftest import LEAF_COLOURS, both, write_leaf
 from gallery_steps import ask_photos, enroll
 
 from fewshot.calibration import Calibration
-from fewshot.errors import EmptyIndexError
+from fewshot.errors import EmptyIndexError, NoFittingClassError
 from fewshot.records import NamedBytes, Question
 
 FRUIT = (90, 60, 190)  # of a plant whose leaves are of another colour
@@ -108,9 +108,17 @@ def test_within_answers_and_shows_photos_of_the_fitting_classes_only(gallery, le
     assert {photo.label for photo in answer.nearest} == {"healthy", "mildew"}
     assert len(answer.nearest) == 10
     assert sum(match.probability for match in answer.matches) == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(EmptyIndexError, match=f"no class of index '{gallery.name}' fits 'helthy'") as caught:
+    with pytest.raises(NoFittingClassError, match=f"no class of index '{gallery.name}' fits 'helthy'") as caught:
         list(gallery.query([rust], Question(within=("helthy",))))
     assert "'healthy'" in caught.value.hint
+
+
+def test_a_label_fits_itself_whatever_it_holds(gallery, leaves, tmp_path):
+    enroll(gallery, leaves(n=3))
+    gallery.rename("rust", "rust [early]")
+    rust = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 900)
+    (answer,) = gallery.query([rust], Question(within=("rust [early]",)))
+    assert [match.label for match in answer.matches] == ["rust [early]"]
 
 
 @pytest.mark.parametrize("within", [("rust",), ("rust", "healthy")])

@@ -9,6 +9,7 @@ import pytest
 
 from fewshot.errors import RecipeError
 from fewshot.recipes import BACKBONE_NAMES, LOSS_NAMES, Recipe, read_plan, recipe_help, resolve
+from fewshot.training.runs import _folder_name
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(file for file in CONFIGS.glob("*.yaml") if not file.name.startswith("routes-"))
@@ -228,7 +229,10 @@ def test_reading_recipes_loads_no_torch() -> None:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_config_resolves_and_opens_with_its_command(file: Path) -> None:
     plan = read_plan(file)
-    assert all(cell.recipe.backbone in BACKBONE_NAMES for cell in plan.cells)
+    trained = ("runs/plants-teachers/",)  # what another recipe here leaves
+    assert all(
+        cell.recipe.backbone.startswith(trained) or cell.recipe.backbone in BACKBONE_NAMES for cell in plan.cells
+    )
     opening = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert opening[0].startswith(f"# fewshot train configs/{file.name}")
     assert any("Measured" in line for line in opening)
@@ -244,7 +248,17 @@ def test_the_studies_are_all_there() -> None:
         "defungi": 10,
         "defungi-baselines": 6,
         "plants-lite0": 1,
+        "plants-teachers": 4,
     }
+
+
+def test_the_teachers_of_a_recipe_are_what_another_one_leaves() -> None:
+    (learner,) = read_plan(CONFIGS / "plants-lite0.yaml").cells
+    first = read_plan(CONFIGS / "plants-teachers.yaml", "backbone=lite0")
+    second = read_plan(CONFIGS / "plants-teachers.yaml", "backbone=mobilenetv2_100,seed=0")
+    folders = [f"runs/{plan.name}/{_folder_name(cell.name)}" for plan in (first, second) for cell in plan.cells]
+    assert list(learner.recipe.teachers) == folders
+    assert learner.recipe.backbone == folders[0]
 
 
 def test_every_key_is_documented() -> None:

@@ -174,7 +174,7 @@ def test_a_wrong_parameter_is_named(client, rust, parameters):
 
 
 def test_a_pattern_that_no_class_fits_fails_alone(client, rust):
-    error = error_of(client.post("/v1/query", files=files(rust), params={"within": "russt"}), 409, "index_empty")
+    error = error_of(client.post("/v1/query", files=files(rust), params={"within": "russt"}), 404, "no_class_fits")
     assert "Did you mean 'rust'?" in error["hint"]
     assert client.post("/v1/query", files=files(rust)).status_code == 200
 

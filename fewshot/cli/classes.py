@@ -5,6 +5,8 @@ import click
 from fewshot.cli.options import common, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo, visible
+from fewshot.datasets import checked_label
+from fewshot.errors import UsageError
 
 
 @click.command()
@@ -24,9 +26,14 @@ def classes(index: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("label")
+@click.option("--photo", type=click.IntRange(min=1), metavar="NUMBER", help="Only this photo, as `inspect` numbers it.")
 @common
-def remove(label: str, index: str, as_json: bool) -> None:
-    """Remove a class and its photos from the index (the files you enrolled from stay where they are)."""
+def remove(label: str, photo: int | None, index: str, as_json: bool) -> None:
+    """Remove a class and its photos from the index, or one photo (the files you enrolled from stay where they are)."""
+    label = checked_label(label)
+    if photo is not None:
+        _remove_photo(label, photo, index, as_json)
+        return
     with open_gallery(index) as gallery:
         n = gallery.remove(label)
     if as_json:
@@ -35,12 +42,28 @@ def remove(label: str, index: str, as_json: bool) -> None:
         echo(f"{click.style(label, bold=True)}: removed, with {n} photo{'s' if n != 1 else ''}")
 
 
+def _remove_photo(label: str, number: int, index: str, as_json: bool) -> None:
+    with open_gallery(index) as gallery:
+        found = gallery.support(number)
+        if found.label != label:
+            raise UsageError(
+                f"photo {number} is {found.file} of {found.label!r}, not of {label!r}.",
+                hint="`fewshot inspect LABEL --json` gives the numbers of a class's doubtful photos.",
+            )
+        removed = gallery.remove_support(number)
+    if as_json:
+        json_line({"label": removed.label, "removed": 1, "file": removed.file, "support_id": number})
+    else:
+        echo(f"{click.style(removed.label, bold=True)}: {visible(removed.file)} removed")
+
+
 @click.command()
 @click.argument("old")
 @click.argument("new")
 @common
 def rename(old: str, new: str, index: str, as_json: bool) -> None:
     """Give a class another label."""
+    old, new = checked_label(old), checked_label(new)
     with open_gallery(index) as gallery:
         gallery.rename(old, new)
     if as_json:
@@ -96,4 +119,4 @@ def inspect(label: str | None, index: str, as_json: bool) -> None:
         echo("\nPhotos that lie nearer to another class (right label?):")
     for photo, own_label in sorted(suspicious, key=lambda pair: pair[0].own_similarity - pair[0].similarity):
         name, other = visible(f"{own_label}/{photo.file}"), visible(photo.looks_like)
-        echo(f"  {name}: own {photo.own_similarity:.2f}, {other} {photo.similarity:.2f}")
+        echo(f"  {name}: own {photo.own_similarity:.2f}, {other} {photo.similarity:.2f} (photo {photo.support_id})")

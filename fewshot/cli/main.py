@@ -1,6 +1,7 @@
 """The `fewshot` group: which commands there are, and how an error becomes a message and an exit code."""
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -63,6 +64,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = "--json" in [*ctx._protected_args, *ctx.args]
+        if os.environ.get("NO_COLOR"):  # no-color.org: whatever its value
+            ctx.color = False
         try:
             return super().invoke(ctx)
         except FewshotError as error:

@@ -24,6 +24,7 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
     `--backbone ARCHITECTURE:FILE.safetensors`.
     """
     from fewshot.backbones import DEFAULT_BACKBONE, available
+    from fewshot.errors import UsageError
 
     hub_models: list[str] = []
     if pattern is not None:
@@ -32,6 +33,8 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
 
         hub_models = matching_models(pattern)
     rows = available(pattern, hub_models)
+    if not rows:
+        raise UsageError(f"no backbone fits {pattern!r}.", hint="Put a * where more may follow: 'resnet*'.")
     if as_json:
         for row in rows:
             json_line({**row, "default": row["name"] == DEFAULT_BACKBONE})
@@ -75,8 +78,12 @@ def doctor(repair: bool, index: str, as_json: bool) -> None:
 
 @click.command(name="sample-data")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--support", "n_support", default=10, show_default=True, help="Photos to enroll, a class.")
-@click.option("--query", "n_query", default=5, show_default=True, help="Photos to ask, a class.")
+@click.option(
+    "--support", "n_support", type=click.IntRange(1), default=10, show_default=True, help="Photos to enroll, a class."
+)
+@click.option(
+    "--query", "n_query", type=click.IntRange(0), default=5, show_default=True, help="Photos to ask, a class."
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed renders the same pictures.")
 @common
 def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: str, as_json: bool) -> None:

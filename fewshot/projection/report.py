@@ -134,8 +134,8 @@ def _doubts(doubts: Sequence[Doubt], space: Space) -> str:
     return (
         f"{heading}<p>{len(doubts)} of {space.n_supports:,} enrolled photos lie clearly nearer to another class than "
         f"to the rest of their own, the clearest first.{more} Look at each beside a typical photo of both classes. If "
-        "the label is wrong, enroll the photo under the right one; if it is right, it shows its class as no other "
-        "photo does, and more like it will help.</p>" + _raw_table(headings, lines, right=(3, 6))
+        "the label is wrong, remove the photo there and enroll it under the right one; if it is right, it shows its "
+        "class as no other photo does, and more like it will help.</p>" + _raw_table(headings, lines, right=(3, 6))
     )
 
 

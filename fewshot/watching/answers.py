@@ -17,6 +17,7 @@ CSV_COLUMNS = (
     "place_from",
     "note",
     "key",
+    "message",
 )
 BAD_IMAGE = "bad_image"
 
@@ -71,7 +72,7 @@ class Answer:
 
     def as_row(self) -> list[str]:
         """The cells of a CSV row, under `CSV_COLUMNS`; units are separated by `; `."""
-        cells = {**self.as_dict(), "units": "; ".join(self.units), "note": self.note or self.message}
+        cells = {**self.as_dict(), "units": "; ".join(self.units)}
         return ["" if cells[column] is None else str(cells[column]) for column in CSV_COLUMNS]
 
 
