@@ -21,7 +21,7 @@ $(MADE):
 	@touch $@
 
 $(BASE): pyproject.toml | $(MADE)
-	@echo "Installing into $(VENV) (about half a minute the first time) ..."
+	@echo "Installing into $(VENV) (about a minute the first time) ..."
 	@$(call INSTALL,.)
 	@touch $@
 

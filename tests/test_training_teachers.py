@@ -152,3 +152,24 @@ def test_a_teacher_that_is_not_there_is_named() -> None:
 def test_a_backbone_that_is_not_trained_needs_no_teachers() -> None:
     recipe = {"teachers": ["runs/no-such-folder/"], "distillation": 1.0, "epochs": 0, "head": "mlp"}
     assert load_teachers(resolve(recipe)) == ()
+
+
+def test_processes_that_each_hold_some_rows_find_the_whole_derivative_together() -> None:
+    """Each computes the same from all rows, and lets the gradient flow into its own."""
+    generator = torch.Generator().manual_seed(0)
+    own, mapped, taught = (
+        torch.nn.functional.normalize(torch.randn(7, dim, generator=generator, dtype=torch.double), dim=1)
+        for dim in (4, 6, 6)
+    )
+    whole = [own.clone().requires_grad_(), mapped.clone().requires_grad_()]
+    apart(*whole, taught).backward()
+    for rows in (slice(0, 4), slice(4, 7)):
+        mine = torch.zeros(7, 1, dtype=torch.double)
+        mine[rows] = 1
+        parts = [each.clone().requires_grad_() for each in (own, mapped)]
+        shared = [part * mine + each * (1 - mine) for part, each in zip(parts, (own, mapped), strict=True)]
+        apart(*shared, taught).backward()
+        for part, each in zip(parts, whole, strict=True):
+            assert part.grad is not None
+            assert each.grad is not None
+            torch.testing.assert_close(part.grad[rows], each.grad[rows])
