@@ -153,6 +153,82 @@ def test_two_indexes_live_in_two_schemas_of_one_database(database):
                 assert reader.labels() == [label]
 
 
+def schemas_with_an_index(database):
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT table_schema FROM information_schema.tables WHERE table_name = 'about'")
+        return {row[0] for row in rows}
+
+
+def test_a_schema_that_is_not_there_is_made_with_the_index_and_never_becomes_another(database):
+    maize, wheat = (f"{database}?options=-csearch_path%3D{name},public" for name in ("Maize", "wheat"))
+    for where, label in ((maize, "rust"), (wheat, "blight")):
+        with closing(open_store(where, create=True)) as store:
+            add_class(store, label, f"{label}.png")
+    assert schemas_with_an_index(database) == {"maize", "wheat"}
+    for where, label in ((maize, "rust"), (wheat, "blight")):
+        with closing(open_store(where)) as store, store.read() as reader:
+            assert reader.labels() == [label]
+
+
+def test_a_mistyped_schema_is_told_where_the_next_one_holds_an_index(database):
+    open_store(database, create=True).close()
+    error = refused(f"{database}?options=-csearch_path%3Dmaiz,public", IndexMissingError)
+    assert "'maiz'" in error.message
+    assert "search_path" in error.hint
+    assert schemas_with_an_index(database) == {"public"}
+
+
+def test_pgvector_does_not_go_into_a_schema_that_is_made_with_the_index(database):
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("DROP EXTENSION vector")
+    for name in ("maize", "wheat"):
+        open_store(f"{database}?options=-csearch_path%3D{name},public", create=True).close()
+    assert schemas_with_an_index(database) == {"maize", "wheat"}
+
+
+def test_two_processes_may_make_the_same_schema_at_once(database):
+    where, errors = f"{database}?options=-csearch_path%3Dmaize,public", []
+    together = threading.Barrier(4)
+
+    def make():
+        together.wait()
+        try:
+            open_store(where, create=True).close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert schemas_with_an_index(database) == {"maize"}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_user_who_may_not_make_or_use_the_schema_is_told_whom_to_ask(postgres, database, exists):
+    with psycopg.connect(database, autocommit=True) as connection:
+        with contextlib.suppress(psycopg.errors.DuplicateObject):
+            connection.execute("CREATE ROLE modest LOGIN")
+        if exists:
+            connection.execute("CREATE SCHEMA maize")
+            connection.execute(f"GRANT CREATE ON DATABASE {database.rpartition('/')[2]} TO modest")
+    where = f"{database.replace('postgres@', 'modest@')}?options=-csearch_path%3Dmaize,public"
+    error = refused(where, DatabaseAccessError, create=True)
+    assert "'maize'" in error.message
+    assert 'CREATE SCHEMA "maize"' in error.hint
+
+
+def test_the_users_own_schema_is_used_where_there_is_one_and_not_missed_where_there_is_none(database):
+    open_store(database, create=True).close()
+    assert schemas_with_an_index(database) == {"public"}
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA postgres")
+    open_store(database, create=True).close()
+    assert schemas_with_an_index(database) == {"postgres", "public"}
+
+
 def test_newer_format_is_refused_with_both_version_numbers(store, schema):
     with store.write() as writer:
         writer.connection.execute(fewshot_format.update().values(version=97))
