@@ -275,6 +275,14 @@ class Gallery:
         with self._store.write() as writer:
             return searching.build(writer.connection, wanted_recall, n_results, n_asked, on_step)
 
+    @property
+    def has_search_index(self) -> bool:
+        """Whether the database of this index searches its photos by HNSW."""
+        if not self.is_shared:
+            return False
+        with self._store.read() as reader:
+            return searching.built_dim(reader.connection) is not None
+
     def drop_search_index(self) -> None:
         """Let the database of this index search its photos by an exact scan again."""
         with self._store.write() as writer:
@@ -513,7 +521,8 @@ class Gallery:
         """Embed every photo anew with the chosen embedder, and pin the index to it.
 
         Can be interrupted at any time: the index answers with its old embeddings until the last photo is done, and
-        the next call goes on where this one stopped.
+        the next call goes on where this one stopped. A database's search index of embeddings of another length is
+        dropped.
 
         Args:
             originals: files among which the original photos may be (found by content hash). Photos not found there

@@ -479,6 +479,24 @@ def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_re
         assert reader.connection.execute(sa.text("SELECT to_regclass('embeddings_hnsw')")).scalar() is None
 
 
+@pytest.mark.parametrize("dim", [DIM, DIM + 3])
+def test_embeddings_of_another_length_replace_those_that_an_hnsw_index_was_built_for(store, dim):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(20)))
+    with store.write() as writer:
+        searching.build(writer.connection, 0.9, 3, 10, lambda _: None)
+    vectors = np.eye(len(ids), dim, dtype=np.float32) + 1
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with store.write() as writer:
+        writer.stage("others@0", dict(zip(ids, vectors, strict=True)))
+    with store.write() as writer:
+        writer.pin_embedder({"fingerprint": "others@0", "precision": "f32", "dim": dim, "source": {}, "backbone": {}})
+        writer.adopt_staged("others@0")
+        writer.note("reindex", None)
+    with store.read() as reader:
+        assert searching.built_dim(reader.connection) == (DIM if dim == DIM else None)
+        assert reader.nearest_supports(vectors[:2], 1, None)[1].ravel().tolist() == ids[:2]
+
+
 def test_embeddings_too_long_for_an_index_are_refused_with_what_remains(store):
     with store.write() as writer:
         writer.pin_embedder({"fingerprint": "long@0", "precision": "f32", "dim": 5000, "source": {}, "backbone": {}})

@@ -34,6 +34,7 @@ def reindex(
     originals = query_photos([Path(folder) for folder in folders]) if folders else []
     with open_gallery(index, embedder, guarded=guarded) as gallery:
         before = gallery.about().fingerprint
+        had_search_index = gallery.has_search_index
         n = sum(each.supports for each in gallery.classes())
         try:
             with progress("embedding", n) as on_photo:
@@ -42,7 +43,13 @@ def reindex(
             warn("interrupted; the index is as it was. The same command goes on from here.")
             raise
         after = gallery.about().fingerprint
+        lost_search_index = had_search_index and not gallery.has_search_index
     if as_json:
         json_line({"photos": n_photos, "from_originals": n_originals, "before": before, "after": after})
     else:
         echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {before} -> {after}")
+    if lost_search_index:
+        warn(
+            "the embeddings have another length, so the database's search index was dropped and photos are searched by "
+            "an exact scan; `fewshot search-index` builds it anew."
+        )

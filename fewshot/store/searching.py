@@ -103,6 +103,18 @@ def drop(connection: sa.Connection) -> None:
     connection.execute(search_settings.delete())
 
 
+def drop_if_not_of(connection: sa.Connection, dim: int | None) -> None:
+    """Go back to the exact scan where HNSW holds embeddings of another length than this, as it can hold no others."""
+    built_for = built_dim(connection)
+    if built_for is not None and built_for != dim:
+        drop(connection)
+
+
+def built_dim(connection: sa.Connection) -> int | None:
+    """The length of the embeddings that the HNSW index holds; None: there is none."""
+    return connection.execute(sa.select(search_settings.c.dim)).scalar()
+
+
 def _search(
     connection: sa.Connection, vectors: Float32s, k: int, within: Sequence[int] | None, indexed_dim: int | None
 ) -> tuple[Float32s, Int64s]:
