@@ -20,6 +20,7 @@ from fewshot.errors import (
     IndexDamagedError,
     IndexLockedError,
     IndexMissingError,
+    IndexProblem,
     MissingExtraError,
     NewerFormatError,
     NotAnIndexError,
@@ -28,6 +29,7 @@ from fewshot.errors import (
 )
 from fewshot.store import ServerStore, open_store, searching
 from fewshot.store.schema import FORMAT_VERSION, fewshot_format
+from fewshot.store.server_errors import translated
 from fewshot.store.transactions import Transactions
 
 SECRET = "s3cret-w0rd"
@@ -450,6 +452,34 @@ def test_the_exact_scan_finds_what_brute_force_finds(store):
     assert np.array_equal(found, np.concatenate([ids, others])[order])
     assert np.allclose(similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-6)
     assert set(within.ravel().tolist()) <= set(others.tolist())
+
+
+@pytest.mark.parametrize("hnsw", [False, True])
+def test_as_many_classes_may_be_asked_as_there_are(store, hnsw):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(5)))
+    if hnsw:
+        with store.write() as writer:
+            searching.build(writer.connection, 0.9, 3, 5, lambda _: None)
+    with store.read() as reader:
+        vectors = reader.support_vectors(np.array(ids))
+        class_ids = [reader.wanted_class_id("rust"), *range(1000, 71_000)]
+        assert reader.nearest_supports(vectors, 1, class_ids)[1].ravel().tolist() == ids
+        assert reader.nearest_supports(vectors, 1, class_ids[1:])[1].ravel().tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (psycopg.OperationalError("the connection is lost"), DatabaseUnreachableError),
+        (psycopg.InterfaceError("the connection is closed"), DatabaseUnreachableError),
+        (psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), IndexProblem),
+        (psycopg.ProgrammingError("cannot adapt type 'object'"), IndexProblem),
+    ],
+)
+def test_only_what_the_connection_says_is_told_as_a_database_that_is_away(error, kind):
+    told = translated(error, "plants", "postgresql://db/plants")
+    assert type(told) is kind
+    assert str(error) in told.message
 
 
 def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_recall(store):

@@ -141,7 +141,9 @@ def _query(k: int, within: Sequence[int] | None, indexed_dim: int | None) -> Any
     chosen = sa.select(embeddings.c.support_id, distance.label("distance"))
     if within is not None:
         chosen = chosen.join(supports, supports.c.support_id == embeddings.c.support_id)
-        chosen = chosen.where(supports.c.class_id.in_(list(within)))
+        # One array, not a parameter a class: a statement has no more than 65,535.
+        class_ids = sa.literal([int(class_id) for class_id in within], sa.ARRAY(sa.BigInteger))
+        chosen = chosen.where(supports.c.class_id == sa.any_(class_ids))
     part = chosen.order_by(near).limit(n).subquery()
     return sa.select(part.c.support_id, -part.c.distance).order_by(part.c.distance, part.c.support_id).limit(k)
 
