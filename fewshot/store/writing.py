@@ -11,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
+from fewshot.datasets import legible
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
 from fewshot.store import searching
@@ -296,4 +297,4 @@ def _now() -> str:
 
 
 def _who() -> str:
-    return os.environ.get("FEWSHOT_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+    return legible(os.environ.get("FEWSHOT_USER") or os.environ.get("USER") or f"uid {os.getuid()}")
