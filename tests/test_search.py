@@ -483,6 +483,47 @@ def test_an_opened_index_outlives_the_replacement_and_deletion_of_its_file(tmp_p
     assert opened.search(vectors, 1)[1][:, 0].tolist() == list(range(50))
 
 
+def replaced_while_read(path, monkeypatch, times):
+    """From now on another process writes the index anew, with one vector more, just before faiss reads it."""
+    read, seen = bases.faiss.read_index, []
+
+    def replace_and_read(*words):
+        seen.append(words)
+        if len(seen) <= times:
+            n = 50 + len(seen)
+            built(range(n), unit(n)).save(path, {"generation": n})
+        return read(*words)
+
+    monkeypatch.setattr(bases.faiss, "read_index", replace_and_read)
+    return seen
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_opened_anew_as_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    seen = replaced_while_read(path, monkeypatch, times=2)
+    opened, facts = VectorIndex.open(path, {})
+    assert len(seen) == 3
+    assert len(opened) == facts["generation"] == facts["n_vectors"] == 52
+
+
+def test_an_index_that_is_replaced_without_end_is_given_up(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    seen = replaced_while_read(path, monkeypatch, times=1000)
+    with pytest.raises(CacheDamagedError, match="replaced"):
+        VectorIndex.open(path, {})
+    assert len(seen) < 10
+
+
+def test_an_index_replaced_by_one_with_other_facts_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    replaced_while_read(path, monkeypatch, times=1)
+    with pytest.raises(CacheDamagedError, match="has generation 51; wanted 50"):
+        VectorIndex.open(path, {"generation": 50})
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no space"), OSError(28, "No space left on device")])
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, error):
     built([1], unit(1)).save(tmp_path / "a.faiss", {"generation": 1})
