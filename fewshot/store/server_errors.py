@@ -21,6 +21,9 @@ _REFUSED = ("28", "42501")
 _DAMAGED = ("XX001", "XX002", "42P01", "42703")
 # A connection that is refused has no SQLSTATE here, only its words; these are the untranslated server's.
 _REFUSED_WORDS = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "permission denied")
+# The psycopg errors that a connection which fails or is gone raises, if the server said nothing; by name, since without
+# the extra there is no psycopg to import.
+_OF_THE_CONNECTION = ("OperationalError", "InterfaceError")
 _MISSING_WORDS = ('" does not exist',)
 
 
@@ -67,9 +70,7 @@ def translated(error: Any, name: str, where: str) -> FewshotError:
 
 def _is_of_the_connection(error: Any) -> bool:
     """Whether an error that the server did not name is of the way to it, and not of what was to be sent."""
-    import psycopg  # there, where it is asked; a folder needs it never
-
-    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return any(kind.__name__ in _OF_THE_CONNECTION for kind in type(error).__mro__)
 
 
 def _said(error: Any) -> str:
