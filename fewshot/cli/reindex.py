@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fewshot.cli.options import EmbedderOptions, common, embedding, guarding, open_gallery, warn
+from fewshot.cli.options import EmbedderOptions, common, embedding_anew, guarding, open_gallery, warn
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
 
@@ -14,7 +14,7 @@ from fewshot.cli.terminal import echo
     "--photos", "folders", multiple=True, metavar="FOLDER", help="Where the original photos are; may be repeated."
 )
 @guarding
-@embedding
+@embedding_anew
 @common
 def reindex(
     folders: tuple[str, ...],
@@ -23,7 +23,9 @@ def reindex(
     as_json: bool,
     embedder: EmbedderOptions,
 ) -> None:
-    """Embed all photos of an index anew, with another backbone or quality (default: the program's own).
+    """Embed all photos of an index anew: with another backbone, or with its own in another quality or precision.
+
+    Where none of these is given, that is the program's default backbone, plants-lite0.
 
     The index keeps every photo at 256 px on its short side and embeds those; originals that are found by content
     under --photos are used instead. The index answers with its old embeddings until all are done; an interrupted
