@@ -1,5 +1,8 @@
 """The index of vectors against a plain numpy search, over whatever is added, removed, saved and opened."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -481,6 +484,22 @@ def test_an_opened_index_outlives_the_replacement_and_deletion_of_its_file(tmp_p
     built([7], unit(1, seed=8)).save(tmp_path / "a.faiss", {})
     (tmp_path / "a.faiss").unlink()
     assert opened.search(vectors, 1)[1][:, 0].tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("limits", [{}, {"exact_limit": 100}, {"exact_limit": 100, "cells_limit": 200}])
+def test_a_file_may_lie_in_a_folder_whose_name_is_no_utf8(tmp_path, limits):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    vectors = unit(1000)
+    saved = VectorIndex(DIM, **limits)
+    saved.build(np.arange(1000), vectors)
+    n_open = len(list(Path("/dev/fd").iterdir()))
+    saved.save(folder / "a.faiss", {"generation": 1})
+    opened, facts = VectorIndex.open(folder / "a.faiss", {"generation": 1})
+    assert len(list(Path("/dev/fd").iterdir())) == n_open
+    assert list(folder.iterdir()) == [folder / "a.faiss"]
+    assert facts["base"] == saved.facts
+    assert_same(opened.search(vectors[:5], 3), saved.search(vectors[:5], 3))
 
 
 def replaced_while_read(path, monkeypatch, times):

@@ -1,7 +1,9 @@
 """Vectors under integer ids, searched by inner product; saved as a sealed file and mapped from it."""
 
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +262,11 @@ class VectorIndex:
         """
         assert self.n_pending == 0, "fold pending changes in before saving"
         everything = {**facts, "dim": self.dim, "n_vectors": self._n_base, "base": self.facts}
-        write_sealed(path, lambda target: faiss.write_index(self._base, str(target)), everything)
+        write_sealed(path, self._write, everything)
+
+    def _write(self, target: Path) -> None:
+        with _named(target, os.O_WRONLY | os.O_CREAT) as name:
+            faiss.write_index(self._base, name)
 
     @classmethod
     def open(cls, path: Path, expected: dict[str, Any]) -> tuple["VectorIndex", dict[str, Any]]:
@@ -389,12 +395,28 @@ def _verified_base(path: Path, expected: dict[str, Any]) -> tuple[Any, dict[str,
     kind = facts.get("base", {}).get("kind")
     try:
         # Two flags for one wish: the lists of cells are mapped by another part of faiss than plain codes are.
-        base = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if kind == "cells" else faiss.IO_FLAG_MMAP_IFC)
+        with _named(path, os.O_RDONLY) as name:
+            base = faiss.read_index(name, faiss.IO_FLAG_MMAP if kind == "cells" else faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CacheDamagedError(f"{path} was written by a faiss whose files this one does not read.") from error
     if kind is None:
         raise CacheDamagedError(f"{path} was written by an earlier version.")
     return base, facts
+
+
+@contextmanager
+def _named(path: Path, flags: int) -> Iterator[str]:
+    """A name of the file that faiss takes: UTF-8, which its own need not be. With `flags` it would be opened."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            yield f"/dev/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    yield os.fspath(path)
 
 
 def _file_at(path: Path) -> tuple[int, int, int, int] | None:
