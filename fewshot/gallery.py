@@ -275,6 +275,14 @@ class Gallery:
         with self._store.write() as writer:
             return searching.build(writer.connection, wanted_recall, n_results, n_asked, on_step)
 
+    @property
+    def has_search_index(self) -> bool:
+        """Whether the database of this index searches its photos by HNSW."""
+        if not self.is_shared:
+            return False
+        with self._store.read() as reader:
+            return searching.built_dim(reader.connection) is not None
+
     def drop_search_index(self) -> None:
         """Let the database of this index search its photos by an exact scan again."""
         with self._store.write() as writer:
@@ -512,8 +520,11 @@ class Gallery:
     def reindex(self, *, originals: Iterable[Path] = (), on_photo: Callable[[], None] | None = None) -> tuple[int, int]:
         """Embed every photo anew with the chosen embedder, and pin the index to it.
 
+        Of a choice of quality or precision alone, the rest stays the index's own; without any, it is the default.
+
         Can be interrupted at any time: the index answers with its old embeddings until the last photo is done, and
-        the next call goes on where this one stopped.
+        the next call goes on where this one stopped. A database's search index of embeddings of another length is
+        dropped.
 
         Args:
             originals: files among which the original photos may be (found by content hash). Photos not found there
@@ -526,8 +537,16 @@ class Gallery:
         Raises:
             IndexDamagedError: a kept photo does not fit its checksum.
         """
-        embedder = self._embedder or open_embedder(self._choice, on_notice=self._on_notice)
+        embedder = self._embedder or self._opened_anew()
         return embed_anew(self._store, embedder, originals, cutter=self._cutter, on_photo=on_photo)
+
+    def _opened_anew(self) -> Embedder:
+        about, choice, source = self.about(), self._choice, None
+        partly = choice.backbone is None and (choice.quality, choice.precision) != (None, None)
+        if partly and about.source is not None:
+            source = on_this_machine(WeightsSource(**about.source))
+            choice = replace(choice, precision=choice.precision or about.precision)
+        return open_embedder(choice, source=source, on_notice=self._on_notice)
 
     # ---- inspect
 

@@ -12,6 +12,7 @@ from fewshot.calibration import Calibration, LeaveOneOut, calibrate, calibrated
 from fewshot.classifier import SOFTMAX_SCALE, class_prototypes, familiarity, own_similarities, probabilities
 from fewshot.neighbours import Neighbours
 from fewshot.records import EmbeddedPhoto
+from fewshot.sealed import read_sealed
 from fewshot.store import Store
 
 DIM = 32
@@ -321,6 +322,36 @@ def test_the_calibration_is_kept_until_the_index_changes_and_made_anew_when_dama
         writer.note("remove", "class 4")
     assert len(now().margins) == 36
     assert len(made) == 3
+
+
+def test_the_cached_file_is_laid_out_as_the_format_says(store, tmp_path):
+    """As indexes/README.md describes it, for whoever reads it with another program."""
+    support, class_index, *_ = world(5, 9, 1, seed=5)
+    enroll(store, support, class_index)
+    with store.read() as reader:
+        found = calibrated(reader, Neighbours(tmp_path / "cache"), tmp_path / "calibration")
+        sizes = [each.supports for each in reader.classes()]
+    payload, facts = read_sealed(tmp_path / "calibration")
+    metric = facts["metric"]
+    assert set(facts) == {
+        *("kind", "version", "fingerprint", "generation", "token", "n", "scale", "threshold", "metric"),
+        *("payload_bytes", "payload_xxh3"),
+    }
+    assert set(metric) == {"n_directions", "dim", "prior", "agreement", "n_prototypes"}
+    places = np.cumsum(
+        [
+            8 * facts["n"],
+            8 * metric["n_prototypes"],
+            4 * facts["n"],
+            4 * metric["n_directions"],
+            4 * metric["n_directions"] * metric["dim"],
+        ]
+    )
+    assert places[-1] == len(payload)
+    np.testing.assert_array_equal(np.frombuffer(payload[: places[0]], "<i8"), found.class_ids)
+    np.testing.assert_array_equal(np.frombuffer(payload[places[0] : places[1]], "<i8"), sizes)
+    np.testing.assert_array_equal(np.frombuffer(payload[places[1] : places[2]], "<f4"), found.margins)
+    np.testing.assert_array_equal(np.frombuffer(payload[places[2] : places[3]], "<f4"), found.metric.factors)
 
 
 def test_a_cache_that_cannot_be_written_changes_no_answer(store, tmp_path):

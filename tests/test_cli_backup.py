@@ -1,6 +1,7 @@
 """`fewshot backup` and `restore` as typed: what is said, in words and as JSON, and the exit codes."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -44,6 +45,16 @@ def test_the_points_are_listed_and_a_damaged_one_is_told(index, tmp_path):
     table = run("restore", tmp_path / "kept", "--list").stdout.splitlines()
     assert table[0].split() == ["change", "of", "classes", "photos", "backup"]
     assert len(table) == 3
+
+
+def test_an_index_whose_folder_is_named_in_other_bytes_than_utf8_can_be_taken_back(index, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9 100%?")
+    index.copy_to(folder)
+    run("backup", tmp_path / "kept", "--index", folder)
+    run("remove", "rust", "--index", folder)
+    told = run("restore", tmp_path / "kept", "--index", folder, "--replace")
+    assert told.exit_code == 0, told.output
+    assert [row["label"] for row in json_of(run("classes", "--index", folder, "--json"))] == ["blight", "rust"]
 
 
 def test_a_restore_says_what_was_undone_and_what_is_kept(index, tmp_path):

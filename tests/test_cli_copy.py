@@ -1,14 +1,16 @@
 """`fewshot copy` and `search-index`, and every other command with a database where an index's name goes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import LEAF_COLOURS, ColourEngine, colour_embedder, write_leaf
 
 from fewshot.cli import main
 from fewshot.datasets import class_folders
+from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 
 SECRET = "s3cret-w0rd"
@@ -85,6 +87,38 @@ def test_a_database_s_search_index_is_measured_and_answers_the_same(plants, data
         assert [near["file"] for near in found[0]["nearest"]] == [near["file"] for near in in_memory[0]["nearest"]]
         assert found[0]["matches"] == in_memory[0]["matches"]
     assert [near["label"] for near in within[0]["nearest"]] == ["mildew"] * 4
+
+
+class ShortEngine(ColourEngine):
+    """The first half of the numbers."""
+
+    def run(self, pixels):
+        return super().run(pixels)[:, :24]
+
+
+def short_embedder():
+    whole = colour_embedder()
+    backbone = replace(whole.backbone, name="short", dim=24)
+    return Embedder(backbone, replace(whole.source, name="short"), "f32", lambda bulk: ShortEngine())
+
+
+def test_reindexing_to_another_length_drops_the_search_index_and_says_that_it_is_to_be_built_again(
+    plants, database, tmp_path, monkeypatch
+):
+    run("copy", plants, database)
+    run("search-index", "--asked", "8", index=database)
+    same = CliRunner().invoke(main, ["reindex", "--index", database])
+    assert "search-index" not in same.output
+    monkeypatch.setattr("fewshot.gallery.open_embedder", lambda *_, **__: short_embedder())
+    shown = CliRunner().invoke(main, ["reindex", "--index", database])
+    assert shown.exit_code == 0, shown.output
+    assert "`fewshot search-index` builds it anew" in " ".join(shown.stderr.split())
+    monkeypatch.setenv("FEWSHOT_SUPPORTS_IN_MEMORY", "3")
+    photo = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 700)
+    (answer,) = run("query", photo, "--nearest", "3", index=database)
+    assert len(answer["nearest"]) == 3
+    run("search-index", "--asked", "8", index=database)
+    assert run("query", photo, "--nearest", "3", index=database)[0]["nearest"] == answer["nearest"]
 
 
 def test_a_folder_has_no_search_index(plants):

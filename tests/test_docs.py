@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fewshot.cli.main import COMMANDS
+from fewshot.neighbours import EXACT_NUMBERS
 from fewshot.samples import write_samples
+from fewshot.search.bases import CELLS_LIMIT, EXACT_LIMIT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +37,13 @@ def test_bare_make_prints_its_help():
     assert done.returncode == 0
     assert re.search(r"^ *make demo +\w", done.stdout, re.MULTILINE)
     assert re.search(r"^ *make test +\w", done.stdout, re.MULTILINE)
+
+
+def test_the_format_names_the_sizes_from_which_search_files_are_of_another_kind():
+    text = " ".join((ROOT / "indexes" / "README.md").read_text().split())
+    assert f"up to {EXACT_LIMIT:,} prototypes" in text
+    assert f"supports of together {EXACT_NUMBERS // 10**6} million numbers" in text
+    assert f"if they are more than {CELLS_LIMIT:,}" in text
 
 
 PAGES = [

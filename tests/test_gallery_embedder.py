@@ -1,11 +1,15 @@
 """The embedder an index is pinned to, and how it is exchanged for another."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import LEAF_COLOURS, both, colour_embedder
 from gallery_steps import Interrupter, answers, ask_photos, counts, enroll
 from test_store import change
 
+from fewshot.backbones import WeightsSource
 from fewshot.datasets import class_folders
+from fewshot.embedder import EmbedderChoice
 from fewshot.errors import (
     FewshotError,
     IndexDamagedError,
@@ -48,6 +52,37 @@ def test_renamed_weights_are_still_the_same_embedder(gallery, leaves, tmp_path):
     with Gallery(gallery.place, embedder=colour_embedder("colours-under-another-name")) as opened:
         photos, right = ask_photos(tmp_path)
         assert answers(opened, photos) == right
+
+
+@pytest.mark.parametrize(
+    ("chosen", "source", "precision"),
+    [
+        ({"quality": "best"}, "own", "f32"),
+        ({"precision": "bf16"}, "own", "bf16"),
+        ({"precision": "bf16", "quality": "fast"}, "own", "bf16"),
+        ({}, None, None),
+        ({"engine": "torch"}, None, None),
+        ({"backbone": "others", "quality": "best"}, None, None),
+    ],
+)
+def test_reindex_keeps_the_backbone_where_only_quality_or_precision_is_chosen(
+    gallery, leaves, monkeypatch, chosen, source, precision
+):
+    enroll(gallery, leaves(n=2))
+    own = WeightsSource(**gallery.about().source)
+    asked = []
+
+    def opened(choice, *, source=None, on_notice=None):
+        asked.append((choice, source))
+        return colour_embedder("others", 32)
+
+    monkeypatch.setattr("fewshot.gallery.open_embedder", opened)
+    monkeypatch.setattr("fewshot.gallery.on_this_machine", lambda source: source)
+    with Gallery(gallery.place, choice=EmbedderChoice(**chosen)) as other:
+        other.reindex()
+    ((choice, found),) = asked
+    assert found == (own if source == "own" else None)
+    assert choice == replace(EmbedderChoice(**chosen), precision=precision)
 
 
 @both

@@ -1,5 +1,8 @@
 """The index of vectors against a plain numpy search, over whatever is added, removed, saved and opened."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -481,6 +484,63 @@ def test_an_opened_index_outlives_the_replacement_and_deletion_of_its_file(tmp_p
     built([7], unit(1, seed=8)).save(tmp_path / "a.faiss", {})
     (tmp_path / "a.faiss").unlink()
     assert opened.search(vectors, 1)[1][:, 0].tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("limits", [{}, {"exact_limit": 100}, {"exact_limit": 100, "cells_limit": 200}])
+def test_a_file_may_lie_in_a_folder_whose_name_is_no_utf8(tmp_path, limits):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    vectors = unit(1000)
+    saved = VectorIndex(DIM, **limits)
+    saved.build(np.arange(1000), vectors)
+    n_open = len(list(Path("/dev/fd").iterdir()))
+    saved.save(folder / "a.faiss", {"generation": 1})
+    opened, facts = VectorIndex.open(folder / "a.faiss", {"generation": 1})
+    assert len(list(Path("/dev/fd").iterdir())) == n_open
+    assert list(folder.iterdir()) == [folder / "a.faiss"]
+    assert facts["base"] == saved.facts
+    assert_same(opened.search(vectors[:5], 3), saved.search(vectors[:5], 3))
+
+
+def replaced_while_read(path, monkeypatch, times):
+    """From now on another process writes the index anew, with one vector more, just before faiss reads it."""
+    read, seen = bases.faiss.read_index, []
+
+    def replace_and_read(*words):
+        seen.append(words)
+        if len(seen) <= times:
+            n = 50 + len(seen)
+            built(range(n), unit(n)).save(path, {"generation": n})
+        return read(*words)
+
+    monkeypatch.setattr(bases.faiss, "read_index", replace_and_read)
+    return seen
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_opened_anew_as_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    seen = replaced_while_read(path, monkeypatch, times=2)
+    opened, facts = VectorIndex.open(path, {})
+    assert len(seen) == 3
+    assert len(opened) == facts["generation"] == facts["n_vectors"] == 52
+
+
+def test_an_index_that_is_replaced_without_end_is_given_up(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    seen = replaced_while_read(path, monkeypatch, times=1000)
+    with pytest.raises(CacheDamagedError, match="replaced"):
+        VectorIndex.open(path, {})
+    assert len(seen) < 10
+
+
+def test_an_index_replaced_by_one_with_other_facts_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.faiss"
+    built(range(50), unit(50)).save(path, {"generation": 50})
+    replaced_while_read(path, monkeypatch, times=1)
+    with pytest.raises(CacheDamagedError, match="has generation 51; wanted 50"):
+        VectorIndex.open(path, {"generation": 50})
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no space"), OSError(28, "No space left on device")])

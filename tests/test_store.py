@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -448,6 +449,13 @@ def test_each_change_counts_the_generation_once_and_leaves_its_own_token(store):
         assert reader.token(4) is None
     assert None not in tokens
     assert len(set(tokens)) == 3
+
+
+def test_a_user_whose_name_is_no_utf8_may_change_an_index(store, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_USER", os.fsdecode(b"Jos\xe9"))
+    add_class(store, "rust", "a.png")
+    with store.read() as reader:
+        assert [line["who"] for line in reader.history()] == ["Jos\\xe9"]
 
 
 def test_history_has_one_line_a_change_newest_first_with_who_and_when(store, monkeypatch):

@@ -20,6 +20,7 @@ from fewshot.errors import (
     IndexDamagedError,
     IndexLockedError,
     IndexMissingError,
+    IndexProblem,
     MissingExtraError,
     NewerFormatError,
     NotAnIndexError,
@@ -28,6 +29,7 @@ from fewshot.errors import (
 )
 from fewshot.store import ServerStore, open_store, searching
 from fewshot.store.schema import FORMAT_VERSION, fewshot_format
+from fewshot.store.server_errors import translated
 from fewshot.store.transactions import Transactions
 
 SECRET = "s3cret-w0rd"
@@ -151,6 +153,82 @@ def test_two_indexes_live_in_two_schemas_of_one_database(database):
         for each, label in ((first, "rust"), (second, "blight")):
             with each.read() as reader:
                 assert reader.labels() == [label]
+
+
+def schemas_with_an_index(database):
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT table_schema FROM information_schema.tables WHERE table_name = 'about'")
+        return {row[0] for row in rows}
+
+
+def test_a_schema_that_is_not_there_is_made_with_the_index_and_never_becomes_another(database):
+    maize, wheat = (f"{database}?options=-csearch_path%3D{name},public" for name in ("Maize", "wheat"))
+    for where, label in ((maize, "rust"), (wheat, "blight")):
+        with closing(open_store(where, create=True)) as store:
+            add_class(store, label, f"{label}.png")
+    assert schemas_with_an_index(database) == {"maize", "wheat"}
+    for where, label in ((maize, "rust"), (wheat, "blight")):
+        with closing(open_store(where)) as store, store.read() as reader:
+            assert reader.labels() == [label]
+
+
+def test_a_mistyped_schema_is_told_where_the_next_one_holds_an_index(database):
+    open_store(database, create=True).close()
+    error = refused(f"{database}?options=-csearch_path%3Dmaiz,public", IndexMissingError)
+    assert "'maiz'" in error.message
+    assert "search_path" in error.hint
+    assert schemas_with_an_index(database) == {"public"}
+
+
+def test_pgvector_does_not_go_into_a_schema_that_is_made_with_the_index(database):
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("DROP EXTENSION vector")
+    for name in ("maize", "wheat"):
+        open_store(f"{database}?options=-csearch_path%3D{name},public", create=True).close()
+    assert schemas_with_an_index(database) == {"maize", "wheat"}
+
+
+def test_two_processes_may_make_the_same_schema_at_once(database):
+    where, errors = f"{database}?options=-csearch_path%3Dmaize,public", []
+    together = threading.Barrier(4)
+
+    def make():
+        together.wait()
+        try:
+            open_store(where, create=True).close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert schemas_with_an_index(database) == {"maize"}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_user_who_may_not_make_or_use_the_schema_is_told_whom_to_ask(postgres, database, exists):
+    with psycopg.connect(database, autocommit=True) as connection:
+        with contextlib.suppress(psycopg.errors.DuplicateObject):
+            connection.execute("CREATE ROLE modest LOGIN")
+        if exists:
+            connection.execute("CREATE SCHEMA maize")
+            connection.execute(f"GRANT CREATE ON DATABASE {database.rpartition('/')[2]} TO modest")
+    where = f"{database.replace('postgres@', 'modest@')}?options=-csearch_path%3Dmaize,public"
+    error = refused(where, DatabaseAccessError, create=True)
+    assert "'maize'" in error.message
+    assert 'CREATE SCHEMA "maize"' in error.hint
+
+
+def test_the_users_own_schema_is_used_where_there_is_one_and_not_missed_where_there_is_none(database):
+    open_store(database, create=True).close()
+    assert schemas_with_an_index(database) == {"public"}
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA postgres")
+    open_store(database, create=True).close()
+    assert schemas_with_an_index(database) == {"postgres", "public"}
 
 
 def test_newer_format_is_refused_with_both_version_numbers(store, schema):
@@ -376,6 +454,34 @@ def test_the_exact_scan_finds_what_brute_force_finds(store):
     assert set(within.ravel().tolist()) <= set(others.tolist())
 
 
+@pytest.mark.parametrize("hnsw", [False, True])
+def test_as_many_classes_may_be_asked_as_there_are(store, hnsw):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(5)))
+    if hnsw:
+        with store.write() as writer:
+            searching.build(writer.connection, 0.9, 3, 5, lambda _: None)
+    with store.read() as reader:
+        vectors = reader.support_vectors(np.array(ids))
+        class_ids = [reader.wanted_class_id("rust"), *range(1000, 71_000)]
+        assert reader.nearest_supports(vectors, 1, class_ids)[1].ravel().tolist() == ids
+        assert reader.nearest_supports(vectors, 1, class_ids[1:])[1].ravel().tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (psycopg.OperationalError("the connection is lost"), DatabaseUnreachableError),
+        (psycopg.InterfaceError("the connection is closed"), DatabaseUnreachableError),
+        (psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), IndexProblem),
+        (psycopg.ProgrammingError("cannot adapt type 'object'"), IndexProblem),
+    ],
+)
+def test_only_what_the_connection_says_is_told_as_a_database_that_is_away(error, kind):
+    told = translated(error, "plants", "postgresql://db/plants")
+    assert type(told) is kind
+    assert str(error) in told.message
+
+
 def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_recall(store):
     add_class(store, "rust", *(f"{i}.png" for i in range(300)))
     steps = []
@@ -401,6 +507,24 @@ def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_re
         searching.drop(writer.connection)
     with store.read() as reader:
         assert reader.connection.execute(sa.text("SELECT to_regclass('embeddings_hnsw')")).scalar() is None
+
+
+@pytest.mark.parametrize("dim", [DIM, DIM + 3])
+def test_embeddings_of_another_length_replace_those_that_an_hnsw_index_was_built_for(store, dim):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(20)))
+    with store.write() as writer:
+        searching.build(writer.connection, 0.9, 3, 10, lambda _: None)
+    vectors = np.eye(len(ids), dim, dtype=np.float32) + 1
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with store.write() as writer:
+        writer.stage("others@0", dict(zip(ids, vectors, strict=True)))
+    with store.write() as writer:
+        writer.pin_embedder({"fingerprint": "others@0", "precision": "f32", "dim": dim, "source": {}, "backbone": {}})
+        writer.adopt_staged("others@0")
+        writer.note("reindex", None)
+    with store.read() as reader:
+        assert searching.built_dim(reader.connection) == (DIM if dim == DIM else None)
+        assert reader.nearest_supports(vectors[:2], 1, None)[1].ravel().tolist() == ids[:2]
 
 
 def test_embeddings_too_long_for_an_index_are_refused_with_what_remains(store):

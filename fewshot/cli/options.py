@@ -53,38 +53,55 @@ def common(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
-def embedding(function: Function) -> Function:
-    """`--backbone`, `--precision`, `--engine` and `--quality`, which commands that embed take as `embedder`."""
+def _embedding(backbone: str, precision: str, quality: str) -> Callable[[Function], Function]:
+    """Options whose help says what they are by default."""
 
-    @wraps(function)
-    def wrapped(
-        *args: Any, backbone: str | None, precision: str | None, engine: str, quality: str | None, **kwargs: Any
-    ) -> Any:
-        return function(*args, embedder=EmbedderOptions(backbone, precision, engine, quality), **kwargs)
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def wrapped(
+            *args: Any, backbone: str | None, precision: str | None, engine: str, quality: str | None, **kwargs: Any
+        ) -> Any:
+            return function(*args, embedder=EmbedderOptions(backbone, precision, engine, quality), **kwargs)
 
-    decorated: Any = wrapped
-    for option in (
-        click.option(
-            "--engine",
-            default="auto",
-            show_default=True,
-            help="auto, openvino or torch; auto is torch on a CUDA GPU and OpenVINO elsewhere.",
-        ),
-        click.option(
-            "--quality",
-            help="fast or best: best looks at each photo in five views, takes five times as long to embed it and "
-            "recognises somewhat more; by default the index's own, in a new index fast.",
-        ),
-        click.option("--precision", help="f32 or bf16; by default the index's own, in a new index the CPU's best."),
-        click.option(
-            "--backbone",
-            metavar="NAME",
-            help="A shipped or installed backbone, a trained one's folder, a timm model, or "
-            "[ARCHITECTURE:]FILE.safetensors; by default the index's own, in a new index plants-lite0.",
-        ),
-    ):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+        decorated: Any = wrapped
+        for option in (
+            click.option(
+                "--engine",
+                default="auto",
+                show_default=True,
+                help="auto, openvino or torch; auto is torch on a CUDA GPU and OpenVINO elsewhere.",
+            ),
+            click.option(
+                "--quality",
+                help="fast or best: best looks at each photo in five views, takes five times as long to embed it and "
+                f"recognises somewhat more; by default {quality}.",
+            ),
+            click.option("--precision", help=f"f32 or bf16; by default {precision}."),
+            click.option(
+                "--backbone",
+                metavar="NAME",
+                help="A shipped or installed backbone, a trained one's folder, a timm model, or "
+                f"[ARCHITECTURE:]FILE.safetensors; by default {backbone}.",
+            ),
+        ):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+# `--backbone`, `--precision`, `--engine` and `--quality`, which commands that embed take as `embedder`.
+embedding = _embedding(
+    backbone="the index's own, in a new index plants-lite0",
+    precision="the index's own, in a new index the CPU's best",
+    quality="the index's own, in a new index fast",
+)
+# The same where an index is embedded anew, and leaves its own behind.
+embedding_anew = _embedding(
+    backbone="plants-lite0; with --precision or --quality alone the index's own",
+    precision="the CPU's best; with --quality alone the index's own",
+    quality="fast; with --precision alone the index's own",
+)
 
 
 guarding = click.option(

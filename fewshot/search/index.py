@@ -1,7 +1,9 @@
 """Vectors under integer ids, searched by inner product; saved as a sealed file and mapped from it."""
 
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from fewshot.search.bases import (
 )
 
 VectorsOf = Callable[[Int64s], Float32s]
+# The file is opened by name more than once: where another process replaces it in between, it is opened anew.
+MOST_OPENINGS = 5
 # Vectors around which others lie, (n, dim) float32 of unit length, and ids -> the row of each one's own.
 Centres = tuple[Float32s, Callable[[Int64s], Int64s]]
 
@@ -258,7 +262,11 @@ class VectorIndex:
         """
         assert self.n_pending == 0, "fold pending changes in before saving"
         everything = {**facts, "dim": self.dim, "n_vectors": self._n_base, "base": self.facts}
-        write_sealed(path, lambda target: faiss.write_index(self._base, str(target)), everything)
+        write_sealed(path, self._write, everything)
+
+    def _write(self, target: Path) -> None:
+        with _named(target, os.O_WRONLY | os.O_CREAT) as name:
+            faiss.write_index(self._base, name)
 
     @classmethod
     def open(cls, path: Path, expected: dict[str, Any]) -> tuple["VectorIndex", dict[str, Any]]:
@@ -274,18 +282,19 @@ class VectorIndex:
         Raises:
             CacheDamagedError: missing, damaged, or with other facts than expected.
         """
-        facts = verify(path)
-        for name, value in expected.items():
-            if facts.get(name) != value:
-                raise CacheDamagedError(f"{path} has {name} {facts.get(name)!r}; wanted {value!r}.")
-        kind = facts.get("base", {}).get("kind")
-        try:
-            # Two flags for one wish: the lists of cells are mapped by another part of faiss than plain codes are.
-            base: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if kind == "cells" else faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise CacheDamagedError(f"{path} was written by a faiss whose files this one does not read.") from error
-        if kind is None:
-            raise CacheDamagedError(f"{path} was written by an earlier version.")
+        for _ in range(MOST_OPENINGS):
+            there = _file_at(path)
+            try:
+                base, facts = _verified_base(path, expected)
+            except CacheDamagedError:
+                if _file_at(path) == there:
+                    raise
+                continue
+            if _file_at(path) == there:
+                break
+        else:
+            raise CacheDamagedError(f"{path} was replaced whenever it was opened, {MOST_OPENINGS} times.")
+        kind = facts["base"]["kind"]
         index = cls(int(facts["dim"]))
         index._base, index._n_base, index._base_ids = base, int(base.ntotal), None
         index.facts = dict(facts["base"])
@@ -375,6 +384,48 @@ class VectorIndex:
         if not math.isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
             raise VectorError("a vector holds NaN or infinite numbers.")
         return vectors
+
+
+def _verified_base(path: Path, expected: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What faiss reads of a saved index, and its facts; of one file only where no other took its place meanwhile."""
+    facts = verify(path)
+    for name, value in expected.items():
+        if facts.get(name) != value:
+            raise CacheDamagedError(f"{path} has {name} {facts.get(name)!r}; wanted {value!r}.")
+    kind = facts.get("base", {}).get("kind")
+    try:
+        # Two flags for one wish: the lists of cells are mapped by another part of faiss than plain codes are.
+        with _named(path, os.O_RDONLY) as name:
+            base = faiss.read_index(name, faiss.IO_FLAG_MMAP if kind == "cells" else faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise CacheDamagedError(f"{path} was written by a faiss whose files this one does not read.") from error
+    if kind is None:
+        raise CacheDamagedError(f"{path} was written by an earlier version.")
+    return base, facts
+
+
+@contextmanager
+def _named(path: Path, flags: int) -> Iterator[str]:
+    """A name of the file that faiss takes: UTF-8, which its own need not be. With `flags` it would be opened."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            yield f"/dev/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    yield os.fspath(path)
+
+
+def _file_at(path: Path) -> tuple[int, int, int, int] | None:
+    """Which file stands there, None where none does: another one, or another content, is told by it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _scored(queries: Float32s, ids: Int64s, vectors_of: VectorsOf) -> Float32s:

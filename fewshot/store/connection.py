@@ -1,6 +1,7 @@
 """An index file, opened: whose it is, which format it has, and its transactions."""
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -82,14 +83,17 @@ class Store(Transactions):
 
     @contextlib.contextmanager
     def _attached(self, sa_connection: sa.Connection, file: Path | None) -> Iterator[None]:
-        """Another file's tables as `beside.TABLE`; SQLite attaches outside of a transaction only."""
+        """Another file's tables as `beside.TABLE`; SQLite attaches outside of a transaction only.
+
+        The file's path is given in bytes: as text it would have to be UTF-8, which folders' names need not be.
+        """
         if file is None:
             yield
             return
         connection = sa_connection.connection.driver_connection
         assert isinstance(connection, sqlite3.Connection)
         try:
-            connection.execute("ATTACH ? AS beside", (str(file),)).close()
+            connection.execute("ATTACH ? AS beside", (os.fsencode(file),)).close()
         except sqlite3.Error as error:
             raise self.translated(error) from error
         try:

@@ -103,6 +103,18 @@ def drop(connection: sa.Connection) -> None:
     connection.execute(search_settings.delete())
 
 
+def drop_if_not_of(connection: sa.Connection, dim: int | None) -> None:
+    """Go back to the exact scan where HNSW holds embeddings of another length than this, as it can hold no others."""
+    built_for = built_dim(connection)
+    if built_for is not None and built_for != dim:
+        drop(connection)
+
+
+def built_dim(connection: sa.Connection) -> int | None:
+    """The length of the embeddings that the HNSW index holds; None: there is none."""
+    return connection.execute(sa.select(search_settings.c.dim)).scalar()
+
+
 def _search(
     connection: sa.Connection, vectors: Float32s, k: int, within: Sequence[int] | None, indexed_dim: int | None
 ) -> tuple[Float32s, Int64s]:
@@ -129,7 +141,9 @@ def _query(k: int, within: Sequence[int] | None, indexed_dim: int | None) -> Any
     chosen = sa.select(embeddings.c.support_id, distance.label("distance"))
     if within is not None:
         chosen = chosen.join(supports, supports.c.support_id == embeddings.c.support_id)
-        chosen = chosen.where(supports.c.class_id.in_(list(within)))
+        # One array, not a parameter a class: a statement has no more than 65,535.
+        class_ids = sa.literal([int(class_id) for class_id in within], sa.ARRAY(sa.BigInteger))
+        chosen = chosen.where(supports.c.class_id == sa.any_(class_ids))
     part = chosen.order_by(near).limit(n).subquery()
     return sa.select(part.c.support_id, -part.c.distance).order_by(part.c.distance, part.c.support_id).limit(k)
 

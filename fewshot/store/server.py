@@ -1,5 +1,6 @@
 """An index in a PostgreSQL database, opened: its tables, its transactions, and word of changes made elsewhere."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from fewshot.errors import (
+    DatabaseAccessError,
     DatabaseUnreachableError,
     FewshotError,
     IndexDamagedError,
@@ -137,8 +139,14 @@ class ServerStore(Transactions):
 
     def _open(self, create: bool, unfinished: bool) -> None:
         with self._connect(write=False) as connection, connection.begin():
-            version = _version(connection)
-            foreign = version is None and any(has_table(connection, table) for table in metadata.tables)
+            schema = _absent_schema(connection)
+            version = _version(connection) if schema is None else None
+            foreign = (schema, version) == (None, None) and any(has_table(connection, name) for name in metadata.tables)
+        if schema is not None and not create:
+            raise IndexMissingError(
+                f"the database {self.place} has no schema {schema!r} for this user, so it holds no index there.",
+                hint="Enroll a class to make both (`fewshot enroll LABEL FOLDER`), or check the search_path.",
+            )
         if foreign:
             raise NotAnIndexError(
                 f"{self.place} holds tables of another program under the names of an index's.",
@@ -150,7 +158,7 @@ class ServerStore(Transactions):
                     f"the database {self.place} holds no index.",
                     hint="Enroll a class to make it (`fewshot enroll LABEL FOLDER`), or check --index.",
                 )
-            self._create()
+            self._create(schema)
         elif version > FORMAT_VERSION:
             raise NewerFormatError(
                 f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
@@ -162,16 +170,17 @@ class ServerStore(Transactions):
         elif not unfinished:
             self._check_finished()
 
-    def _create(self) -> None:
-        self.create_extension()
+    def _create(self, schema: str | None) -> None:
+        self._prepare(schema)
         with self.write() as writer:
             writer.create_tables()
 
-    def create_extension(self) -> None:
-        """Make sure that the database knows vectors.
+    def _prepare(self, schema: str | None) -> None:
+        """Make sure that the database knows vectors, then that it has this schema, if one is given.
 
         Raises:
             PgvectorMissingError: the server has no pgvector, or this user may not add it to the database.
+            DatabaseAccessError: this user may neither use the schema nor make it.
         """
         with self._connect(write=True) as connection, connection.begin():
             available = connection.exec_driver_sql(
@@ -195,7 +204,27 @@ class ServerStore(Transactions):
                     f"pgvector is in a schema of {self.place} that the search_path leaves out.",
                     hint="Name its schema too, behind the index's own: ?options=-csearch_path%3DNAME,public",
                 )
+            if schema is not None:  # behind pgvector, which would otherwise go into it, out of other indexes' reach
+                self._create_schema(connection, schema)
         self._engine.dispose()  # connections learn what a vector is when they are made
+
+    def _create_schema(self, connection: sa.Connection, schema: str) -> None:
+        user = connection.exec_driver_sql("SELECT current_user").scalar_one()
+        # The lock of the schema's writers: of two processes that make it, the second finds it made.
+        locked = sa.text("SELECT pg_advisory_xact_lock(:key, hashtext(:name))")
+        connection.execute(locked, {"key": LOCK_KEY, "name": schema})
+        try:
+            connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
+            usable = sa.text("SELECT has_schema_privilege(:name, 'USAGE')")
+            if connection.execute(usable, {"name": schema}).scalar_one():
+                return
+            said = f"permission denied for schema {schema}"
+        except DatabaseAccessError as error:
+            said = error.message
+        raise DatabaseAccessError(
+            f"the schema {schema!r} of {self.place} cannot be made or used by this user: {said}",
+            hint=f'Have an administrator run `CREATE SCHEMA "{schema}" AUTHORIZATION "{user}"` in that database.',
+        )
 
     def _check_finished(self) -> None:
         with self._connect(write=False) as connection, connection.begin():
@@ -255,6 +284,32 @@ class ServerStore(Transactions):
             return  # a dead connection of the pool is replaced; a broken rule is our own mistake
         if isinstance(error, self._driver.Error):
             raise translated(error, self.name, str(self.place)) from error
+
+
+def _absent_schema(connection: sa.Connection) -> str | None:
+    """The schema that the search_path names first, where tables would go into another, since there is none of it."""
+    row = connection.exec_driver_sql("SELECT current_setting('search_path'), current_schema(), current_user").one()
+    wanted = _first_schema(*row)
+    return None if wanted == row[1] else wanted
+
+
+def _first_schema(path: str, current: str | None, user: str) -> str | None:
+    """The first schema of a search_path; the user's own, as `$user`, counts where there is one.
+
+    >>> _first_schema('"$user", public', "public", "ada"), _first_schema('"$user", public', "ada", "ada")
+    ('public', 'ada')
+    >>> _first_schema('Maize,public', "public", "ada"), _first_schema('"Sweet, white" , public', None, "ada")
+    ('maize', 'Sweet, white')
+    """
+    for quoted, plain in re.findall(r'\s*(?:"((?:[^"]|"")*)"|([^",]+))\s*(?:,|$)', path):
+        # As the server reads it: no more than 63 bytes, and of what is not quoted only A to Z made small.
+        read = quoted.replace('""', '"').encode() if quoted else plain.strip().encode().lower()
+        name = str(read[:63].decode(errors="ignore"))
+        if name == "$user" and current == user:
+            return user
+        if name not in ("", "$user", "pg_temp"):
+            return name
+    return None
 
 
 def _version(connection: sa.Connection) -> int | None:

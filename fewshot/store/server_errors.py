@@ -21,6 +21,9 @@ _REFUSED = ("28", "42501")
 _DAMAGED = ("XX001", "XX002", "42P01", "42703")
 # A connection that is refused has no SQLSTATE here, only its words; these are the untranslated server's.
 _REFUSED_WORDS = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "permission denied")
+# The psycopg errors that a connection which fails or is gone raises, if the server said nothing; by name, since without
+# the extra there is no psycopg to import.
+_OF_THE_CONNECTION = ("OperationalError", "InterfaceError")
 _MISSING_WORDS = ('" does not exist',)
 
 
@@ -28,7 +31,7 @@ def translated(error: Any, name: str, where: str) -> FewshotError:
     """The error to show.
 
     Args:
-        error: of psycopg, or of SQLAlchemy's pool.
+        error: of psycopg.
         name: what messages call the index.
         where: its address, without secrets.
     """
@@ -54,13 +57,20 @@ def translated(error: Any, name: str, where: str) -> FewshotError:
             f"the database of index {name!r} can only be read: {said}.",
             hint="Name the primary server in --index, not a standby.",
         )
-    if not state or state.startswith(_AWAY):
+    if state.startswith(_AWAY) or (not state and _is_of_the_connection(error)):
         return DatabaseUnreachableError(f"the database of index {name!r} at {where} does not answer: {said}.")
     if state.startswith(_DAMAGED):
         return IndexDamagedError(
             f"index {name!r} is damaged: {said}.", hint=f"`fewshot doctor --index {where}` says what is sound."
         )
+    if not state:
+        return IndexProblem(f"what index {name!r} needed could not be asked of the server: {said}.")
     return IndexProblem(f"the server refused what index {name!r} needed: {said} (SQLSTATE {state}).")
+
+
+def _is_of_the_connection(error: Any) -> bool:
+    """Whether an error that the server did not name is of the way to it, and not of what was to be sent."""
+    return any(kind.__name__ in _OF_THE_CONNECTION for kind in type(error).__mro__)
 
 
 def _said(error: Any) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
+from fewshot.datasets import legible
 from fewshot.errors import LabelTakenError
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s
+from fewshot.store import searching
 from fewshot.store.reading import PART, VECTOR_TABLES, Place, Reader, checksum
 from fewshot.store.schema import (
     APPLICATION_ID,
@@ -170,7 +172,13 @@ class Writer(Reader):
             self._connection.execute(insert.values(**row).on_conflict_do_update(index_elements=key, set_=row))
 
     def adopt_staged(self, fingerprint: str) -> None:
-        """Make the staged embeddings the index's own; the caller has seen that none is missing."""
+        """Make the staged embeddings the index's own; the caller has seen that none is missing.
+
+        A database's search index is of one length of embeddings: pinned to another, the index goes back to the exact
+        scan.
+        """
+        if not self._is_file:
+            searching.drop_if_not_of(self._connection, self.about().dim)
         done = sa.select(staged.c.support_id, staged.c.vector, staged.c.xxh3).where(staged.c.fingerprint == fingerprint)
         self._connection.execute(embeddings.delete())
         self._connection.execute(embeddings.insert().from_select(["support_id", "vector", "xxh3"], done))
@@ -289,4 +297,4 @@ def _now() -> str:
 
 
 def _who() -> str:
-    return os.environ.get("FEWSHOT_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+    return legible(os.environ.get("FEWSHOT_USER") or os.environ.get("USER") or f"uid {os.getuid()}")
