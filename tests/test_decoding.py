@@ -1,5 +1,6 @@
 """What a hostile photo cannot do: guarded processes decode it under limits, die of it alone, and are replaced."""
 
+import errno
 import io
 import os
 import signal
@@ -189,6 +190,35 @@ def test_a_process_that_cannot_start_says_why(monkeypatch, leaf):
     with suppress(GuardError):  # the one that was begun meanwhile
         guard.cut_photo(leaf, "leaf.png", CUT)
     same(guard.cut_photo(leaf, "leaf.png", CUT), cut_photo(leaf, "leaf.png", CUT))
+    guard.close()
+
+
+@pytest.mark.parametrize("lacking", ["tempfile.TemporaryFile", "_memory_file", "socket.socketpair"])
+def test_a_guard_without_a_file_descriptor_left_goes_on_when_there_are_some_again(monkeypatch, leaf, lacking):
+    def none_left(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    n_open = len(list(Path("/proc/self/fd").iterdir()))
+    guard = Guard(2, LIMITS)
+    monkeypatch.setattr(f"fewshot.decoding.guard.{lacking}", none_left)
+    for _ in range(3):
+        with pytest.raises(GuardError, match=r"no process .* can be started: Too many open files"):
+            guard.cut_photo(leaf, "leaf.png", CUT)
+    assert guard._free.qsize() == 2
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+    monkeypatch.undo()
+    same(guard.cut_photo(leaf, "leaf.png", CUT), cut_photo(leaf, "leaf.png", CUT))
+    guard.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+
+
+def test_a_guard_keeps_its_places_whatever_keeps_a_process_from_starting(monkeypatch, leaf):
+    guard = Guard(1, LIMITS)
+    monkeypatch.setattr("fewshot.decoding.guard._memory_file", lambda: [][0])
+    with pytest.raises(IndexError):
+        guard.cut_photo(leaf, "leaf.png", CUT)
+    assert guard._free.qsize() == 1
+    monkeypatch.undo()
     guard.close()
 
 
