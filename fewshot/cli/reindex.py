@@ -31,7 +31,7 @@ def reindex(
     """
     from fewshot.datasets import query_photos
 
-    originals = query_photos([Path(folder) for folder in folders]) if folders else []
+    originals = query_photos([Path(folder) for folder in folders], on_warning=warn) if folders else []
     with open_gallery(index, embedder, guarded=guarded) as gallery:
         before = gallery.about().fingerprint
         n = sum(each.supports for each in gallery.classes())
