@@ -197,18 +197,36 @@ def _in_views(model: Any, prepared: Preprocessing) -> Any:
     folding = passes.Manager()
     folding.register_pass(passes.ConstantFolding())  # shapes that are computed from others become plain numbers
     folding.run_passes(model)
-    reshape_to_batch(model, prepared.views)
     size, whole = prepared.view_size_px, prepared.image_size_px
     photo = ops.parameter([1, 3, whole, whole], np.float32, name="photo")
     scaled = ops.interpolate(photo, [size, size], "bicubic_pillow", "sizes", axes=[2, 3], cube_coeff=-0.5)
     corners = [
         ops.slice(photo, [top, left], [top + size, left + size], [1, 1], [2, 3]) for top, left in prepared.corners_px
     ]
-    model.input().get_node().output(0).replace(ops.concat([scaled, *corners], 0).output(0))
-    features = model.output().get_node().input_value(0)
+    features = _features_of(model, [scaled, *corners])
     unit = ops.normalize_l2(features, [1], 1e-12, "max")
     views = ops.reshape(unit, [prepared.views, -1, model.output().partial_shape[1].get_length()], False)
     return openvino.Model([ops.reduce_mean(views, [0])], [photo])
+
+
+def _features_of(model: Any, views: list[Any]) -> Any:
+    """What a network for one picture gives for each of several: one after the other, (n, dim).
+
+    All in one call where the network can be made to take them; else by as many copies of it, which share their weights
+    (a vision transformer puts its class token before the patches of one picture).
+    """
+    ops = importlib.import_module("openvino.opset13")
+    together = model.clone()
+    try:
+        reshape_to_batch(together, len(views))
+    except RuntimeError:
+        return ops.concat([_connected(model.clone(), view) for view in views], 0)
+    return _connected(together, ops.concat(views, 0))
+
+
+def _connected(model: Any, pictures: Any) -> Any:
+    model.input().get_node().output(0).replace(pictures.output(0))
+    return model.output().get_node().input_value(0)
 
 
 class OpenVinoEngine:

@@ -12,12 +12,13 @@ import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot import engines
-from fewshot.backbones import load_statistics, resolve, source_key
+from fewshot.backbones import Backbone, Preprocessing, load_statistics, resolve, source_key
 from fewshot.datasets import query_photos
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
 from fewshot.errors import CacheDamagedError, EngineError, FewshotError
 from fewshot.extras import EXTRAS
 from fewshot.networks import load
+from fewshot.portable import export_onnx
 from fewshot.samples import CLASSES, render_leaf
 from fewshot.sealed import verify, write_sealed
 from fewshot.transforms import whitening
@@ -92,6 +93,23 @@ def test_bf16_and_f32_embeddings_of_real_photos_agree(real_data):
     cosines = (f32 * bf16).sum(axis=1)
     assert np.median(cosines) >= 0.999
     assert cosines.min() >= 0.99
+
+
+def test_a_vision_transformer_looks_at_five_views_in_every_engine(tmp_path):
+    """It takes one picture a call, wherever it puts its class token before the patches."""
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=64, depth=2).eval()
+    once = Preprocessing(64, 0.875, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    backbone = Backbone("vit", "vit_tiny_patch16_224", network.num_features, "0" * 64, once).in_views(5)
+    onnx = export_onnx(network, 64)
+    engines.export_openvino(backbone, onnx, tmp_path / "model.ir", {})
+    assert (tmp_path / "model.ir").stat().st_size < 1.5 * len(onnx)  # five copies share their weights
+    side = backbone.preprocessing.image_size_px
+    photos = np.random.default_rng(0).integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    theirs = engines.TorchEngine(backbone, network, "f32", device="cpu").run(photos)
+    ours = engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False, keep=False).run(photos)
+    assert np.allclose(ours, theirs, atol=1e-5)
 
 
 def test_native_precision_is_bf16_only_where_the_cpu_has_it(monkeypatch):
