@@ -137,6 +137,17 @@ def test_a_cluster_enrolls_and_answers_as_one_process_does(tmp_path, leaves, clu
     assert {note.read_text() for note in opened} == {"1"}  # and computes with one thread
 
 
+def test_photos_whose_names_are_no_text_are_embedded_and_refused_on_a_cluster_too(tmp_path, cluster):
+    sound, cut = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.png", b"cut-\xff.png"))
+    sound.write_bytes(write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 1).read_bytes())
+    cut.write_bytes(sound.read_bytes()[:900])
+    photos, embedder = [sound, cut, tmp_path / os.fsdecode(b"gone-\xfe.png")], colour_embedder()
+    alone = list(embedder.embed_photos(photos, n_photos=3))
+    spread = list(cluster(cluster_openers.colours).embed_photos(embedder, photos))
+    assert [each.file for each in spread] == [str(photo) for photo in photos]
+    assert spread[1:] == alone[1:]
+
+
 # ---- interrupted, and machines lost
 
 

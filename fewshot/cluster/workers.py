@@ -47,14 +47,13 @@ def open_as(choice: EmbedderChoice, source: WeightsSource) -> Embedder:
 
 
 def photo_table(photos: list[tuple[int, Path | NamedBytes]]) -> pa.Table:
-    """A block of photos to embed, with their positions in the command's list."""
+    """A block of photos to embed, with their positions in the command's list; names as bytes, which need be no text."""
     given = [photo.data if isinstance(photo, NamedBytes) else None for _, photo in photos]
+    names = [os.fsencode(photo.file if isinstance(photo, NamedBytes) else photo) for _, photo in photos]
     return pa.table(
         {
             "position": pa.array([position for position, _ in photos], pa.int64()),
-            "file": pa.array(
-                [photo.file if isinstance(photo, NamedBytes) else str(photo) for _, photo in photos], pa.large_string()
-            ),
+            "file": pa.array(names, pa.large_binary()),
             "data": pa.array(given, pa.large_binary()),
         }
     )
@@ -69,10 +68,11 @@ def read_photos(block: pa.Table) -> pa.Table:
     for row in block.to_pylist():
         problem = None
         if row["data"] is None:
+            file = os.fsdecode(row["file"])
             try:
-                row["data"] = images.read_bytes(Path(row["file"]))
+                row["data"] = images.read_bytes(Path(file))
             except ImageError as error:
-                problem = pickle.dumps(refused(error, row["file"]))
+                problem = pickle.dumps(refused(error, file))
         data.append(row["data"])
         problems.append(problem)
     read = block.set_column(block.column_names.index("data"), "data", pa.array(data, pa.large_binary()))
@@ -117,7 +117,7 @@ class Worker:
             if row["refused"] is not None:
                 made.append(pickle.loads(row["refused"]))  # noqa: S301  # pickled by `read_photos`
                 continue
-            photo = NamedBytes(row["file"], row["data"])
+            photo = NamedBytes(os.fsdecode(row["file"]), row["data"])
             kept = {"keep": self._order.keep, "keep_metadata": self._order.keep_metadata}
             made.append(self._embedder.prepare_or_refuse(photo, **kept))
         loaded = [photo for photo in made if isinstance(photo, LoadedPhoto)]
