@@ -32,6 +32,7 @@ from fewshot.records import Pixels
 # Only raster formats that cameras and collections use: fewer decoders see a stranger's bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_MEGAPIXELS = 100
+MEGAPIXELS_VARIABLE = "FEWSHOT_MAX_MEGAPIXELS"
 MAX_FILE_BYTES = 500_000_000  # an uncompressed photo at the pixel limit still fits
 MIN_SIDE_PX = 32
 THUMBNAIL_SIDE_PX = 256
@@ -71,7 +72,7 @@ def max_pixels() -> int:
     Raises:
         UsageError: the variable is not a positive number.
     """
-    text = os.environ.get("FEWSHOT_MAX_MEGAPIXELS", "")
+    text = os.environ.get(MEGAPIXELS_VARIABLE, "")
     if not text:
         return MAX_MEGAPIXELS * 1_000_000
     try:
@@ -79,7 +80,7 @@ def max_pixels() -> int:
     except ValueError:
         megapixels = 0.0
     if not 0 < megapixels < 1e6:
-        raise UsageError(f"FEWSHOT_MAX_MEGAPIXELS is {text!r}; wanted a number of megapixels above 0, such as 100.")
+        raise UsageError(f"{MEGAPIXELS_VARIABLE} is {text!r}; wanted a number of megapixels above 0, such as 100.")
     return int(megapixels * 1_000_000)
 
 

@@ -148,6 +148,18 @@ def test_photos_whose_names_are_no_text_are_embedded_and_refused_on_a_cluster_to
     assert spread[1:] == alone[1:]
 
 
+def test_the_limit_of_megapixels_where_the_command_runs_holds_on_a_cluster_too(tmp_path, cluster, monkeypatch):
+    photo = write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 1, size=(120, 100))
+    spread, embedder = cluster(cluster_openers.colours), colour_embedder()
+    monkeypatch.setenv("FEWSHOT_MAX_MEGAPIXELS", "0.01")
+    (refused,) = spread.embed_photos(embedder, [photo])
+    assert [refused] == list(embedder.embed_photos([photo], n_photos=1))
+    assert refused.code == "too_large"
+    monkeypatch.setenv("FEWSHOT_MAX_MEGAPIXELS", "many")
+    with pytest.raises(UsageError, match="wanted a number of megapixels"):
+        spread.embed_photos(embedder, [photo])
+
+
 # ---- interrupted, and machines lost
 
 

@@ -1,6 +1,7 @@
 """Photos -> outcomes in order, decoded and embedded by workers on a Ray cluster, each content once."""
 
 import logging
+import os
 import pickle
 import warnings
 import weakref
@@ -86,9 +87,12 @@ class Cluster:
 
         Raises:
             ClusterError: the cluster cannot embed; what it gave before is whole.
+            UsageError: `$FEWSHOT_MAX_MEGAPIXELS`, which holds for the workers too, is no positive number.
         """
         choice = EmbedderChoice(None, embedder.precision, self._engine)
-        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep, keep_metadata)
+        images.max_pixels()  # what is wrong with the variable is said here, not by each worker of each photo
+        megapixels = os.environ.get(images.MEGAPIXELS_VARIABLE) or None
+        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep, keep_metadata, megapixels)
         outcomes = self._outcomes(order, list(photos), is_known)
         self._running.add(outcomes)
         return outcomes

@@ -22,7 +22,10 @@ Opener = Callable[[EmbedderChoice, WeightsSource], Embedder]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What every worker needs to know: whose embeddings are wanted, and how to come by its embedder."""
+    """What every worker needs to know: whose embeddings are wanted, and how to come by its embedder.
+
+    `megapixels` is $FEWSHOT_MAX_MEGAPIXELS where the command runs; None leaves a machine its own.
+    """
 
     open: Opener
     choice: EmbedderChoice
@@ -30,6 +33,7 @@ class Order:
     fingerprint: str
     keep: bool
     keep_metadata: bool
+    megapixels: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Worker:
     def __init__(self, order: Order) -> None:
         # One worker a core: more threads would only take the cores from the workers beside it.
         os.environ[THREADS_VARIABLE] = "1"
+        if order.megapixels is not None:
+            os.environ[images.MEGAPIXELS_VARIABLE] = order.megapixels
         self._order = order
         self._embedder: Embedder | None = None
         self._failure: Failure | None = None
