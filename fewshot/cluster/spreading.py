@@ -119,7 +119,7 @@ class Cluster:
                     raise ClusterError(f"the cluster lost {_name(photo)}, and with it the photos after it.")
                 made[arrived[0]] = arrived[1]
             outcome = made[source] if source in wanted_again else made.pop(source)
-            yield outcome if source == i else replace(outcome, file=_name(photo))
+            yield outcome if source == i else _of_copy(outcome, _name(photo))
 
     def _made(self, order: Order, todo: Sequence[tuple[int, Photo]]) -> Iterator[tuple[int, Outcome]]:
         """The outcomes of photos with their positions, in order."""
@@ -175,7 +175,7 @@ class Cluster:
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0,
-                compute=data.TaskPoolStrategy(size=2),
+                compute=data.TaskPoolStrategy(size=min(2, len(blocks))),  # ray warns of more than there are
                 label_selector={"ray.io/node-id": self._ray.get_runtime_context().get_node_id()},
             )
             .map_batches(
@@ -216,6 +216,15 @@ def _sift(photos: Sequence[Photo], is_known: Callable[[str], bool]) -> tuple[dic
             else:
                 first[found] = i
     return settled, first_of
+
+
+def _of_copy(outcome: Outcome, file: str) -> Outcome:
+    """What became of a photo, told of another of the same bytes."""
+    if not isinstance(outcome, Refused):
+        return replace(outcome, file=file)
+    first, name = Path(outcome.file).name, Path(file).name
+    message = outcome.message
+    return Refused(file, outcome.code, name + message.removeprefix(first) if message.startswith(first) else message)
 
 
 def _name(photo: Photo) -> str:
