@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16")
 ENGINES = ("auto", "openvino", "torch")
 THREADS_VARIABLE = "FEWSHOT_THREADS"
+MOST_THREADS = 1024
 
 
 class Engine(Protocol):
@@ -57,7 +58,7 @@ def n_threads() -> int:
     """How many threads this process may compute with: `$FEWSHOT_THREADS`, else one a core that it may use.
 
     Raises:
-        UsageError: `$FEWSHOT_THREADS` is no whole number above 0.
+        UsageError: `$FEWSHOT_THREADS` is no whole number from 1 to `MOST_THREADS`.
     """
     return _thread_limit() or n_cores()
 
@@ -71,9 +72,10 @@ def _thread_limit() -> int | None:
     given = os.environ.get(THREADS_VARIABLE, "")
     if not given:
         return None
-    if not given.isdecimal() or int(given) == 0:
+    if not given.isdecimal() or len(given) > 9 or not 0 < int(given) <= MOST_THREADS:
         raise UsageError(
-            f"{THREADS_VARIABLE} is {given!r}; wanted a whole number above 0.", hint="Leave it out to use every core."
+            f"{THREADS_VARIABLE} is {given!r}; wanted a whole number from 1 to {MOST_THREADS:,}.",
+            hint="Leave it out to use every core.",
         )
     return int(given)
 
@@ -146,6 +148,11 @@ def _late_attribute(name: str) -> Any:
     return convert_model
 
 
+def _reason(error: RuntimeError) -> str:
+    """The end of what OpenVINO says; the lines before it name places in its own source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
 def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str, Any]) -> None:
     """Write a network as OpenVINO IR that takes uint8 RGB photos; the normalisation becomes part of it.
 
@@ -165,7 +172,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
         model = openvino.Core().read_model(io.BytesIO(onnx))
     except RuntimeError as error:
         raise WeightsDamagedError(
-            f"the ONNX network of backbone {backbone.name!r} cannot be read: {str(error).strip().splitlines()[-1]}"
+            f"the ONNX network of backbone {backbone.name!r} cannot be read: {_reason(error)}"
         ) from error
     found, wanted = [tuple(model.input().shape), tuple(model.output().shape)], [(1, 3, size, size), (1, backbone.dim)]
     if found != wanted:
@@ -267,7 +274,7 @@ class OpenVinoEngine:
             self._compiled = {self.batch_size: self._compile(self.batch_size)}
         except RuntimeError as error:
             raise EngineError(
-                f"OpenVINO cannot run this backbone at {precision} on this CPU: {str(error).splitlines()[0]}",
+                f"OpenVINO cannot run this backbone at {precision} on this CPU: {_reason(error)}",
                 hint="Try `--precision f32`, or `--engine torch`.",
             ) from error
         _leave_the_cores()

@@ -15,7 +15,7 @@ from fewshot import engines
 from fewshot.backbones import Backbone, Preprocessing, load_statistics, resolve, source_key
 from fewshot.datasets import query_photos
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
-from fewshot.errors import CacheDamagedError, EngineError, FewshotError
+from fewshot.errors import CacheDamagedError, EngineError, FewshotError, UsageError
 from fewshot.extras import EXTRAS
 from fewshot.networks import load
 from fewshot.portable import export_onnx
@@ -209,6 +209,24 @@ def test_an_engine_of_few_threads_is_not_bound_to_the_first_cores(own_cache, mon
     network = engines.OpenVinoEngine(prepared(), "f32", bulk=True)._compiled[1]
     assert network.get_property("INFERENCE_NUM_THREADS") == 1
     assert network.get_property("ENABLE_CPU_PINNING") is False
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1.5", "1025", "9999999999", "9" * 5000])
+def test_a_number_of_threads_that_no_machine_has_is_refused(given, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_THREADS", given)
+    with pytest.raises(UsageError, match=r"FEWSHOT_THREADS is .*; wanted a whole number from 1 to 1,024"):
+        engines.n_threads()
+    monkeypatch.setenv("FEWSHOT_THREADS", "1024")
+    assert engines.n_threads() == 1024
+
+
+def test_what_openvino_cannot_run_is_told_with_its_reason_and_not_a_place_in_its_source(monkeypatch, tmp_path):
+    def refuse(*_arguments):
+        raise RuntimeError("Exception from src/inference/src/cpp/core.cpp:109:\nCheck failed:\n no such precision \n\n")
+
+    monkeypatch.setattr(engines, "_compiled", refuse)
+    with pytest.raises(EngineError, match=r"at f32 on this CPU: no such precision$"):
+        engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False)
 
 
 def test_numpy_multiplies_with_one_thread_beside_an_engine():
