@@ -1,11 +1,11 @@
 """Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
 
+import errno
 import importlib.util
 import io
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from fewshot.backbones import Backbone, Preprocessing
 from fewshot.errors import CacheDamagedError, EngineError, UsageError, WeightsDamagedError
 from fewshot.records import Float32s, Pixels
-from fewshot.sealed import read_facts, read_sealed, write_sealed
+from fewshot.sealed import read_facts, read_sealed, temporary_beside, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +164,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
 
     Raises:
         WeightsDamagedError: the network cannot be read, or is not the one that is described.
+        OSError: the file cannot be written.
     """
     openvino = _openvino()
     prepared = backbone.preprocessing
@@ -190,10 +191,18 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
     )
     model = steps.build()
 
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder) / "model.xml"
+    # On the disk that the file is for, which has room for it: that of temporary files may be small, or full.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_beside(path)
+    try:
+        folder.mkdir()
+        xml = folder / "model.xml"
         openvino.save_model(model, xml, compress_to_fp16=False)
         text, weights = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
+    except RuntimeError as error:
+        raise OSError(errno.EIO, _reason(error), str(path)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     write_sealed(path, lambda target: target.write_bytes(text + weights), {**facts, "xml_bytes": len(text)})
 
 

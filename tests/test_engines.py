@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,39 @@ def test_bf16_and_f32_embeddings_of_real_photos_agree(real_data):
     cosines = (f32 * bf16).sum(axis=1)
     assert np.median(cosines) >= 0.999
     assert cosines.min() >= 0.99
+
+
+@pytest.fixture
+def mean_colour():
+    """A backbone that gives a photo's mean colour, and its network as ONNX."""
+    torch = pytest.importorskip("torch")
+    same = torch.nn.Conv2d(3, 3, 1, bias=False)
+    same.weight.data = torch.eye(3).view(3, 3, 1, 1)
+    network = torch.nn.Sequential(same, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    preprocessing = Preprocessing(32, 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    return Backbone("mean", "mean_colour", 3, "0" * 64, preprocessing), export_onnx(network, 32)
+
+
+def test_preparing_a_backbone_needs_no_room_for_temporary_files(mean_colour, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
+    engines.export_openvino(*mean_colour, tmp_path / "cache" / "model.ir", {})
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == ["model.ir"]
+    photo = np.full((1, 32, 32, 3), 51, np.uint8)
+    ran = engines.OpenVinoEngine(tmp_path / "cache" / "model.ir", "f32", bulk=False, keep=False).run(photo)
+    assert np.allclose(ran, 0.2)
+
+
+def test_a_network_that_openvino_cannot_save_is_a_file_that_cannot_be_written(mean_colour, tmp_path, monkeypatch):
+    import openvino
+
+    def refuse(_model, xml, **_options):
+        xml.write_text("<net")
+        raise RuntimeError("Exception from src/core/serialize.cpp:7:\nCan't write the bin file.\n")
+
+    monkeypatch.setattr(openvino, "save_model", refuse)
+    with pytest.raises(OSError, match=r"Can't write the bin file\."):
+        engines.export_openvino(*mean_colour, tmp_path / "model.ir", {})
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_vision_transformer_looks_at_five_views_in_every_engine(tmp_path):
