@@ -382,5 +382,16 @@ def test_a_link_that_leads_in_a_circle_ends(tmp_path):
     assert "b.jpg" in names(query_photos([tmp_path]))
 
 
+def test_a_linked_folder_is_a_class_to_enroll_and_is_not_followed_where_all_below_is_asked(tmp_path):
+    fill(tmp_path, "elsewhere/b.jpg", "photos/rust/a.jpg")
+    (tmp_path / "photos" / "scab").symlink_to(tmp_path / "elsewhere")
+    assert {each.label: names(each.photos) for each in class_folders(tmp_path / "photos")} == {
+        "rust": ["a.jpg"],
+        "scab": ["b.jpg"],
+    }
+    assert names(query_photos([tmp_path / "photos"])) == ["a.jpg"]
+    assert names(query_photos([tmp_path / "photos" / "scab"])) == ["b.jpg"]
+
+
 def test_nothing_named_is_nothing_asked():
     assert query_photos([]) == []
