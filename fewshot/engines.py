@@ -409,10 +409,11 @@ def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:
 
 
 class TorchEngine:
-    """torch on CUDA where there is one, else on the CPU.
+    """torch on CUDA where there is one, else on the CPU. `$FEWSHOT_THREADS` limits torch's threads in all this process.
 
     Raises:
         EngineError: a precision other than f32 and bf16.
+        UsageError: `$FEWSHOT_THREADS` is no number of threads.
     """
 
     def __init__(self, backbone: Backbone, network: "torch.nn.Module", precision: str, *, device: str) -> None:
@@ -420,6 +421,9 @@ class TorchEngine:
 
         if precision not in PRECISIONS:
             raise EngineError(f"the torch engine knows no precision {precision!r}; it has {', '.join(PRECISIONS)}.")
+        limit = _thread_limit()
+        if limit is not None:
+            torch.set_num_threads(limit)
         self.precision = precision
         self.batch_size = 64 if device == "cuda" else 16
         self.n_parallel = 1

@@ -254,6 +254,22 @@ def test_a_number_of_threads_that_no_machine_has_is_refused(given, monkeypatch):
     assert engines.n_threads() == 1024
 
 
+def test_the_torch_engine_keeps_to_the_limit_of_threads(mean_colour, monkeypatch):
+    import torch
+
+    backbone, network = mean_colour[0], torch.nn.Identity()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engines.TorchEngine(backbone, network, "f32", device="cpu")
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("FEWSHOT_THREADS", "3")
+        engines.TorchEngine(backbone, network, "f32", device="cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_openvino_cannot_run_is_told_with_its_reason_and_not_a_place_in_its_source(monkeypatch, tmp_path):
     def refuse(*_arguments):
         raise RuntimeError("Exception from src/inference/src/cpp/core.cpp:109:\nCheck failed:\n no such precision \n\n")
