@@ -222,6 +222,21 @@ def test_a_guard_keeps_its_places_whatever_keeps_a_process_from_starting(monkeyp
     guard.close()
 
 
+@pytest.mark.parametrize(("limit", "most"), [("AS", 4_000_000_000), ("FSIZE", 1_000_000), ("NOFILE", 48), ("CPU", 30)])
+def test_a_guard_under_a_stricter_limit_of_the_system_decodes_within_it(limit, most, tmp_path, leaf):
+    (tmp_path / "leaf.png").write_bytes(leaf)
+    script = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_{limit}, ({most}, {most}))\n"
+        "from pathlib import Path\nfrom fewshot.decoding.cutting import Cut\n"
+        "from fewshot.decoding.guard import Guard, GuardLimits\n"
+        "guard = Guard(1, GuardLimits(8_000_000_000, cpu_s=60.0))\n"
+        "print(guard.cut_photo(Path('leaf.png').read_bytes(), 'leaf.png', Cut(64, 0.875, 'bilinear')).width)\n"
+        "guard.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("320\n", "")
+
+
 def test_a_guarded_process_knows_nothing_of_its_surroundings(monkeypatch, leaf):
     """No secret of the environment, and no file but its own three, its socket and its memory."""
     monkeypatch.setenv("FEWSHOT_POST_TOKEN", "secret-word")
