@@ -376,11 +376,13 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _check_size(image: Image.Image, name: str, most_pixels: int | None = None) -> None:
     width, height = image.size
-    most = min(max_pixels(), most_pixels or max_pixels())
+    whole = max_pixels()
+    most = min(whole, most_pixels or whole)
     if width * height > most:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); "
-            f"at most {most / 1e6:g} megapixels are read."
+            f"at most {most / 1e6:g} megapixels are read.",
+            hint=None if most == whole else "Scale the photo down.",  # the variable would not raise the caller's limit
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmallError(
