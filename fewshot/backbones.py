@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -230,7 +231,7 @@ def resolve(name: str) -> WeightsSource:
         BackboneError: a file that is not safetensors (pickles are never opened) or that does not exist, or a folder
             without a trained backbone.
     """
-    if Path(name).name == name and (_SHIPPED / name / FACTS_FILE).is_file():  # a name, not a path
+    if Path(name).name == name and os.path.isfile(_SHIPPED / name / FACTS_FILE):  # a name, not a path
         return _from_folder(_SHIPPED / name, "shipped")
     if name in PACKAGES:
         source = _from_package(name)
@@ -240,7 +241,7 @@ def resolve(name: str) -> WeightsSource:
                 hint=f"`{_install(PACKAGES[name])}`. Installed: {installed_names()}.",
             )
         return source
-    if (Path(name) / FACTS_FILE).is_file() or ("/" in name and Path(name).is_dir()):
+    if os.path.isfile(Path(name) / FACTS_FILE) or ("/" in name and os.path.isdir(name)):
         return _from_folder(Path(name), "trained")
     architecture, colon, location = name.rpartition(":")
     if colon or _looks_like_file(name):
@@ -397,14 +398,14 @@ def _looks_like_file(name: str) -> bool:
 
 
 def _from_file(architecture: str, path: Path) -> WeightsSource:
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.exists(path):
         raise BackboneError(f"there is no folder {path}.", hint="Check the name and where you are.")
     if path.suffix != ".safetensors":
         raise BackboneError(
             f"{path.name} is not a .safetensors file; other weight files can run code when opened and are not read.",
             hint="Convert it where you trust it: safetensors.torch.save_file(state_dict, 'weights.safetensors').",
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BackboneError(f"there is no weights file {path}.", hint="Check the name and where you are.")
     architecture = architecture or path.stem
     return WeightsSource(f"{architecture}:{path.name}", architecture, "file", str(path.resolve()))

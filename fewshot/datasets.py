@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ MAX_LABEL_LENGTH = 200
 BACKSLASH = "\\"
 # What operating systems leave behind in every folder; nobody means to enroll it.
 LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+# Not read here, but not to be overlooked either: they are answered with what is wrong with them.
+REFUSED_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +137,18 @@ def class_folders(folder: Path) -> list[ClassFolder]:
     return list(classes.values())
 
 
-def query_photos(targets: list[Path]) -> list[Path]:
+def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | None = None) -> list[Path]:
     """The photos to answer: files as named, and of folders every photo in them and below, in name order.
 
     A file that is named is always asked, whatever it is; in a folder only files with a picture's ending count, so
-    that notes and tables lying beside the photos raise no alarm.
+    that notes and tables lying beside the photos raise no alarm. Links to folders are not followed below.
+
+    Args:
+        targets: files and folders.
+        on_warning: told of each folder below a named one that cannot be read, and is left out.
 
     Raises:
-        MissingFolderError: a target does not exist.
+        MissingFolderError: a target does not exist, or is a folder that cannot be read.
         EmptyFolderError: a folder holds no photo.
     """
     photos: list[Path] = []
@@ -153,8 +160,7 @@ def query_photos(targets: list[Path]) -> list[Path]:
                 )
             photos.append(target)
             continue
-        below = sorted(path for path in target.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-        found = [path for path in below if is_visible(path.relative_to(target)) and not os.path.isdir(path)]
+        found = sorted(_photos_below(target, on_warning))
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
@@ -163,9 +169,38 @@ def query_photos(targets: list[Path]) -> list[Path]:
     return photos
 
 
+def _photos_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        try:
+            entries = _entries(at)
+        except MissingFolderError as error:
+            if at == folder:
+                raise
+            if on_warning is not None:
+                on_warning(f"{error.message} What is in it is left out.")
+            continue
+        for path in entries:
+            if os.path.isdir(path):
+                if not path.is_symlink():
+                    waiting.append(path)
+            elif path.suffix.lower() in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+                yield path
+
+
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files in a folder and the folders in it, each in name order."""
+    files: list[Path] = []
+    folders: list[Path] = []
+    for path in sorted(_entries(folder)):
+        (folders if os.path.isdir(path) else files).append(path)
+    return files, folders
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(path for path in folder.iterdir() if is_visible(Path(path.name)))
+        return [path for path in folder.iterdir() if is_visible(Path(path.name))]
     except FileNotFoundError as error:
         raise MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.") from error
     except NotADirectoryError as error:
@@ -174,8 +209,6 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
         raise MissingFolderError(
             f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions."
         ) from error
-    folders = [path for path in entries if os.path.isdir(path)]
-    return [path for path in entries if path not in set(folders)], folders
 
 
 def is_visible(path: Path) -> bool:

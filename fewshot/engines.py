@@ -1,11 +1,11 @@
 """Runs a backbone fast on this machine: OpenVINO on CPU, torch on a GPU or by choice."""
 
+import errno
 import importlib.util
 import io
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from fewshot.backbones import Backbone, Preprocessing
 from fewshot.errors import CacheDamagedError, EngineError, UsageError, WeightsDamagedError
 from fewshot.records import Float32s, Pixels
-from fewshot.sealed import read_facts, read_sealed, write_sealed
+from fewshot.sealed import read_facts, read_sealed, temporary_beside, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16")
 ENGINES = ("auto", "openvino", "torch")
 THREADS_VARIABLE = "FEWSHOT_THREADS"
+MOST_THREADS = 1024
 
 
 class Engine(Protocol):
@@ -57,7 +58,7 @@ def n_threads() -> int:
     """How many threads this process may compute with: `$FEWSHOT_THREADS`, else one a core that it may use.
 
     Raises:
-        UsageError: `$FEWSHOT_THREADS` is no whole number above 0.
+        UsageError: `$FEWSHOT_THREADS` is no whole number from 1 to `MOST_THREADS`.
     """
     return _thread_limit() or n_cores()
 
@@ -71,9 +72,10 @@ def _thread_limit() -> int | None:
     given = os.environ.get(THREADS_VARIABLE, "")
     if not given:
         return None
-    if not given.isdecimal() or int(given) == 0:
+    if not given.isdecimal() or len(given) > 9 or not 0 < int(given) <= MOST_THREADS:
         raise UsageError(
-            f"{THREADS_VARIABLE} is {given!r}; wanted a whole number above 0.", hint="Leave it out to use every core."
+            f"{THREADS_VARIABLE} is {given!r}; wanted a whole number from 1 to {MOST_THREADS:,}.",
+            hint="Leave it out to use every core.",
         )
     return int(given)
 
@@ -146,6 +148,11 @@ def _late_attribute(name: str) -> Any:
     return convert_model
 
 
+def _reason(error: RuntimeError) -> str:
+    """The end of what OpenVINO says; the lines before it name places in its own source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
 def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str, Any]) -> None:
     """Write a network as OpenVINO IR that takes uint8 RGB photos; the normalisation becomes part of it.
 
@@ -157,6 +164,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
 
     Raises:
         WeightsDamagedError: the network cannot be read, or is not the one that is described.
+        OSError: the file cannot be written.
     """
     openvino = _openvino()
     prepared = backbone.preprocessing
@@ -165,7 +173,7 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
         model = openvino.Core().read_model(io.BytesIO(onnx))
     except RuntimeError as error:
         raise WeightsDamagedError(
-            f"the ONNX network of backbone {backbone.name!r} cannot be read: {str(error).strip().splitlines()[-1]}"
+            f"the ONNX network of backbone {backbone.name!r} cannot be read: {_reason(error)}"
         ) from error
     found, wanted = [tuple(model.input().shape), tuple(model.output().shape)], [(1, 3, size, size), (1, backbone.dim)]
     if found != wanted:
@@ -183,10 +191,18 @@ def export_openvino(backbone: Backbone, onnx: bytes, path: Path, facts: dict[str
     )
     model = steps.build()
 
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder) / "model.xml"
+    # On the disk that the file is for, which has room for it: that of temporary files may be small, or full.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_beside(path)
+    try:
+        folder.mkdir()
+        xml = folder / "model.xml"
         openvino.save_model(model, xml, compress_to_fp16=False)
         text, weights = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
+    except RuntimeError as error:
+        raise OSError(errno.EIO, _reason(error), str(path)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     write_sealed(path, lambda target: target.write_bytes(text + weights), {**facts, "xml_bytes": len(text)})
 
 
@@ -197,18 +213,36 @@ def _in_views(model: Any, prepared: Preprocessing) -> Any:
     folding = passes.Manager()
     folding.register_pass(passes.ConstantFolding())  # shapes that are computed from others become plain numbers
     folding.run_passes(model)
-    reshape_to_batch(model, prepared.views)
     size, whole = prepared.view_size_px, prepared.image_size_px
     photo = ops.parameter([1, 3, whole, whole], np.float32, name="photo")
     scaled = ops.interpolate(photo, [size, size], "bicubic_pillow", "sizes", axes=[2, 3], cube_coeff=-0.5)
     corners = [
         ops.slice(photo, [top, left], [top + size, left + size], [1, 1], [2, 3]) for top, left in prepared.corners_px
     ]
-    model.input().get_node().output(0).replace(ops.concat([scaled, *corners], 0).output(0))
-    features = model.output().get_node().input_value(0)
+    features = _features_of(model, [scaled, *corners])
     unit = ops.normalize_l2(features, [1], 1e-12, "max")
     views = ops.reshape(unit, [prepared.views, -1, model.output().partial_shape[1].get_length()], False)
     return openvino.Model([ops.reduce_mean(views, [0])], [photo])
+
+
+def _features_of(model: Any, views: list[Any]) -> Any:
+    """What a network for one picture gives for each of several: one after the other, (n, dim).
+
+    All in one call where the network can be made to take them; else by as many copies of it, which share their weights
+    (a vision transformer puts its class token before the patches of one picture).
+    """
+    ops = importlib.import_module("openvino.opset13")
+    together = model.clone()
+    try:
+        reshape_to_batch(together, len(views))
+    except RuntimeError:
+        return ops.concat([_connected(model.clone(), view) for view in views], 0)
+    return _connected(together, ops.concat(views, 0))
+
+
+def _connected(model: Any, pictures: Any) -> Any:
+    model.input().get_node().output(0).replace(pictures.output(0))
+    return model.output().get_node().input_value(0)
 
 
 class OpenVinoEngine:
@@ -249,7 +283,7 @@ class OpenVinoEngine:
             self._compiled = {self.batch_size: self._compile(self.batch_size)}
         except RuntimeError as error:
             raise EngineError(
-                f"OpenVINO cannot run this backbone at {precision} on this CPU: {str(error).splitlines()[0]}",
+                f"OpenVINO cannot run this backbone at {precision} on this CPU: {_reason(error)}",
                 hint="Try `--precision f32`, or `--engine torch`.",
             ) from error
         _leave_the_cores()
@@ -375,10 +409,11 @@ def _read_model(core: Any, xml: bytes, weights: bytes) -> Any:
 
 
 class TorchEngine:
-    """torch on CUDA where there is one, else on the CPU.
+    """torch on CUDA where there is one, else on the CPU. `$FEWSHOT_THREADS` limits torch's threads in all this process.
 
     Raises:
         EngineError: a precision other than f32 and bf16.
+        UsageError: `$FEWSHOT_THREADS` is no number of threads.
     """
 
     def __init__(self, backbone: Backbone, network: "torch.nn.Module", precision: str, *, device: str) -> None:
@@ -386,6 +421,9 @@ class TorchEngine:
 
         if precision not in PRECISIONS:
             raise EngineError(f"the torch engine knows no precision {precision!r}; it has {', '.join(PRECISIONS)}.")
+        limit = _thread_limit()
+        if limit is not None:
+            torch.set_num_threads(limit)
         self.precision = precision
         self.batch_size = 64 if device == "cuda" else 16
         self.n_parallel = 1

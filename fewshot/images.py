@@ -32,6 +32,7 @@ from fewshot.records import Pixels
 # Only raster formats that cameras and collections use: fewer decoders see a stranger's bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_MEGAPIXELS = 100
+MEGAPIXELS_VARIABLE = "FEWSHOT_MAX_MEGAPIXELS"
 MAX_FILE_BYTES = 500_000_000  # an uncompressed photo at the pixel limit still fits
 MIN_SIDE_PX = 32
 THUMBNAIL_SIDE_PX = 256
@@ -71,7 +72,7 @@ def max_pixels() -> int:
     Raises:
         UsageError: the variable is not a positive number.
     """
-    text = os.environ.get("FEWSHOT_MAX_MEGAPIXELS", "")
+    text = os.environ.get(MEGAPIXELS_VARIABLE, "")
     if not text:
         return MAX_MEGAPIXELS * 1_000_000
     try:
@@ -79,7 +80,7 @@ def max_pixels() -> int:
     except ValueError:
         megapixels = 0.0
     if not 0 < megapixels < 1e6:
-        raise UsageError(f"FEWSHOT_MAX_MEGAPIXELS is {text!r}; wanted a number of megapixels above 0, such as 100.")
+        raise UsageError(f"{MEGAPIXELS_VARIABLE} is {text!r}; wanted a number of megapixels above 0, such as 100.")
     return int(megapixels * 1_000_000)
 
 
@@ -163,7 +164,7 @@ def decode_whole(
         image.load()
         filled = image.size if drafted is None else (drafted[1][2], drafted[1][3])
         orientation = _orientation(image)
-        upright = _upright(_to_rgb(image), orientation)
+        upright = _upright(_to_rgb(image, _transparent_colour(image, data)), orientation)
     except Exception as error:  # a decoder may raise anything on bytes from a stranger
         raise _refusal(name, error) from error
     if orientation in (5, 6, 7, 8):
@@ -375,11 +376,13 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _check_size(image: Image.Image, name: str, most_pixels: int | None = None) -> None:
     width, height = image.size
-    most = min(max_pixels(), most_pixels or max_pixels())
+    whole = max_pixels()
+    most = min(whole, most_pixels or whole)
     if width * height > most:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); "
-            f"at most {most / 1e6:g} megapixels are read."
+            f"at most {most / 1e6:g} megapixels are read.",
+            hint=None if most == whole else "Scale the photo down.",  # the variable would not raise the caller's limit
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmallError(
@@ -396,21 +399,43 @@ def _refusal(name: str, error: Exception) -> ImageError:
     return DamagedImageError(f"{name} cannot be decoded: {str(error) or type(error).__name__}.")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _transparent_colour(image: Image.Image, data: bytes) -> Any:
+    """The grey or colour of a PNG that is transparent wherever it stands, as the pixels have it now; None: none.
+
+    Pillow gives it as the file does, but has brought the pixels from fewer or more bits to 8 (not those of grey of 16).
+
+    Source:
+        PNG (W3C, third edition), 11.2.1: byte 24 of a file says the bits of a value; 11.3.1.1: only so many count.
+    """
+    given = image.info.get("transparency")
+    if given is None or image.format != "PNG" or image.mode not in ("L", "RGB", "I;16"):
+        return given
+    most = 2 ** data[24] - 1
     if image.mode == "RGB":
+        return tuple((value & most) * 255 // most if most < 256 else value >> 8 for value in given)
+    return (given & most) * 255 // most if most < 256 else given
+
+
+def _to_rgb(image: Image.Image, transparent: Any) -> Image.Image:
+    if image.mode == "RGB" and transparent is None:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
         # 16 bits a pixel: the upper eight are the picture. Mode I is what some 16-bit PNG and TIFF files open as.
         values = np.asarray(image)
         if image.mode == "I":
             values = np.clip(values, 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        grey = (values >> 8).astype(np.uint8)
+        if transparent is not None:
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         floats = np.asarray(image, dtype=np.float32)
         scale = 255.0 if float(floats.max(initial=0.0, where=np.isfinite(floats))) <= 1.0 else 1.0
-        grey = np.nan_to_num(floats * scale, nan=0.0, posinf=255.0, neginf=0.0)
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        levels = np.nan_to_num(floats * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or transparent is not None:
+        if transparent is not None:
+            image.info["transparency"] = transparent
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(paper, rgba).convert("RGB")

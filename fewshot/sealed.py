@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import secrets
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -44,8 +45,7 @@ def write_sealed(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    # Not tempfile: its files are private, and an index may be shared by the users of a machine.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = temporary_beside(path)
     try:
         write_payload(temporary)
         size, digest = _digest(temporary)
@@ -63,6 +63,12 @@ def write_sealed(
         raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name for what is on its way to `path`: `clear_leftovers` knows it by that if its writer is killed."""
+    # Not tempfile: its files are private, and an index may be shared by the users of a machine.
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
 def clear_leftovers(path: Path) -> list[Path]:
     """Take away what killed writers of `path` left beside it; what a living one is writing stays.
 
@@ -77,7 +83,7 @@ def clear_leftovers(path: Path) -> list[Path]:
         with suppress(OSError):
             still_s = time.time() - found.stat().st_mtime
             if still_s > (LEFT_BY_ANYONE_S if _is_running(int(number[1])) else LEFT_BY_THE_DEAD_S):
-                found.unlink()
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
                 gone.append(found)
     return gone
 

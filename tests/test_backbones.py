@@ -112,6 +112,14 @@ def test_missing_file_is_refused_with_its_name(tmp_path):
         resolve("gone.safetensors")
 
 
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "a" * 300 + ".safetensors", "folder/" + "a" * 300, "resnet18:" + "a" * 300 + ".safetensors"]
+)
+def test_a_name_too_long_for_a_file_is_a_backbone_that_there_is_not(name):
+    with pytest.raises(BackboneError, match="a" * 300):
+        load(resolve(name))
+
+
 def test_weights_that_went_away_later_are_told(tmp_path):
     source = WeightsSource("x", LITE0, "file", str(tmp_path / "gone.safetensors"))
     with pytest.raises(BackboneError, match="no longer at"):

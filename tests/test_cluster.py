@@ -137,6 +137,40 @@ def test_a_cluster_enrolls_and_answers_as_one_process_does(tmp_path, leaves, clu
     assert {note.read_text() for note in opened} == {"1"}  # and computes with one thread
 
 
+def test_photos_whose_names_are_no_text_are_embedded_and_refused_on_a_cluster_too(tmp_path, cluster):
+    sound, cut = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.png", b"cut-\xff.png"))
+    sound.write_bytes(write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 1).read_bytes())
+    cut.write_bytes(sound.read_bytes()[:900])
+    photos, embedder = [sound, cut, tmp_path / os.fsdecode(b"gone-\xfe.png")], colour_embedder()
+    alone = list(embedder.embed_photos(photos, n_photos=3))
+    spread = list(cluster(cluster_openers.colours).embed_photos(embedder, photos))
+    assert [each.file for each in spread] == [str(photo) for photo in photos]
+    assert spread[1:] == alone[1:]
+
+
+def test_each_copy_of_a_refused_photo_is_told_of_by_its_own_name(tmp_path, cluster, recwarn):
+    cut = write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 1).read_bytes()[:900]
+    photos = [NamedBytes(name, cut) for name in ("b-first.png", "c-copy.png", "folder/d-copy.png")]
+    outcomes = list(
+        cluster(cluster_openers.colours).embed_photos(colour_embedder(), photos, is_known=lambda _sha256: False)
+    )
+    assert outcomes == list(colour_embedder().embed_photos(photos, n_photos=3))
+    assert [each.message.split()[0] for each in outcomes] == ["b-first.png", "c-copy.png", "d-copy.png"]
+    assert not [each for each in recwarn if "concurrent tasks" in str(each.message)]  # of a single block
+
+
+def test_the_limit_of_megapixels_where_the_command_runs_holds_on_a_cluster_too(tmp_path, cluster, monkeypatch):
+    photo = write_leaf(tmp_path / "leaf.png", LEAF_COLOURS["rust"], 1, size=(120, 100))
+    spread, embedder = cluster(cluster_openers.colours), colour_embedder()
+    monkeypatch.setenv("FEWSHOT_MAX_MEGAPIXELS", "0.01")
+    (refused,) = spread.embed_photos(embedder, [photo])
+    assert [refused] == list(embedder.embed_photos([photo], n_photos=1))
+    assert refused.code == "too_large"
+    monkeypatch.setenv("FEWSHOT_MAX_MEGAPIXELS", "many")
+    with pytest.raises(UsageError, match="wanted a number of megapixels"):
+        spread.embed_photos(embedder, [photo])
+
+
 # ---- interrupted, and machines lost
 
 

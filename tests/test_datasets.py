@@ -1,6 +1,9 @@
 """Folders and labels as people have them: what is a class, what is a photo, and what is refused with a way out."""
 
+import errno
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -294,6 +297,41 @@ def test_a_folder_is_asked_with_everything_below_it_in_name_order(tmp_path):
     assert found == ["a/y.jpeg", "a/z.PNG", "b.jpg", "c/a.webp", "c/d/e.tif"]
 
 
+def test_photos_of_any_ending_are_asked_also_those_that_are_refused_with_a_word(tmp_path):
+    fill(tmp_path, "a.jpg", "b.jfif", "c.JPE", "d.JPG", "e.HEIC", "f.heif", "g.avif", "notes.txt")
+    assert names(query_photos([tmp_path])) == ["a.jpg", "b.jfif", "c.JPE", "d.JPG", "e.HEIC", "f.heif", "g.avif"]
+
+
+@pytest.fixture
+def barred(tmp_path, monkeypatch):
+    """A folder that its owner may not read; tests may run as root, whom nothing is barred to."""
+    folder = fill(tmp_path, "a.jpg", "barred/b.jpg") / "barred"
+    listed, scanned = os.listdir, os.scandir
+
+    def refusing(look):
+        def looked(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return look(path)
+
+        return looked
+
+    monkeypatch.setattr(os, "listdir", refusing(listed))
+    monkeypatch.setattr(os, "scandir", refusing(scanned))
+    return folder
+
+
+def test_a_named_folder_that_cannot_be_read_is_no_empty_one(barred):
+    with pytest.raises(MissingFolderError, match=r"barred cannot be read: Permission denied\."):
+        query_photos([barred])
+
+
+def test_a_folder_below_that_cannot_be_read_is_warned_of_and_the_rest_is_asked(barred):
+    warnings = []
+    assert names(query_photos([barred.parent], on_warning=warnings.append)) == ["a.jpg"]
+    assert warnings == [f"the folder {barred} cannot be read: Permission denied. What is in it is left out."]
+
+
 def test_named_files_come_in_the_order_in_which_they_are_named(tmp_path):
     fill(tmp_path, "b.jpg", "a.jpg", "folder/d.jpg", "folder/c.jpg")
     found = query_photos([tmp_path / "b.jpg", tmp_path / "folder", tmp_path / "a.jpg"])
@@ -342,6 +380,17 @@ def test_a_link_that_leads_in_a_circle_ends(tmp_path):
     fill(tmp_path, "a/b.jpg")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert "b.jpg" in names(query_photos([tmp_path]))
+
+
+def test_a_linked_folder_is_a_class_to_enroll_and_is_not_followed_where_all_below_is_asked(tmp_path):
+    fill(tmp_path, "elsewhere/b.jpg", "photos/rust/a.jpg")
+    (tmp_path / "photos" / "scab").symlink_to(tmp_path / "elsewhere")
+    assert {each.label: names(each.photos) for each in class_folders(tmp_path / "photos")} == {
+        "rust": ["a.jpg"],
+        "scab": ["b.jpg"],
+    }
+    assert names(query_photos([tmp_path / "photos"])) == ["a.jpg"]
+    assert names(query_photos([tmp_path / "photos" / "scab"])) == ["b.jpg"]
 
 
 def test_nothing_named_is_nothing_asked():

@@ -1,5 +1,6 @@
 """What a hostile photo cannot do: guarded processes decode it under limits, die of it alone, and are replaced."""
 
+import errno
 import io
 import os
 import signal
@@ -190,6 +191,50 @@ def test_a_process_that_cannot_start_says_why(monkeypatch, leaf):
         guard.cut_photo(leaf, "leaf.png", CUT)
     same(guard.cut_photo(leaf, "leaf.png", CUT), cut_photo(leaf, "leaf.png", CUT))
     guard.close()
+
+
+@pytest.mark.parametrize("lacking", ["tempfile.TemporaryFile", "_memory_file", "socket.socketpair"])
+def test_a_guard_without_a_file_descriptor_left_goes_on_when_there_are_some_again(monkeypatch, leaf, lacking):
+    def none_left(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    n_open = len(list(Path("/proc/self/fd").iterdir()))
+    guard = Guard(2, LIMITS)
+    monkeypatch.setattr(f"fewshot.decoding.guard.{lacking}", none_left)
+    for _ in range(3):
+        with pytest.raises(GuardError, match=r"no process .* can be started: Too many open files"):
+            guard.cut_photo(leaf, "leaf.png", CUT)
+    assert guard._free.qsize() == 2
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+    monkeypatch.undo()
+    same(guard.cut_photo(leaf, "leaf.png", CUT), cut_photo(leaf, "leaf.png", CUT))
+    guard.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+
+
+def test_a_guard_keeps_its_places_whatever_keeps_a_process_from_starting(monkeypatch, leaf):
+    guard = Guard(1, LIMITS)
+    monkeypatch.setattr("fewshot.decoding.guard._memory_file", lambda: [][0])
+    with pytest.raises(IndexError):
+        guard.cut_photo(leaf, "leaf.png", CUT)
+    assert guard._free.qsize() == 1
+    monkeypatch.undo()
+    guard.close()
+
+
+@pytest.mark.parametrize(("limit", "most"), [("AS", 4_000_000_000), ("FSIZE", 1_000_000), ("NOFILE", 48), ("CPU", 30)])
+def test_a_guard_under_a_stricter_limit_of_the_system_decodes_within_it(limit, most, tmp_path, leaf):
+    (tmp_path / "leaf.png").write_bytes(leaf)
+    script = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_{limit}, ({most}, {most}))\n"
+        "from pathlib import Path\nfrom fewshot.decoding.cutting import Cut\n"
+        "from fewshot.decoding.guard import Guard, GuardLimits\n"
+        "guard = Guard(1, GuardLimits(8_000_000_000, cpu_s=60.0))\n"
+        "print(guard.cut_photo(Path('leaf.png').read_bytes(), 'leaf.png', Cut(64, 0.875, 'bilinear')).width)\n"
+        "guard.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("320\n", "")
 
 
 def test_a_guarded_process_knows_nothing_of_its_surroundings(monkeypatch, leaf):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot import engines
-from fewshot.backbones import load_statistics, resolve, source_key
+from fewshot.backbones import Backbone, Preprocessing, load_statistics, resolve, source_key
 from fewshot.datasets import query_photos
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
-from fewshot.errors import CacheDamagedError, EngineError, FewshotError
+from fewshot.errors import CacheDamagedError, EngineError, FewshotError, UsageError
 from fewshot.extras import EXTRAS
 from fewshot.networks import load
+from fewshot.portable import export_onnx
 from fewshot.samples import CLASSES, render_leaf
 from fewshot.sealed import verify, write_sealed
 from fewshot.transforms import whitening
@@ -92,6 +94,56 @@ def test_bf16_and_f32_embeddings_of_real_photos_agree(real_data):
     cosines = (f32 * bf16).sum(axis=1)
     assert np.median(cosines) >= 0.999
     assert cosines.min() >= 0.99
+
+
+@pytest.fixture
+def mean_colour():
+    """A backbone that gives a photo's mean colour, and its network as ONNX."""
+    torch = pytest.importorskip("torch")
+    same = torch.nn.Conv2d(3, 3, 1, bias=False)
+    same.weight.data = torch.eye(3).view(3, 3, 1, 1)
+    network = torch.nn.Sequential(same, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    preprocessing = Preprocessing(32, 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    return Backbone("mean", "mean_colour", 3, "0" * 64, preprocessing), export_onnx(network, 32)
+
+
+def test_preparing_a_backbone_needs_no_room_for_temporary_files(mean_colour, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
+    engines.export_openvino(*mean_colour, tmp_path / "cache" / "model.ir", {})
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == ["model.ir"]
+    photo = np.full((1, 32, 32, 3), 51, np.uint8)
+    ran = engines.OpenVinoEngine(tmp_path / "cache" / "model.ir", "f32", bulk=False, keep=False).run(photo)
+    assert np.allclose(ran, 0.2)
+
+
+def test_a_network_that_openvino_cannot_save_is_a_file_that_cannot_be_written(mean_colour, tmp_path, monkeypatch):
+    import openvino
+
+    def refuse(_model, xml, **_options):
+        xml.write_text("<net")
+        raise RuntimeError("Exception from src/core/serialize.cpp:7:\nCan't write the bin file.\n")
+
+    monkeypatch.setattr(openvino, "save_model", refuse)
+    with pytest.raises(OSError, match=r"Can't write the bin file\."):
+        engines.export_openvino(*mean_colour, tmp_path / "model.ir", {})
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_vision_transformer_looks_at_five_views_in_every_engine(tmp_path):
+    """It takes one picture a call, wherever it puts its class token before the patches."""
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=64, depth=2).eval()
+    once = Preprocessing(64, 0.875, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    backbone = Backbone("vit", "vit_tiny_patch16_224", network.num_features, "0" * 64, once).in_views(5)
+    onnx = export_onnx(network, 64)
+    engines.export_openvino(backbone, onnx, tmp_path / "model.ir", {})
+    assert (tmp_path / "model.ir").stat().st_size < 1.5 * len(onnx)  # five copies share their weights
+    side = backbone.preprocessing.image_size_px
+    photos = np.random.default_rng(0).integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    theirs = engines.TorchEngine(backbone, network, "f32", device="cpu").run(photos)
+    ours = engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False, keep=False).run(photos)
+    assert np.allclose(ours, theirs, atol=1e-5)
 
 
 def test_native_precision_is_bf16_only_where_the_cpu_has_it(monkeypatch):
@@ -191,6 +243,40 @@ def test_an_engine_of_few_threads_is_not_bound_to_the_first_cores(own_cache, mon
     network = engines.OpenVinoEngine(prepared(), "f32", bulk=True)._compiled[1]
     assert network.get_property("INFERENCE_NUM_THREADS") == 1
     assert network.get_property("ENABLE_CPU_PINNING") is False
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1.5", "1025", "9999999999", "9" * 5000])
+def test_a_number_of_threads_that_no_machine_has_is_refused(given, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_THREADS", given)
+    with pytest.raises(UsageError, match=r"FEWSHOT_THREADS is .*; wanted a whole number from 1 to 1,024"):
+        engines.n_threads()
+    monkeypatch.setenv("FEWSHOT_THREADS", "1024")
+    assert engines.n_threads() == 1024
+
+
+def test_the_torch_engine_keeps_to_the_limit_of_threads(mean_colour, monkeypatch):
+    import torch
+
+    backbone, network = mean_colour[0], torch.nn.Identity()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engines.TorchEngine(backbone, network, "f32", device="cpu")
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("FEWSHOT_THREADS", "3")
+        engines.TorchEngine(backbone, network, "f32", device="cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_openvino_cannot_run_is_told_with_its_reason_and_not_a_place_in_its_source(monkeypatch, tmp_path):
+    def refuse(*_arguments):
+        raise RuntimeError("Exception from src/inference/src/cpp/core.cpp:109:\nCheck failed:\n no such precision \n\n")
+
+    monkeypatch.setattr(engines, "_compiled", refuse)
+    with pytest.raises(EngineError, match=r"at f32 on this CPU: no such precision$"):
+        engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False)
 
 
 def test_numpy_multiplies_with_one_thread_beside_an_engine():

@@ -274,6 +274,37 @@ def test_a_palette_colour_marked_transparent_becomes_white(fmt):
     assert result[5, 5].tolist() == [255, 255, 255]
 
 
+def png_with_a_transparent_colour(colour_type, bits, row, key):
+    """A PNG of 96 x 64 pixels, each row the same bytes, one of whose colours is marked transparent."""
+    header = struct.pack(">IIBBBBB", 96, 64, bits, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress((b"\x00" + row) * 64)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, body) for kind, body in chunks)
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "bits", "kept", "key", "seen"),
+    [
+        (2, 8, bytes([10, 160, 20]), bytes([0, 0, 0]), [10, 160, 20]),
+        (2, 16, bytes([10, 9, 160, 9, 20, 9]), bytes([1, 2, 3, 4, 5, 6]), [10, 160, 20]),
+        (0, 16, bytes([77, 9]), bytes([77, 8]), [77, 77, 77]),  # alike in what is kept of them
+        (0, 8, bytes([90]), bytes([91]), [90, 90, 90]),
+        (0, 4, bytes([0x55]), bytes([0x33]), [85, 85, 85]),
+        (0, 2, bytes([0x55]), bytes([0xAA]), [85, 85, 85]),
+        (0, 1, bytes([0x00]), bytes([0xFF]), [0, 0, 0]),
+    ],
+)
+def test_a_colour_of_a_png_marked_transparent_becomes_white(colour_type, bits, kept, key, seen):
+    half = 48 * bits * (3 if colour_type == 2 else 1) // 8
+    if bits < 8:
+        told = struct.pack(">H", key[0] >> (8 - bits))
+    else:
+        told = key if bits == 16 else b"".join(bytes([0, value]) for value in key)
+    row = kept * (half // len(kept)) + key * (half // len(key))
+    result = array(decoded(png_with_a_transparent_colour(colour_type, bits, row, told))[0])
+    assert result[5, 5].tolist() == seen
+    assert result[5, 80].tolist() == [255, 255, 255]
+
+
 @pytest.mark.parametrize("fmt", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_counts(fmt):
     frames = [Image.new("RGB", (96, 64), colour) for colour in ((200, 30, 30), (30, 200, 30), (30, 30, 200))]

@@ -158,6 +158,16 @@ def test_a_lowered_limit_refuses_what_went_in_before(monkeypatch):
         decoded(data)
 
 
+def test_a_refusal_names_the_variable_only_where_it_is_what_decides():
+    data = encoded(scene(96, 64), "PNG")
+    with pytest.raises(ImageTooLargeError, match=r"at most 0\.001 megapixels") as theirs:
+        images.decode(data, "photo", 256, most_pixels=1000)
+    assert theirs.value.hint == "Scale the photo down."
+    with pytest.raises(ImageTooLargeError) as ours:
+        images.decode(png_claiming(20_000, 20_000), "photo", 256, most_pixels=10**12)
+    assert "FEWSHOT_MAX_MEGAPIXELS" in ours.value.hint
+
+
 @pytest.mark.parametrize("value", ["many", "0", "-5", "nan", "inf", "1e9", "10,5", " "])
 def test_a_limit_that_is_no_positive_number_is_refused(value, monkeypatch):
     monkeypatch.setenv("FEWSHOT_MAX_MEGAPIXELS", value)

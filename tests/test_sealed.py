@@ -280,6 +280,16 @@ def test_after_a_day_nobody_writes_any_more_whatever_the_process_number_says(tmp
     assert clear_leftovers(path) == [left]
 
 
+def test_a_folder_that_a_dead_writer_left_is_taken_away_with_what_is_in_it(tmp_path):
+    path = tmp_path / "cache"
+    left = path.with_name(f".{path.name}.{dead_process()}.0a1b2c3d")
+    left.mkdir()
+    (left / "half").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert clear_leftovers(path) == [left]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_that_only_look_alike_are_left_alone(tmp_path):
     path = tmp_path / "cache"
     names = [

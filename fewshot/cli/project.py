@@ -100,6 +100,7 @@ def project(
     what one can see in them.
     """
     need("project", "`fewshot project`")
+    from fewshot.datasets import query_photos
     from fewshot.projection import projector
     from fewshot.projection.folder import OutputFolder
     from fewshot.projection.project import Plan, n_steps
@@ -108,6 +109,8 @@ def project(
     plan = Plan(
         tuple(name for name in NAMES if not methods or name in methods), max_photos, seed, n_neighbours, queries
     )
+    if queries is not None:
+        query_photos([queries], on_warning=warn)  # what is wrong with the folder is said before the work
     if serve:
         projector.check_port(port)
     with _sources(index, images, compare, embedder) as sources:

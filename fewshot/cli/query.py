@@ -59,7 +59,7 @@ def query(
     from fewshot.datasets import query_photos
     from fewshot.records import Question
 
-    files = query_photos([Path(photo) for photo in photos])
+    files = query_photos([Path(photo) for photo in photos], on_warning=warn)
     question = Question(top, nearest, within or None, coverage, together)
     n_answered = 0
     with (

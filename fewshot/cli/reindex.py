@@ -33,7 +33,7 @@ def reindex(
     """
     from fewshot.datasets import query_photos
 
-    originals = query_photos([Path(folder) for folder in folders]) if folders else []
+    originals = query_photos([Path(folder) for folder in folders], on_warning=warn) if folders else []
     with open_gallery(index, embedder, guarded=guarded) as gallery:
         before = gallery.about().fingerprint
         had_search_index = gallery.has_search_index

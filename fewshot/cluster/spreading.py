@@ -1,6 +1,7 @@
 """Photos -> outcomes in order, decoded and embedded by workers on a Ray cluster, each content once."""
 
 import logging
+import os
 import pickle
 import warnings
 import weakref
@@ -86,9 +87,12 @@ class Cluster:
 
         Raises:
             ClusterError: the cluster cannot embed; what it gave before is whole.
+            UsageError: `$FEWSHOT_MAX_MEGAPIXELS`, which holds for the workers too, is no positive number.
         """
         choice = EmbedderChoice(None, embedder.precision, self._engine)
-        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep, keep_metadata)
+        images.max_pixels()  # what is wrong with the variable is said here, not by each worker of each photo
+        megapixels = os.environ.get(images.MEGAPIXELS_VARIABLE) or None
+        order = Order(self._opener, choice, embedder.source, embedder.fingerprint, keep, keep_metadata, megapixels)
         outcomes = self._outcomes(order, list(photos), is_known)
         self._running.add(outcomes)
         return outcomes
@@ -115,7 +119,7 @@ class Cluster:
                     raise ClusterError(f"the cluster lost {_name(photo)}, and with it the photos after it.")
                 made[arrived[0]] = arrived[1]
             outcome = made[source] if source in wanted_again else made.pop(source)
-            yield outcome if source == i else replace(outcome, file=_name(photo))
+            yield outcome if source == i else _of_copy(outcome, _name(photo))
 
     def _made(self, order: Order, todo: Sequence[tuple[int, Photo]]) -> Iterator[tuple[int, Outcome]]:
         """The outcomes of photos with their positions, in order."""
@@ -171,7 +175,7 @@ class Cluster:
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0,
-                compute=data.TaskPoolStrategy(size=2),
+                compute=data.TaskPoolStrategy(size=min(2, len(blocks))),  # ray warns of more than there are
                 label_selector={"ray.io/node-id": self._ray.get_runtime_context().get_node_id()},
             )
             .map_batches(
@@ -212,6 +216,15 @@ def _sift(photos: Sequence[Photo], is_known: Callable[[str], bool]) -> tuple[dic
             else:
                 first[found] = i
     return settled, first_of
+
+
+def _of_copy(outcome: Outcome, file: str) -> Outcome:
+    """What became of a photo, told of another of the same bytes."""
+    if not isinstance(outcome, Refused):
+        return replace(outcome, file=file)
+    first, name = Path(outcome.file).name, Path(file).name
+    message = outcome.message
+    return Refused(file, outcome.code, name + message.removeprefix(first) if message.startswith(first) else message)
 
 
 def _name(photo: Photo) -> str:

@@ -22,7 +22,10 @@ Opener = Callable[[EmbedderChoice, WeightsSource], Embedder]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What every worker needs to know: whose embeddings are wanted, and how to come by its embedder."""
+    """What every worker needs to know: whose embeddings are wanted, and how to come by its embedder.
+
+    `megapixels` is $FEWSHOT_MAX_MEGAPIXELS where the command runs; None leaves a machine its own.
+    """
 
     open: Opener
     choice: EmbedderChoice
@@ -30,6 +33,7 @@ class Order:
     fingerprint: str
     keep: bool
     keep_metadata: bool
+    megapixels: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,13 @@ def open_as(choice: EmbedderChoice, source: WeightsSource) -> Embedder:
 
 
 def photo_table(photos: list[tuple[int, Path | NamedBytes]]) -> pa.Table:
-    """A block of photos to embed, with their positions in the command's list."""
+    """A block of photos to embed, with their positions in the command's list; names as bytes, which need be no text."""
     given = [photo.data if isinstance(photo, NamedBytes) else None for _, photo in photos]
+    names = [os.fsencode(photo.file if isinstance(photo, NamedBytes) else photo) for _, photo in photos]
     return pa.table(
         {
             "position": pa.array([position for position, _ in photos], pa.int64()),
-            "file": pa.array(
-                [photo.file if isinstance(photo, NamedBytes) else str(photo) for _, photo in photos], pa.large_string()
-            ),
+            "file": pa.array(names, pa.large_binary()),
             "data": pa.array(given, pa.large_binary()),
         }
     )
@@ -69,10 +72,11 @@ def read_photos(block: pa.Table) -> pa.Table:
     for row in block.to_pylist():
         problem = None
         if row["data"] is None:
+            file = os.fsdecode(row["file"])
             try:
-                row["data"] = images.read_bytes(Path(row["file"]))
+                row["data"] = images.read_bytes(Path(file))
             except ImageError as error:
-                problem = pickle.dumps(refused(error, row["file"]))
+                problem = pickle.dumps(refused(error, file))
         data.append(row["data"])
         problems.append(problem)
     read = block.set_column(block.column_names.index("data"), "data", pa.array(data, pa.large_binary()))
@@ -88,6 +92,8 @@ class Worker:
     def __init__(self, order: Order) -> None:
         # One worker a core: more threads would only take the cores from the workers beside it.
         os.environ[THREADS_VARIABLE] = "1"
+        if order.megapixels is not None:
+            os.environ[images.MEGAPIXELS_VARIABLE] = order.megapixels
         self._order = order
         self._embedder: Embedder | None = None
         self._failure: Failure | None = None
@@ -117,7 +123,7 @@ class Worker:
             if row["refused"] is not None:
                 made.append(pickle.loads(row["refused"]))  # noqa: S301  # pickled by `read_photos`
                 continue
-            photo = NamedBytes(row["file"], row["data"])
+            photo = NamedBytes(os.fsdecode(row["file"]), row["data"])
             kept = {"keep": self._order.keep, "keep_metadata": self._order.keep_metadata}
             made.append(self._embedder.prepare_or_refuse(photo, **kept))
         loaded = [photo for photo in made if isinstance(photo, LoadedPhoto)]

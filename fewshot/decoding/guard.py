@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -159,15 +160,17 @@ class Guard:
                     worker = None
                 raise
             finally:
-                self._free.put(worker if worker is not None else self._begun())
+                self._give_back(worker)
         raise AssertionError("the second attempt returns or raises")
 
-    def _begun(self) -> "_Worker | None":
-        """A process that is starting, for the next photo; None if that fails now, to be tried again then."""
+    def _give_back(self, worker: "_Worker | None") -> None:
+        """Put back a process, or one that is starting, for the next photo; None if that fails now, to be tried then."""
         try:
-            return _Worker(self.limits)
+            worker = worker or _Worker(self.limits)
         except GuardError:
-            return None
+            pass
+        finally:
+            self._free.put(worker)  # whatever happened: a place that is not put back is waited for for ever
 
 
 class _DiedError(Exception):
@@ -186,31 +189,31 @@ class _Worker:
     def __init__(self, limits: GuardLimits) -> None:
         self._limits = limits
         self.is_ready = False
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - what it says if it cannot start
-        self._area = _memory_file()
         self._n_area = 0
-        ours, theirs = socket.socketpair()
-        numbers = [theirs.fileno(), self._area, limits.memory_bytes, limits.cpu_s]
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - this program's own interpreter
-                [sys.executable, "-E", "-s", "-c", PROGRAM, json.dumps([sys.path, *numbers])],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=(theirs.fileno(), self._area),
-                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-                start_new_session=True,  # Ctrl-C is for the service, which finishes what it accepted
-            )
-        except OSError as error:
-            ours.close()
-            self._errors.close()
-            os.close(self._area)
-            raise GuardError(
-                f"no process to decode photos in can be started: {error.strerror or error}.",
-                hint="Let the service have more processes and memory, or give it fewer cores.",
-            ) from error
-        finally:
-            theirs.close()
+        with ExitStack() as opened:  # what is open when something fails is closed
+            try:
+                self._errors = opened.enter_context(tempfile.TemporaryFile())  # what it says if it cannot start
+                self._area = _memory_file()
+                opened.callback(os.close, self._area)
+                ours, theirs = socket.socketpair()
+                opened.callback(ours.close)
+                with theirs:
+                    numbers = [theirs.fileno(), self._area, limits.memory_bytes, limits.cpu_s]
+                    self._process = subprocess.Popen(  # noqa: S603 - this program's own interpreter
+                        [sys.executable, "-E", "-s", "-c", PROGRAM, json.dumps([sys.path, *numbers])],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=self._errors,
+                        pass_fds=(theirs.fileno(), self._area),
+                        env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+                        start_new_session=True,  # Ctrl-C is for the service, which finishes what it accepted
+                    )
+            except OSError as error:
+                raise GuardError(
+                    f"no process to decode photos in can be started: {error.strerror or error}.",
+                    hint="Let the service have more processes, open files and memory, or give it fewer cores.",
+                ) from error
+            opened.pop_all()
         self._talk = ours
         self._lines = ours.makefile("rb")
 

@@ -66,14 +66,26 @@ def _limit_memory(memory_bytes: int) -> None:
     status = Path("/proc/self/statm")
     if status.exists():  # elsewhere the system does not keep to this limit anyway
         now = int(status.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (OWN_FILE_BYTES, OWN_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OWN_FILES, OWN_FILES))
+        _limit(resource.RLIMIT_AS, now + memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, OWN_FILE_BYTES)
+    _limit(resource.RLIMIT_NOFILE, OWN_FILES)
+
+
+def _limit(what: int, most: int) -> None:
+    """Set both limits of the process to `most`; a stricter one that it was started under stays."""
+    most = _within_hard(what, most)
+    resource.setrlimit(what, (most, most))
 
 
 def _limit_time(cpu_s: float) -> None:
     """Move the limit of processor time to `cpu_s` from now; it counts the whole life of a process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime + cpu_s) + 1
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + cpu_s) + 1, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (_within_hard(resource.RLIMIT_CPU, most), hard))
+
+
+def _within_hard(what: int, most: int) -> int:
+    _, hard = resource.getrlimit(what)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from watchfiles import watch
 
-from fewshot.datasets import PHOTO_SUFFIXES, is_visible
+from fewshot.datasets import PHOTO_SUFFIXES, REFUSED_SUFFIXES, is_visible
 from fewshot.errors import MissingFolderError
 
-# Not read here, but not to be overlooked either: they are answered with what is wrong with them.
-REFUSED_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
 _SUFFIXES = tuple(sorted(PHOTO_SUFFIXES | REFUSED_SUFFIXES))
 # However well the system tells of changes, some get lost (a full queue, a folder moved in): everything is looked
 # through again so often.
