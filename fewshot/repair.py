@@ -17,7 +17,7 @@ from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Reader, Store
 from fewshot.store.log import damaged_log, fold_in
-from fewshot.store.salvage import Salvaged, SavedPhoto, fill, salvage
+from fewshot.store.salvage import Salvaged, SavedPhoto, fill, joined, salvage
 
 
 def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
@@ -85,16 +85,10 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
     folder = folder.absolute()
     log_problem = damaged_log(folder / FILE_NAME)
     with work_folder(folder.parent, folder.name) as work:
-        copy = work / "damaged.sqlite"
-        for suffix in ("", "-wal"):
-            if (folder / f"{FILE_NAME}{suffix}").exists():
-                shutil.copyfile(folder / f"{FILE_NAME}{suffix}", f"{copy}{suffix}")
-        if log_problem is not None:
-            fold_in(copy)
         with closing(Store(work / "model", create=True)):
             pass
         try:
-            found = salvage(copy, work / "model" / FILE_NAME)
+            found = _salvaged(folder, work, log_problem is not None)
         except IndexDamagedError as error:
             raise _hopeless(folder, error.message) from error
         if found.about is None:
@@ -115,6 +109,32 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
         whole.replace(folder / FILE_NAME)
         sync_folder(folder)
     return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
+
+
+def _salvaged(folder: Path, work: Path, is_log_damaged: bool) -> Salvaged:
+    """What the index file and its log hold; of a damaged log also what stands behind the damage."""
+
+    def copied(name: str, suffixes: Sequence[str]) -> Path:
+        for suffix in suffixes:
+            if (folder / f"{FILE_NAME}{suffix}").exists():
+                shutil.copyfile(folder / f"{FILE_NAME}{suffix}", work / f"{name}{suffix}")
+        return work / name
+
+    model = work / "model" / FILE_NAME
+    before = copied("damaged.sqlite", ("", "-wal"))  # SQLite reads a log up to where it does not fit
+    if not is_log_damaged:
+        return salvage(before, model)
+    behind = copied("behind.sqlite", ("", "-wal", "-shm"))
+    fold_in(behind)
+    readings, errors = [], []
+    for file in (before, behind):
+        try:
+            readings.append(salvage(file, model))
+        except IndexDamagedError as error:
+            errors.append(error)
+    if not readings:
+        raise errors[-1]
+    return joined(*readings) if len(readings) == 2 else readings[0]
 
 
 def _with_vectors(

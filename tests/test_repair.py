@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import damage
@@ -139,6 +140,67 @@ def test_changes_behind_damage_in_the_log_are_saved_too(sound, tmp_path):
     assert "frame 1 of" in damaged_log(folder / FILE_NAME)
     done = repair(folder)
     assert (done.n_photos, done.lost) == (12, ())
+
+
+@pytest.fixture
+def with_leftovers(sound, tmp_path):
+    """An index whose log ends in the frames of a change that never counted, over which a shorter one was written."""
+    folders = [tmp_path / name for name in ("killed", "index")]
+    for folder in folders:
+        shutil.copytree(sound.folder, folder)
+    killed, index = folders
+    with Gallery(killed, embedder=colour_embedder()) as gallery:
+        gallery.remove("rust")
+        gallery.remove("blight")
+        longer = (killed / f"{FILE_NAME}-wal").read_bytes()
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        gallery.rename("mildew", "powdery mildew")
+        whole = damage.content(gallery)
+        left = {name: (index / name).read_bytes() for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")}
+    shorter = left[f"{FILE_NAME}-wal"]
+    assert len(longer) > len(shorter)
+    left[f"{FILE_NAME}-wal"] = shorter + longer[len(shorter) :]
+    for name, content in left.items():
+        (index / name).write_bytes(content)
+    return index, whole
+
+
+def test_frames_that_never_counted_are_no_damage(with_leftovers):
+    index, whole = with_leftovers
+    assert damaged_log(index / FILE_NAME) is None
+    told = CliRunner().invoke(main, ["doctor", "--index", str(index), "--repair", "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["index"]["problems"]) == (0, [])
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        assert damage.content(gallery) == whole
+
+
+def test_damage_among_the_frames_that_count_is_seen_beside_leftovers(with_leftovers):
+    index, _ = with_leftovers
+    flip(index / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    assert "frame 1 of" in damaged_log(index / FILE_NAME)
+
+
+@pytest.mark.parametrize("gone", ["-shm", ""])
+def test_a_repair_lets_no_leftover_frame_replace_what_is_sound(with_leftovers, gone):
+    index, whole = with_leftovers
+    if gone:  # nothing tells how many frames count
+        (index / f"{FILE_NAME}{gone}").unlink()
+        assert "committed behind" in damaged_log(index / FILE_NAME)
+    done = repair(index)
+    assert (done.n_photos, done.lost) == (12, ())
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        there = damage.content(gallery)
+        assert {i: row["label"] for i, (row, _) in there.items()} == {i: row["label"] for i, (row, _) in whole.items()}
+        assert [webp for _, webp in there.values()] == [webp for _, webp in whole.values()]
+        assert gallery.problems() == []
+
+
+def test_a_log_that_is_being_written_is_looked_at_again(sound, tmp_path, monkeypatch):
+    shutil.copytree(sound.folder, tmp_path / "index")
+    log = tmp_path / "index" / f"{FILE_NAME}-wal"
+    flip(log, 32 + 24 + 700)  # as if half of a page had been written when it was read
+    monkeypatch.setattr(time, "sleep", lambda _: flip(log, 32 + 24 + 700))
+    assert damaged_log(log.with_name(FILE_NAME)) is None
 
 
 def test_a_cache_that_saw_more_than_the_index_holds_tells_that_the_log_was_cut(sound, tmp_path):
