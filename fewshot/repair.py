@@ -16,8 +16,10 @@ from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Reader, Store
+from fewshot.store.connection import newer_format
 from fewshot.store.log import damaged_log, fold_in
-from fewshot.store.salvage import Salvaged, SavedPhoto, fill, joined, salvage
+from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined, salvage
+from fewshot.store.schema import FORMAT_VERSION
 
 
 def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
@@ -80,6 +82,7 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
 
     Raises:
         IndexDamagedError: nothing can be saved; the index is left as it is.
+        NewerFormatError: a later version has made it, and holds there what this one does not know.
         IndexProblem: the new file cannot be written.
     """
     folder = folder.absolute()
@@ -122,6 +125,9 @@ def _salvaged(folder: Path, work: Path, is_log_damaged: bool) -> Salvaged:
 
     model = work / "model" / FILE_NAME
     before = copied("damaged.sqlite", ("", "-wal"))  # SQLite reads a log up to where it does not fit
+    version = format_of(before)
+    if version is not None and version > FORMAT_VERSION:
+        raise newer_format(folder.name, version)
     if not is_log_damaged:
         return salvage(before, model)
     behind = copied("behind.sqlite", ("", "-wal", "-shm"))

@@ -1,7 +1,9 @@
 """Damage to any file of an index: noticed, named, made anew or repaired; and old formats open for ever."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -112,6 +114,27 @@ def test_repair_of_a_sound_index_changes_nothing(broken):
     before = (broken / FILE_NAME).read_bytes()
     told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken)])
     assert told.exit_code == 0
+    assert (broken / FILE_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("is_log_damaged", [False, True])
+def test_an_index_of_a_later_version_is_not_rewritten(broken, is_log_damaged):
+    with contextlib.closing(sqlite3.connect(broken / FILE_NAME)) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
+    if is_log_damaged:
+        (broken / f"{FILE_NAME}-wal").write_bytes(b"noise")
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, "newer_format")
+    assert (broken / FILE_NAME).read_bytes() == before
+    assert list(broken.glob("*.damaged-*")) == []
+
+
+def test_a_wrong_setting_is_no_damage(broken, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_SUPPORTS_IN_MEMORY", "1e6")
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
     assert (broken / FILE_NAME).read_bytes() == before
 
 

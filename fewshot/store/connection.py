@@ -168,10 +168,7 @@ class Store(Transactions):
         if owner != APPLICATION_ID:
             raise NotAnIndexError(f"{self.path} is an SQLite file of another program, not an index.")
         if version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
-                hint="Update fewshot: `pip install -U fewshot`.",
-            )
+            raise newer_format(self.name, version)
         self._write_ahead(connection)
         if version < FORMAT_VERSION:
             with self._connect(write=True) as migrated, migrated.begin():
@@ -238,6 +235,14 @@ class Store(Transactions):
             f"index {self.name!r} is damaged: {text}.",
             hint=f"`fewshot doctor --index {self.folder}` says what is sound; restore {FILE_NAME} from a copy.",
         )
+
+
+def newer_format(name: str, version: int) -> NewerFormatError:
+    """The error for an index that a later version has made."""
+    return NewerFormatError(
+        f"index {name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
+        hint="Update fewshot: `pip install -U fewshot`.",
+    )
 
 
 def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:

@@ -172,6 +172,13 @@ def _completed(photo: SavedPhoto, other: SavedPhoto | None, same: bool) -> Saved
     return replace(photo, vector=vector, webp=photo.webp if photo.webp is not None else other.webp)
 
 
+def format_of(file: Path) -> int | None:
+    """The format version that a copy of an index file names; None where SQLite cannot open it."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(*_UNREADABLE):
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    return None
+
+
 def _opens(file: Path) -> bool:
     with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(*_UNREADABLE):
         connection.execute("SELECT count(*) FROM sqlite_master, about").fetchone()
