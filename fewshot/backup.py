@@ -27,6 +27,7 @@ from fewshot.errors import (
 )
 from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
 from fewshot.store import FILE_NAME, Store, Transactions, copy_index
+from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
 
 SUFFIX = ".backup"
@@ -209,7 +210,7 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
     backup = read_backup(backup.path)
     folder = folder.absolute()
     try:
-        with work_folder(folder.parent, folder.name) as work:
+        with work_folder(*place_of_work(folder)) as work:
             _unpack(backup, work)
             if not (folder / FILE_NAME).exists():
                 return _restored_anew(backup, work, folder, None)
@@ -222,7 +223,8 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
                 with closing(Store(folder)) as store:
                     return _restored_over(backup, work, store)
             except (IndexDamagedError, NotAnIndexError):
-                return _restored_anew(backup, work, folder, moved_aside(folder))
+                with moved_aside(folder) as kept:
+                    return _restored_anew(backup, work, folder, kept)
     except OSError as error:
         raise _unwritable(error, folder) from error
 
@@ -250,8 +252,7 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     with closing(Store(work)) as store, store.write() as writer:
         writer.note("restore", None, **_detail(backup))
     make_folder(folder)
-    entries = {path.name for path in folder.iterdir()}
-    if entries and kept is None:
+    if entries_of(folder) and kept is None:
         raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
     shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
     whole_file(work).replace(folder / FILE_NAME)
@@ -275,18 +276,28 @@ def whole_file(folder: Path) -> Path:
     return folder / FILE_NAME
 
 
-def moved_aside(folder: Path) -> Path:
-    """A damaged file, with its log, kept under another name; the caller puts another in its place.
+@contextmanager
+def moved_aside(folder: Path) -> Iterator[Path]:
+    """A damaged file, with its log, kept under another name; the block puts another in its place.
 
-    The file itself goes on standing under its own name too until then, so that a kill in between leaves an index.
+    The file itself goes on standing under its own name too until then, so that a kill in between leaves an index. If
+    the block fails before that, all is as it was.
     """
     kept = folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     os.link(folder / FILE_NAME, kept)
-    for suffix in ("-wal", "-shm"):
-        path = folder / f"{FILE_NAME}{suffix}"
-        if path.exists():
-            path.replace(f"{kept}{suffix}")
-    return kept
+    beside = [(folder / f"{FILE_NAME}{suffix}", Path(f"{kept}{suffix}")) for suffix in ("-wal", "-shm")]
+    try:
+        for path, aside in beside:
+            if path.exists():
+                path.replace(aside)
+        yield kept
+    except BaseException:
+        if kept.samefile(folder / FILE_NAME):  # behind another file its log must never stand
+            for path, aside in beside:
+                if aside.exists():
+                    aside.replace(path)
+            kept.unlink()
+        raise
 
 
 def _was_at(reader: Reader, backup: Backup) -> bool:
@@ -362,6 +373,11 @@ def _is_at_or_before(backup: Backup, at: str) -> bool:
         ) from error
     wanted = wanted if wanted.tzinfo else wanted.replace(tzinfo=UTC)
     return backup.event_at is None or datetime.fromisoformat(backup.event_at) <= wanted
+
+
+def place_of_work(folder: Path) -> tuple[Path, str]:
+    """Where `work_folder` makes what shall be moved into an index's folder, which may be a disk of its own."""
+    return (folder if folder.is_dir() else folder.parent), folder.name
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What is wrong with an index; and a damaged one -> what of it is proved sound, in its place."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -8,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.backbones import WeightsSource, on_this_machine
-from fewshot.backup import moved_aside, whole_file, work_folder
+from fewshot.backup import moved_aside, place_of_work, whole_file, work_folder
 from fewshot.embedder import EmbedderChoice, Outcome, open_embedder, same_embeddings
 from fewshot.enrolling import learn_class
-from fewshot.errors import CacheDamagedError, FewshotError, IndexDamagedError, MixedEmbeddingsError
+from fewshot.errors import (
+    CacheDamagedError,
+    DiskFullError,
+    FewshotError,
+    IndexDamagedError,
+    IndexUnwritableError,
+    MixedEmbeddingsError,
+)
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex
@@ -86,8 +94,23 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
         IndexProblem: the new file cannot be written.
     """
     folder = folder.absolute()
+    try:
+        return _repaired(folder, on_notice)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(
+                f"the disk that holds {folder} is full; the index is as it was.",
+                hint="Free some space, and repair again.",
+            ) from error
+        raise IndexUnwritableError(
+            f"the index at {folder} cannot be repaired: {error.strerror or error}.",
+            hint="Check the permissions of its folder.",
+        ) from error
+
+
+def _repaired(folder: Path, on_notice: Callable[[str], None] | None) -> Repaired:
     log_problem = damaged_log(folder / FILE_NAME)
-    with work_folder(folder.parent, folder.name) as work:
+    with work_folder(*place_of_work(folder)) as work:
         with closing(Store(work / "model", create=True)):
             pass
         try:
@@ -108,8 +131,8 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
         _check(made, folder)
         whole = whole_file(made)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        damaged = moved_aside(folder)
-        whole.replace(folder / FILE_NAME)
+        with moved_aside(folder) as damaged:
+            whole.replace(folder / FILE_NAME)
         sync_folder(folder)
     return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
 

@@ -213,6 +213,19 @@ def test_a_folder_with_other_things_gets_no_index(filled, tmp_path):
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
 
 
+def test_a_disk_of_its_own_gets_an_index(filled, tmp_path, embedder, mounted):
+    made = filled.backup(tmp_path / "one.backup")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    (folder / ".disk.copying.7.abc").mkdir()  # of a restore that was killed
+    mounted(folder)
+    restore(made, folder)
+    with reopened(folder, embedder) as again:
+        assert content(again) == content(filled)
+    (folder / FILE_NAME).write_bytes(b"noise" * 2000)
+    assert restore(made, folder, replace=True).kept is not None
+
+
 def test_an_empty_index_can_be_backed_up_and_restored(gallery, tmp_path, embedder):
     made = gallery.backup(tmp_path / "one.backup")
     assert (made.event_id, made.event_at) == (0, None)

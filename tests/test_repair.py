@@ -1,7 +1,9 @@
 """Damage to any file of an index: noticed, named, made anew or repaired; and old formats open for ever."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -224,6 +226,36 @@ def test_a_log_that_is_being_written_is_looked_at_again(sound, tmp_path, monkeyp
     flip(log, 32 + 24 + 700)  # as if half of a page had been written when it was read
     monkeypatch.setattr(time, "sleep", lambda _: flip(log, 32 + 24 + 700))
     assert damaged_log(log.with_name(FILE_NAME)) is None
+
+
+def test_an_index_on_a_disk_of_its_own_is_repaired(sound, tmp_path, mounted):
+    folder = tmp_path / "index"
+    shutil.copytree(sound.folder, folder)
+    flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    mounted(folder)
+    assert repair(folder).n_photos == 12
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "index_unwritable")])
+def test_a_repair_that_fails_puts_the_log_back(sound, tmp_path, monkeypatch, number, code):
+    folder, replace = tmp_path / "index", os.replace
+    shutil.copytree(sound.folder, folder)
+    flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    before = {path.name: path.read_bytes() for path in folder.glob("index.*")}
+
+    def fails(source, target, **words):
+        if Path(target) == folder / FILE_NAME:
+            raise OSError(number, os.strerror(number))
+        replace(source, target, **words)
+
+    monkeypatch.setattr(os, "replace", fails)
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, code)
+    assert {path.name: path.read_bytes() for path in folder.glob("index.*")} == before
+    monkeypatch.undo()
+    faults.patch()
+    assert repair(folder).n_photos == 12
 
 
 def test_a_cache_that_saw_more_than_the_index_holds_tells_that_the_log_was_cut(sound, tmp_path):

@@ -127,6 +127,20 @@ def test_an_empty_folder_takes_the_copy(source, tmp_path):
     assert not (tmp_path / ".empty.copying").exists()
 
 
+def test_a_disk_of_its_own_takes_the_copy(source, tmp_path, mounted):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted(folder)
+    with pytest.raises(Stopped):
+        copy_index(source, folder, on_row=stop_after(60))
+    with pytest.raises(IndexMissingError):
+        open_store(folder)
+    assert copy_index(source, folder).n_before
+    assert [path.name for path in folder.iterdir()] == ["index.sqlite"]
+    with closing(open_store(folder)) as copy:
+        assert content(copy) == content(source)
+
+
 def test_damage_is_not_carried_on(source, target):
     with source.read() as reader:
         zeros = np.zeros(reader.about().dim, "<f4").tobytes()
