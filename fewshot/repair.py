@@ -30,6 +30,11 @@ from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined,
 from fewshot.store.schema import FORMAT_VERSION
 
 
+# How a problem begins that is not of the index file itself.
+CACHE = "cache: "  # made anew at the next use
+MISSING = "missing: "  # a cache has seen changes that are not here any more
+
+
 def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
     """What is wrong with an index's own file and with its caches, in sentences; reads all of it."""
     found = reader.problems()
@@ -38,16 +43,17 @@ def found_problems(reader: Reader, search_files: Iterable[Path], calibration_fil
             _, facts = VectorIndex.open(path, {})
             if reader.token(int(facts["generation"])) != facts["token"]:
                 found.append(
-                    f"cache: {path.name} was made at change {facts['generation']}, which the index does not hold: an "
-                    "older file was put in its place, or its log was cut off."
+                    f"{MISSING}{path.name} was made at change {facts['generation']}, which the index, at change "
+                    f"{reader.about().generation}, does not hold: an older file was put in its place, or its log was "
+                    "cut off."
                 )
         except CacheDamagedError as error:
-            found.append(f"cache: {error.message} It will be rebuilt at the next use.")
+            found.append(f"{CACHE}{error.message} It will be rebuilt at the next use.")
     try:
         if calibration_file.exists():
             verify(calibration_file)
     except CacheDamagedError as error:
-        found.append(f"cache: {error.message} It will be made anew at the next use.")
+        found.append(f"{CACHE}{error.message} It will be made anew at the next use.")
     try:
         if reader.about().fingerprint is None and reader.n_supports():
             found.append("photos are enrolled, but the index does not say by which backbone")

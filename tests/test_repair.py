@@ -263,7 +263,13 @@ def test_a_cache_that_saw_more_than_the_index_holds_tells_that_the_log_was_cut(s
     shutil.copytree(sound.folder, folder)
     (folder / f"{FILE_NAME}-wal").unlink()
     with Gallery(folder, embedder=colour_embedder()) as gallery:
-        assert any("does not hold" in each and each.startswith("cache:") for each in gallery.problems())
+        assert any("does not hold" in each and each.startswith("missing:") for each in gallery.problems())
+    for words in ([], ["--json"]):
+        told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), *words])
+        assert told.exit_code == 1
+        assert "nothing is lost" not in told.stdout
+    assert json.loads(told.stdout)["repaired"] is None
+    assert (folder / "cache" / "supports.faiss").exists(), "which is what tells of it"
 
 
 # ---- formats

@@ -100,7 +100,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
-    from fewshot.repair import repair
+    from fewshot.repair import CACHE, MISSING, repair
 
     folder = index_place(index)
     if isinstance(folder, str):
@@ -108,7 +108,20 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
             "from `fewshot backup`."
         )
-    if all(problem.startswith("cache: ") for problem in problems):
+    if all(problem.startswith((CACHE, MISSING)) for problem in problems) and any(
+        problem.startswith(MISSING) for problem in problems
+    ):
+        if as_json:
+            json_line({"index": str(folder), "problems": problems, "repaired": None})
+        else:
+            for problem in problems:
+                echo(f"{click.style('problem:', fg='red')} {problem}")
+            echo(
+                f"{folder}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
+                "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
+            )
+        click.get_current_context().exit(1)
+    if all(problem.startswith(CACHE) for problem in problems):
         shutil.rmtree(folder / "cache")
         if as_json:
             json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
