@@ -19,6 +19,7 @@ from fewshot.errors import (
     DiskFullError,
     IndexDamagedError,
     IndexExistsError,
+    IndexMissingError,
     IndexProblem,
     IndexUnwritableError,
     NotAnIndexError,
@@ -323,7 +324,7 @@ def _unpack(backup: Backup, work: Path) -> None:
         os.fsync(file.fileno())
     try:
         _checked_facts(work, backup.index)
-    except IndexProblem as error:  # a sound file of an index that is not: never made here
+    except (IndexDamagedError, IndexMissingError, NotAnIndexError) as error:  # a sound file of what is no sound index
         raise BackupDamagedError(f"{backup.path}: {error.message}") from error
 
 

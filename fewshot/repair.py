@@ -29,7 +29,6 @@ from fewshot.store.log import damaged_log, fold_in
 from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined, salvage
 from fewshot.store.schema import FORMAT_VERSION
 
-
 # How a problem begins that is not of the index file itself.
 CACHE = "cache: "  # made anew at the next use
 MISSING = "missing: "  # a cache has seen changes that are not here any more

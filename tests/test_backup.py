@@ -1,24 +1,31 @@
 """Backups: taken while the index changes, verified, and restored as one change or as a new index."""
 
+import sqlite3
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
+import fewshot.backup
 from fewshot.backup import KEPT_FOLDER, back_up, backups_in, chosen_backup, read_backup, restore
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.errors import (
     BackupDamagedError,
     BackupError,
     BackupMissingError,
+    DiskFullError,
     IndexDamagedError,
     IndexExistsError,
+    IndexLockedError,
+    NewerFormatError,
     NotAnIndexError,
     OtherIndexError,
     UsageError,
 )
 from fewshot.gallery import Gallery
+from fewshot.sealed import write_sealed
 from fewshot.store import FILE_NAME
 
 
@@ -224,6 +231,31 @@ def test_a_disk_of_its_own_gets_an_index(filled, tmp_path, embedder, mounted):
         assert content(again) == content(filled)
     (folder / FILE_NAME).write_bytes(b"noise" * 2000)
     assert restore(made, folder, replace=True).kept is not None
+
+
+@pytest.mark.parametrize("error", [NewerFormatError, DiskFullError, IndexLockedError])
+def test_what_keeps_a_sound_backup_from_being_read_is_not_called_its_damage(filled, tmp_path, monkeypatch, error):
+    made = filled.backup(tmp_path / "one.backup")
+
+    def fails(*_):
+        raise error("as it is")
+
+    monkeypatch.setattr(fewshot.backup, "_checked_facts", fails)
+    with pytest.raises(error, match="as it is"):
+        restore(made, tmp_path / "again")
+
+
+def test_a_backup_of_a_newer_format_is_told_as_one(filled, tmp_path):
+    with closing(sqlite3.connect(filled.folder / FILE_NAME)) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "later.sqlite"),))
+    with closing(sqlite3.connect(tmp_path / "later.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    facts = filled.backup(tmp_path / "one.backup")
+    named = {name: getattr(facts, name) for name in facts.__dataclass_fields__ if name != "path"}
+    later = tmp_path / "later.backup"
+    write_sealed(later, (tmp_path / "later.sqlite").replace, {"kind": "backup", **named}, durable=True)
+    with pytest.raises(NewerFormatError, match="99"):
+        restore(read_backup(later), tmp_path / "again")
 
 
 def test_an_empty_index_can_be_backed_up_and_restored(gallery, tmp_path, embedder):
