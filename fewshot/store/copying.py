@@ -125,12 +125,13 @@ class _FolderArrival:
             if folder.exists() and (not folder.is_dir() or entries_of(folder)):
                 raise NotAnIndexError(f"{folder} is not empty.", hint="Name a new or an empty folder for the copy.")
             self._beside.mkdir(parents=True, exist_ok=True)
+            self._state_file = self._beside / STATE_FILE
+            # Before the store, which would take the files for somebody else's things.
+            self._noted = _noted(self._state_file)
+            for path in (self._state_file, self._unnamed()):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
-        self._state_file = self._beside / STATE_FILE
-        # Before the store, which would take the file for somebody else's thing.
-        self._noted = json.loads(self._state_file.read_text()) if self._state_file.exists() else None
-        self._state_file.unlink(missing_ok=True)
         self.store: Transactions = Store(self._beside, create=True)
 
     def begin(self, _source: str, state: dict[str, Any]) -> None:
@@ -138,7 +139,15 @@ class _FolderArrival:
         if self._noted != state:
             with self.store.write() as writer:
                 _clear(writer)
-        self._state_file.write_text(json.dumps(state))
+        try:
+            self._unnamed().write_text(json.dumps(state))
+            self._unnamed().replace(self._state_file)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+    def _unnamed(self) -> Path:
+        """The state while it is written: a kill leaves no half of it under its name."""
+        return self._beside / f"{STATE_FILE}.new"
 
     def finish(self, reader: Reader) -> None:
         """Give it the source's own facts."""
@@ -164,6 +173,14 @@ class _FolderArrival:
             shutil.rmtree(self._beside, ignore_errors=True)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
+
+
+def _noted(file: Path) -> Any:
+    """The state of which a copy was begun; None where there is none, or what a crash has left of it."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 # ---- rows
