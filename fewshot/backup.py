@@ -32,6 +32,7 @@ from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
 
 SUFFIX = ".backup"
+_LOGS = ("-wal", "-shm")  # what SQLite keeps beside an index file
 KEPT_FOLDER = "before-restore"  # in an index's folder: what it held before each restore
 
 
@@ -96,7 +97,7 @@ def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | Non
         folder = target.parent if is_file else target
         make_folder(folder)
         if is_file and target.exists():
-            _read(target)  # nothing but a backup is ever written over
+            _check_replaceable(target)
         with work_folder(folder, store.name) as work:
             _copy(store, work, on_part)
             facts = {"kind": "backup", "index": store.name, "made_at": made_at.isoformat(timespec="seconds")}
@@ -107,6 +108,17 @@ def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | Non
         return read_backup(path)
     except OSError as error:
         raise _unwritable(error, target) from error
+
+
+def _check_replaceable(target: Path) -> None:
+    """Nothing but a backup is ever written over, and what is damaged may be something else."""
+    try:
+        _read(target)
+    except BackupDamagedError as error:
+        raise BackupDamagedError(
+            f"{target} is not written over, since it is no sound backup: {error.message}",
+            hint="Move it away, or name another file.",
+        ) from error
 
 
 def _copy(store: Transactions, work: Path, on_part: Callable[[], None] | None) -> None:
@@ -149,7 +161,7 @@ def backups_in(folder: Path) -> tuple[list[Backup], list[BackupDamagedError]]:
     Their facts are read, not all of their bytes.
     """
     found, damaged = [], []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(filter(Path.is_file, folder.glob(f"*{SUFFIX}"))):
         try:
             found.append(_read(path))
         except BackupDamagedError as error:
@@ -223,7 +235,7 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
             try:
                 with closing(Store(folder)) as store:
                     return _restored_over(backup, work, store)
-            except (IndexDamagedError, NotAnIndexError):
+            except (IndexDamagedError, IndexMissingError, NotAnIndexError):  # missing: it was cut to nothing
                 with moved_aside(folder) as kept:
                     return _restored_anew(backup, work, folder, kept)
     except OSError as error:
@@ -253,13 +265,31 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     with closing(Store(work)) as store, store.write() as writer:
         writer.note("restore", None, **_detail(backup))
     make_folder(folder)
-    if entries_of(folder) and kept is None:
-        raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
+    if kept is None:
+        if not all(_is_left_of_an_index(folder / name) for name in entries_of(folder)):
+            raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
+        aside = _aside(folder)
+        for suffix in _LOGS:  # never behind another file
+            if (folder / f"{FILE_NAME}{suffix}").exists():
+                (folder / f"{FILE_NAME}{suffix}").replace(f"{aside}{suffix}")
     shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
     whole_file(work).replace(folder / FILE_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
     return Restored(backup, folder, kept, ())
+
+
+def _is_left_of_an_index(path: Path) -> bool:
+    """Whether it is what stands beside an index file, which itself is gone."""
+    if path.name == "cache":
+        return any((path / name).is_file() for name in ("prototypes.faiss", "supports.faiss", "calibration"))
+    ours = {KEPT_FOLDER, "tokens.json", *(f"{FILE_NAME}{suffix}" for suffix in _LOGS)}
+    return path.name in ours or path.name.startswith(f"{FILE_NAME}.damaged-")
+
+
+def _aside(folder: Path) -> Path:
+    """A new name for a damaged index file."""
+    return folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 def whole_file(folder: Path) -> Path:
@@ -284,9 +314,9 @@ def moved_aside(folder: Path) -> Iterator[Path]:
     The file itself goes on standing under its own name too until then, so that a kill in between leaves an index. If
     the block fails before that, all is as it was.
     """
-    kept = folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    kept = _aside(folder)
     os.link(folder / FILE_NAME, kept)
-    beside = [(folder / f"{FILE_NAME}{suffix}", Path(f"{kept}{suffix}")) for suffix in ("-wal", "-shm")]
+    beside = [(folder / f"{FILE_NAME}{suffix}", Path(f"{kept}{suffix}")) for suffix in _LOGS]
     try:
         for path, aside in beside:
             if path.exists():

@@ -258,6 +258,55 @@ def test_a_backup_of_a_newer_format_is_told_as_one(filled, tmp_path):
         restore(read_backup(later), tmp_path / "again")
 
 
+def test_an_index_that_is_cut_to_nothing_or_gone_is_restored(filled, tmp_path, embedder):
+    made, then = filled.backup(tmp_path / "one.backup"), content(filled)
+    list(filled.query(sorted((tmp_path / "photos").rglob("*.png"))[:1]))
+    restore(made, filled.folder, replace=True)
+    later = (filled.folder / f"{FILE_NAME}-wal").read_bytes()
+    filled.close()
+    (filled.folder / FILE_NAME).write_bytes(b"")
+    done = restore(made, filled.folder, replace=True)
+    assert done.kept.read_bytes() == b""
+    with reopened(filled.folder, embedder) as again:
+        assert content(again) == then
+    (filled.folder / FILE_NAME).unlink()
+    (filled.folder / f"{FILE_NAME}-wal").write_bytes(later)  # never read as the log of another file
+    (filled.folder / "cache").mkdir(exist_ok=True)
+    (filled.folder / "cache" / "supports.faiss").write_bytes(b"of what is gone")
+    (filled.folder / "tokens.json").write_text("{}")
+    restore(made, filled.folder)
+    with reopened(filled.folder, embedder) as again:
+        assert content(again) == then
+        assert again.problems() == []
+    assert [path.read_bytes() for path in filled.folder.glob("*.damaged-*-wal")] == [later]
+    assert (filled.folder / KEPT_FOLDER).is_dir()
+    assert (filled.folder / "tokens.json").read_text() == "{}"
+
+
+def test_a_folder_whose_cache_is_of_something_else_gets_no_index(filled, tmp_path):
+    made = filled.backup(tmp_path / "one.backup")
+    (tmp_path / "home" / "cache").mkdir(parents=True)
+    (tmp_path / "home" / "cache" / "page.html").write_text("kept")
+    with pytest.raises(NotAnIndexError, match="other things"):
+        restore(made, tmp_path / "home")
+    assert (tmp_path / "home" / "cache" / "page.html").exists()
+
+
+def test_a_folder_named_like_a_backup_is_passed_over(filled, tmp_path):
+    made = filled.backup(tmp_path / "kept")
+    (tmp_path / "kept" / "old.backup").mkdir()
+    assert backups_in(tmp_path / "kept") == ([made], [])
+    assert chosen_backup(tmp_path / "kept") == made
+
+
+def test_a_damaged_backup_of_the_same_name_is_to_be_moved_away(filled, tmp_path):
+    made = filled.backup(tmp_path / "one.backup")
+    made.path.write_bytes(made.path.read_bytes()[:-9])
+    with pytest.raises(BackupDamagedError, match="not written over") as caught:
+        filled.backup(made.path)
+    assert "Move it away" in caught.value.hint
+
+
 def test_an_empty_index_can_be_backed_up_and_restored(gallery, tmp_path, embedder):
     made = gallery.backup(tmp_path / "one.backup")
     assert (made.event_id, made.event_at) == (0, None)
