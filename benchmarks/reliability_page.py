@@ -49,8 +49,9 @@ other column stands in the table and in one or two indexes; what most of them sa
 each other evenly the photo is left out and named. A photo whose embedding is damaged is embedded anew from its kept
 picture. Prototypes and caches are made anew. Of a damaged log the pages behind the damage are taken too, which SQLite
 would drop without a word; therefore let `fewshot doctor` look before anything else opens an index after a crash of
-the disk. The damaged file stays beside the new one. Photos that cannot be saved are listed one by one, with the
-reason.
+the disk. They add photos and never replace or take away what is sound before the damage: they may be left over from a
+change that was killed and never counted. The damaged file stays beside the new one. Photos that cannot be saved are
+listed one by one, with the reason.
 
 An index made before these second copies were kept has fewer: damage to a photo's name, size or date is not noticed in
 it. A log that was cut off at the end of a change looks whole; what tells is a cache that has seen the later change.

@@ -19,6 +19,7 @@ from fewshot.errors import (
     DiskFullError,
     IndexDamagedError,
     IndexExistsError,
+    IndexMissingError,
     IndexProblem,
     IndexUnwritableError,
     NotAnIndexError,
@@ -27,9 +28,11 @@ from fewshot.errors import (
 )
 from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
 from fewshot.store import FILE_NAME, Store, Transactions, copy_index
+from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
 
 SUFFIX = ".backup"
+_LOGS = ("-wal", "-shm")  # what SQLite keeps beside an index file
 KEPT_FOLDER = "before-restore"  # in an index's folder: what it held before each restore
 
 
@@ -94,7 +97,7 @@ def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | Non
         folder = target.parent if is_file else target
         make_folder(folder)
         if is_file and target.exists():
-            _read(target)  # nothing but a backup is ever written over
+            _check_replaceable(target)
         with work_folder(folder, store.name) as work:
             _copy(store, work, on_part)
             facts = {"kind": "backup", "index": store.name, "made_at": made_at.isoformat(timespec="seconds")}
@@ -105,6 +108,17 @@ def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | Non
         return read_backup(path)
     except OSError as error:
         raise _unwritable(error, target) from error
+
+
+def _check_replaceable(target: Path) -> None:
+    """Nothing but a backup is ever written over, and what is damaged may be something else."""
+    try:
+        _read(target)
+    except BackupDamagedError as error:
+        raise BackupDamagedError(
+            f"{target} is not written over, since it is no sound backup: {error.message}",
+            hint="Move it away, or name another file.",
+        ) from error
 
 
 def _copy(store: Transactions, work: Path, on_part: Callable[[], None] | None) -> None:
@@ -147,7 +161,7 @@ def backups_in(folder: Path) -> tuple[list[Backup], list[BackupDamagedError]]:
     Their facts are read, not all of their bytes.
     """
     found, damaged = [], []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(filter(Path.is_file, folder.glob(f"*{SUFFIX}"))):
         try:
             found.append(_read(path))
         except BackupDamagedError as error:
@@ -209,7 +223,7 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
     backup = read_backup(backup.path)
     folder = folder.absolute()
     try:
-        with work_folder(folder.parent, folder.name) as work:
+        with work_folder(*place_of_work(folder)) as work:
             _unpack(backup, work)
             if not (folder / FILE_NAME).exists():
                 return _restored_anew(backup, work, folder, None)
@@ -221,8 +235,9 @@ def restore(backup: Backup, folder: Path, *, replace: bool = False) -> Restored:
             try:
                 with closing(Store(folder)) as store:
                     return _restored_over(backup, work, store)
-            except (IndexDamagedError, NotAnIndexError):
-                return _restored_anew(backup, work, folder, moved_aside(folder))
+            except (IndexDamagedError, IndexMissingError, NotAnIndexError):  # missing: it was cut to nothing
+                with moved_aside(folder) as kept:
+                    return _restored_anew(backup, work, folder, kept)
     except OSError as error:
         raise _unwritable(error, folder) from error
 
@@ -250,14 +265,31 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     with closing(Store(work)) as store, store.write() as writer:
         writer.note("restore", None, **_detail(backup))
     make_folder(folder)
-    entries = {path.name for path in folder.iterdir()}
-    if entries and kept is None:
-        raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
+    if kept is None:
+        if not all(_is_left_of_an_index(folder / name) for name in entries_of(folder)):
+            raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
+        aside = _aside(folder)
+        for suffix in _LOGS:  # never behind another file
+            if (folder / f"{FILE_NAME}{suffix}").exists():
+                (folder / f"{FILE_NAME}{suffix}").replace(f"{aside}{suffix}")
     shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
     whole_file(work).replace(folder / FILE_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
     return Restored(backup, folder, kept, ())
+
+
+def _is_left_of_an_index(path: Path) -> bool:
+    """Whether it is what stands beside an index file, which itself is gone."""
+    if path.name == "cache":
+        return any((path / name).is_file() for name in ("prototypes.faiss", "supports.faiss", "calibration"))
+    ours = {KEPT_FOLDER, "tokens.json", *(f"{FILE_NAME}{suffix}" for suffix in _LOGS)}
+    return path.name in ours or path.name.startswith(f"{FILE_NAME}.damaged-")
+
+
+def _aside(folder: Path) -> Path:
+    """A new name for a damaged index file."""
+    return folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 def whole_file(folder: Path) -> Path:
@@ -275,18 +307,28 @@ def whole_file(folder: Path) -> Path:
     return folder / FILE_NAME
 
 
-def moved_aside(folder: Path) -> Path:
-    """A damaged file, with its log, kept under another name; the caller puts another in its place.
+@contextmanager
+def moved_aside(folder: Path) -> Iterator[Path]:
+    """A damaged file, with its log, kept under another name; the block puts another in its place.
 
-    The file itself goes on standing under its own name too until then, so that a kill in between leaves an index.
+    The file itself goes on standing under its own name too until then, so that a kill in between leaves an index. If
+    the block fails before that, all is as it was.
     """
-    kept = folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    kept = _aside(folder)
     os.link(folder / FILE_NAME, kept)
-    for suffix in ("-wal", "-shm"):
-        path = folder / f"{FILE_NAME}{suffix}"
-        if path.exists():
-            path.replace(f"{kept}{suffix}")
-    return kept
+    beside = [(folder / f"{FILE_NAME}{suffix}", Path(f"{kept}{suffix}")) for suffix in _LOGS]
+    try:
+        for path, aside in beside:
+            if path.exists():
+                path.replace(aside)
+        yield kept
+    except BaseException:
+        if kept.samefile(folder / FILE_NAME):  # behind another file its log must never stand
+            for path, aside in beside:
+                if aside.exists():
+                    aside.replace(path)
+            kept.unlink()
+        raise
 
 
 def _was_at(reader: Reader, backup: Backup) -> bool:
@@ -312,7 +354,7 @@ def _unpack(backup: Backup, work: Path) -> None:
         os.fsync(file.fileno())
     try:
         _checked_facts(work, backup.index)
-    except IndexProblem as error:  # a sound file of an index that is not: never made here
+    except (IndexDamagedError, IndexMissingError, NotAnIndexError) as error:  # a sound file of what is no sound index
         raise BackupDamagedError(f"{backup.path}: {error.message}") from error
 
 
@@ -362,6 +404,11 @@ def _is_at_or_before(backup: Backup, at: str) -> bool:
         ) from error
     wanted = wanted if wanted.tzinfo else wanted.replace(tzinfo=UTC)
     return backup.event_at is None or datetime.fromisoformat(backup.event_at) <= wanted
+
+
+def place_of_work(folder: Path) -> tuple[Path, str]:
+    """Where `work_folder` makes what shall be moved into an index's folder, which may be a disk of its own."""
+    return (folder if folder.is_dir() else folder.parent), folder.name
 
 
 @contextmanager

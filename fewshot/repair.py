@@ -1,5 +1,6 @@
 """What is wrong with an index; and a damaged one -> what of it is proved sound, in its place."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -8,16 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.backbones import WeightsSource, on_this_machine
-from fewshot.backup import moved_aside, whole_file, work_folder
+from fewshot.backup import moved_aside, place_of_work, whole_file, work_folder
 from fewshot.embedder import EmbedderChoice, Outcome, open_embedder, same_embeddings
 from fewshot.enrolling import learn_class
-from fewshot.errors import CacheDamagedError, FewshotError, IndexDamagedError, MixedEmbeddingsError
+from fewshot.errors import (
+    CacheDamagedError,
+    DiskFullError,
+    FewshotError,
+    IndexDamagedError,
+    IndexUnwritableError,
+    MixedEmbeddingsError,
+)
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Reader, Store
+from fewshot.store.connection import newer_format
 from fewshot.store.log import damaged_log, fold_in
-from fewshot.store.salvage import Salvaged, SavedPhoto, fill, salvage
+from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined, salvage
+from fewshot.store.schema import FORMAT_VERSION
+
+# How a problem begins that is not of the index file itself.
+CACHE = "cache: "  # made anew at the next use
+MISSING = "missing: "  # a cache has seen changes that are not here any more
 
 
 def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
@@ -28,16 +42,17 @@ def found_problems(reader: Reader, search_files: Iterable[Path], calibration_fil
             _, facts = VectorIndex.open(path, {})
             if reader.token(int(facts["generation"])) != facts["token"]:
                 found.append(
-                    f"cache: {path.name} was made at change {facts['generation']}, which the index does not hold: an "
-                    "older file was put in its place, or its log was cut off."
+                    f"{MISSING}{path.name} was made at change {facts['generation']}, which the index, at change "
+                    f"{reader.about().generation}, does not hold: an older file was put in its place, or its log was "
+                    "cut off."
                 )
         except CacheDamagedError as error:
-            found.append(f"cache: {error.message} It will be rebuilt at the next use.")
+            found.append(f"{CACHE}{error.message} It will be rebuilt at the next use.")
     try:
         if calibration_file.exists():
             verify(calibration_file)
     except CacheDamagedError as error:
-        found.append(f"cache: {error.message} It will be made anew at the next use.")
+        found.append(f"{CACHE}{error.message} It will be made anew at the next use.")
     try:
         if reader.about().fingerprint is None and reader.n_supports():
             found.append("photos are enrolled, but the index does not say by which backbone")
@@ -80,21 +95,31 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
 
     Raises:
         IndexDamagedError: nothing can be saved; the index is left as it is.
+        NewerFormatError: a later version has made it, and holds there what this one does not know.
         IndexProblem: the new file cannot be written.
     """
     folder = folder.absolute()
+    try:
+        return _repaired(folder, on_notice)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(
+                f"the disk that holds {folder} is full; the index is as it was.",
+                hint="Free some space, and repair again.",
+            ) from error
+        raise IndexUnwritableError(
+            f"the index at {folder} cannot be repaired: {error.strerror or error}.",
+            hint="Check the permissions of its folder.",
+        ) from error
+
+
+def _repaired(folder: Path, on_notice: Callable[[str], None] | None) -> Repaired:
     log_problem = damaged_log(folder / FILE_NAME)
-    with work_folder(folder.parent, folder.name) as work:
-        copy = work / "damaged.sqlite"
-        for suffix in ("", "-wal"):
-            if (folder / f"{FILE_NAME}{suffix}").exists():
-                shutil.copyfile(folder / f"{FILE_NAME}{suffix}", f"{copy}{suffix}")
-        if log_problem is not None:
-            fold_in(copy)
+    with work_folder(*place_of_work(folder)) as work:
         with closing(Store(work / "model", create=True)):
             pass
         try:
-            found = salvage(copy, work / "model" / FILE_NAME)
+            found = _salvaged(folder, work, log_problem is not None)
         except IndexDamagedError as error:
             raise _hopeless(folder, error.message) from error
         if found.about is None:
@@ -111,10 +136,39 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
         _check(made, folder)
         whole = whole_file(made)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        damaged = moved_aside(folder)
-        whole.replace(folder / FILE_NAME)
+        with moved_aside(folder) as damaged:
+            whole.replace(folder / FILE_NAME)
         sync_folder(folder)
     return Repaired(len(photos), tuple(sorted(found.lost)), tuple(found.doubts), damaged)
+
+
+def _salvaged(folder: Path, work: Path, is_log_damaged: bool) -> Salvaged:
+    """What the index file and its log hold; of a damaged log also what stands behind the damage."""
+
+    def copied(name: str, suffixes: Sequence[str]) -> Path:
+        for suffix in suffixes:
+            if (folder / f"{FILE_NAME}{suffix}").exists():
+                shutil.copyfile(folder / f"{FILE_NAME}{suffix}", work / f"{name}{suffix}")
+        return work / name
+
+    model = work / "model" / FILE_NAME
+    before = copied("damaged.sqlite", ("", "-wal"))  # SQLite reads a log up to where it does not fit
+    version = format_of(before)
+    if version is not None and version > FORMAT_VERSION:
+        raise newer_format(folder.name, version)
+    if not is_log_damaged:
+        return salvage(before, model)
+    behind = copied("behind.sqlite", ("", "-wal", "-shm"))
+    fold_in(behind)
+    readings, errors = [], []
+    for file in (before, behind):
+        try:
+            readings.append(salvage(file, model))
+        except IndexDamagedError as error:
+            errors.append(error)
+    if not readings:
+        raise errors[-1]
+    return joined(*readings) if len(readings) == 2 else readings[0]
 
 
 def _with_vectors(

@@ -1,10 +1,12 @@
 """What all tests share: a home of their own, pictures that need no download, an embedder that needs no weights."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,3 +228,28 @@ def real_data() -> Path:
             f"no real photographs: set FEWSHOT_DATA to a folder with novel/support in it (looked at {REAL_DATA})"
         )
     return REAL_DATA
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a folder behave as a disk of its own: nothing is moved into it or out of it, and it stays."""
+    replace, rmdir = os.replace, os.rmdir
+
+    def mount(disk: Path) -> None:
+        def within(path: Any) -> bool:
+            return disk in Path(path).absolute().parents
+
+        def moved(source: Any, target: Any, **words: Any) -> None:
+            if within(source) != within(target):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            replace(source, target, **words)
+
+        def removed(path: Any, **words: Any) -> None:
+            if words.get("dir_fd") is None and Path(path).absolute() == disk:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            rmdir(path, **words)
+
+        monkeypatch.setattr(os, "replace", moved)
+        monkeypatch.setattr(os, "rmdir", removed)
+
+    return mount

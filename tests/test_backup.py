@@ -1,24 +1,31 @@
 """Backups: taken while the index changes, verified, and restored as one change or as a new index."""
 
+import sqlite3
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
 
+import fewshot.backup
 from fewshot.backup import KEPT_FOLDER, back_up, backups_in, chosen_backup, read_backup, restore
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.errors import (
     BackupDamagedError,
     BackupError,
     BackupMissingError,
+    DiskFullError,
     IndexDamagedError,
     IndexExistsError,
+    IndexLockedError,
+    NewerFormatError,
     NotAnIndexError,
     OtherIndexError,
     UsageError,
 )
 from fewshot.gallery import Gallery
+from fewshot.sealed import write_sealed
 from fewshot.store import FILE_NAME
 
 
@@ -211,6 +218,93 @@ def test_a_folder_with_other_things_gets_no_index(filled, tmp_path):
     with pytest.raises(NotAnIndexError, match="other things"):
         restore(made, tmp_path / "home")
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+
+
+def test_a_disk_of_its_own_gets_an_index(filled, tmp_path, embedder, mounted):
+    made = filled.backup(tmp_path / "one.backup")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    (folder / ".disk.copying.7.abc").mkdir()  # of a restore that was killed
+    mounted(folder)
+    restore(made, folder)
+    with reopened(folder, embedder) as again:
+        assert content(again) == content(filled)
+    (folder / FILE_NAME).write_bytes(b"noise" * 2000)
+    assert restore(made, folder, replace=True).kept is not None
+
+
+@pytest.mark.parametrize("error", [NewerFormatError, DiskFullError, IndexLockedError])
+def test_what_keeps_a_sound_backup_from_being_read_is_not_called_its_damage(filled, tmp_path, monkeypatch, error):
+    made = filled.backup(tmp_path / "one.backup")
+
+    def fails(*_):
+        raise error("as it is")
+
+    monkeypatch.setattr(fewshot.backup, "_checked_facts", fails)
+    with pytest.raises(error, match="as it is"):
+        restore(made, tmp_path / "again")
+
+
+def test_a_backup_of_a_newer_format_is_told_as_one(filled, tmp_path):
+    with closing(sqlite3.connect(filled.folder / FILE_NAME)) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "later.sqlite"),))
+    with closing(sqlite3.connect(tmp_path / "later.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    facts = filled.backup(tmp_path / "one.backup")
+    named = {name: getattr(facts, name) for name in facts.__dataclass_fields__ if name != "path"}
+    later = tmp_path / "later.backup"
+    write_sealed(later, (tmp_path / "later.sqlite").replace, {"kind": "backup", **named}, durable=True)
+    with pytest.raises(NewerFormatError, match="99"):
+        restore(read_backup(later), tmp_path / "again")
+
+
+def test_an_index_that_is_cut_to_nothing_or_gone_is_restored(filled, tmp_path, embedder):
+    made, then = filled.backup(tmp_path / "one.backup"), content(filled)
+    list(filled.query(sorted((tmp_path / "photos").rglob("*.png"))[:1]))
+    restore(made, filled.folder, replace=True)
+    later = (filled.folder / f"{FILE_NAME}-wal").read_bytes()
+    filled.close()
+    (filled.folder / FILE_NAME).write_bytes(b"")
+    done = restore(made, filled.folder, replace=True)
+    assert done.kept.read_bytes() == b""
+    with reopened(filled.folder, embedder) as again:
+        assert content(again) == then
+    (filled.folder / FILE_NAME).unlink()
+    (filled.folder / f"{FILE_NAME}-wal").write_bytes(later)  # never read as the log of another file
+    (filled.folder / "cache").mkdir(exist_ok=True)
+    (filled.folder / "cache" / "supports.faiss").write_bytes(b"of what is gone")
+    (filled.folder / "tokens.json").write_text("{}")
+    restore(made, filled.folder)
+    with reopened(filled.folder, embedder) as again:
+        assert content(again) == then
+        assert again.problems() == []
+    assert [path.read_bytes() for path in filled.folder.glob("*.damaged-*-wal")] == [later]
+    assert (filled.folder / KEPT_FOLDER).is_dir()
+    assert (filled.folder / "tokens.json").read_text() == "{}"
+
+
+def test_a_folder_whose_cache_is_of_something_else_gets_no_index(filled, tmp_path):
+    made = filled.backup(tmp_path / "one.backup")
+    (tmp_path / "home" / "cache").mkdir(parents=True)
+    (tmp_path / "home" / "cache" / "page.html").write_text("kept")
+    with pytest.raises(NotAnIndexError, match="other things"):
+        restore(made, tmp_path / "home")
+    assert (tmp_path / "home" / "cache" / "page.html").exists()
+
+
+def test_a_folder_named_like_a_backup_is_passed_over(filled, tmp_path):
+    made = filled.backup(tmp_path / "kept")
+    (tmp_path / "kept" / "old.backup").mkdir()
+    assert backups_in(tmp_path / "kept") == ([made], [])
+    assert chosen_backup(tmp_path / "kept") == made
+
+
+def test_a_damaged_backup_of_the_same_name_is_to_be_moved_away(filled, tmp_path):
+    made = filled.backup(tmp_path / "one.backup")
+    made.path.write_bytes(made.path.read_bytes()[:-9])
+    with pytest.raises(BackupDamagedError, match="not written over") as caught:
+        filled.backup(made.path)
+    assert "Move it away" in caught.value.hint
 
 
 def test_an_empty_index_can_be_backed_up_and_restored(gallery, tmp_path, embedder):

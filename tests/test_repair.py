@@ -1,7 +1,12 @@
 """Damage to any file of an index: noticed, named, made anew or repaired; and old formats open for ever."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
+import sqlite3
+import time
 from pathlib import Path
 
 import damage
@@ -114,6 +119,27 @@ def test_repair_of_a_sound_index_changes_nothing(broken):
     assert (broken / FILE_NAME).read_bytes() == before
 
 
+@pytest.mark.parametrize("is_log_damaged", [False, True])
+def test_an_index_of_a_later_version_is_not_rewritten(broken, is_log_damaged):
+    with contextlib.closing(sqlite3.connect(broken / FILE_NAME)) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
+    if is_log_damaged:
+        (broken / f"{FILE_NAME}-wal").write_bytes(b"noise")
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, "newer_format")
+    assert (broken / FILE_NAME).read_bytes() == before
+    assert list(broken.glob("*.damaged-*")) == []
+
+
+def test_a_wrong_setting_is_no_damage(broken, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_SUPPORTS_IN_MEMORY", "1e6")
+    before = (broken / FILE_NAME).read_bytes()
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
+    assert (broken / FILE_NAME).read_bytes() == before
+
+
 def test_damaged_caches_are_taken_away_and_nothing_else(broken):
     flip(broken / "cache" / "supports.faiss", 100)
     before = (broken / FILE_NAME).read_bytes()
@@ -141,12 +167,109 @@ def test_changes_behind_damage_in_the_log_are_saved_too(sound, tmp_path):
     assert (done.n_photos, done.lost) == (12, ())
 
 
+@pytest.fixture
+def with_leftovers(sound, tmp_path):
+    """An index whose log ends in the frames of a change that never counted, over which a shorter one was written."""
+    folders = [tmp_path / name for name in ("killed", "index")]
+    for folder in folders:
+        shutil.copytree(sound.folder, folder)
+    killed, index = folders
+    with Gallery(killed, embedder=colour_embedder()) as gallery:
+        gallery.remove("rust")
+        gallery.remove("blight")
+        longer = (killed / f"{FILE_NAME}-wal").read_bytes()
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        gallery.rename("mildew", "powdery mildew")
+        whole = damage.content(gallery)
+        left = {name: (index / name).read_bytes() for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")}
+    shorter = left[f"{FILE_NAME}-wal"]
+    assert len(longer) > len(shorter)
+    left[f"{FILE_NAME}-wal"] = shorter + longer[len(shorter) :]
+    for name, content in left.items():
+        (index / name).write_bytes(content)
+    return index, whole
+
+
+def test_frames_that_never_counted_are_no_damage(with_leftovers):
+    index, whole = with_leftovers
+    assert damaged_log(index / FILE_NAME) is None
+    told = CliRunner().invoke(main, ["doctor", "--index", str(index), "--repair", "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["index"]["problems"]) == (0, [])
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        assert damage.content(gallery) == whole
+
+
+def test_damage_among_the_frames_that_count_is_seen_beside_leftovers(with_leftovers):
+    index, _ = with_leftovers
+    flip(index / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    assert "frame 1 of" in damaged_log(index / FILE_NAME)
+
+
+@pytest.mark.parametrize("gone", ["-shm", ""])
+def test_a_repair_lets_no_leftover_frame_replace_what_is_sound(with_leftovers, gone):
+    index, whole = with_leftovers
+    if gone:  # nothing tells how many frames count
+        (index / f"{FILE_NAME}{gone}").unlink()
+        assert "committed behind" in damaged_log(index / FILE_NAME)
+    done = repair(index)
+    assert (done.n_photos, done.lost) == (12, ())
+    with Gallery(index, embedder=colour_embedder()) as gallery:
+        there = damage.content(gallery)
+        assert {i: row["label"] for i, (row, _) in there.items()} == {i: row["label"] for i, (row, _) in whole.items()}
+        assert [webp for _, webp in there.values()] == [webp for _, webp in whole.values()]
+        assert gallery.problems() == []
+
+
+def test_a_log_that_is_being_written_is_looked_at_again(sound, tmp_path, monkeypatch):
+    shutil.copytree(sound.folder, tmp_path / "index")
+    log = tmp_path / "index" / f"{FILE_NAME}-wal"
+    flip(log, 32 + 24 + 700)  # as if half of a page had been written when it was read
+    monkeypatch.setattr(time, "sleep", lambda _: flip(log, 32 + 24 + 700))
+    assert damaged_log(log.with_name(FILE_NAME)) is None
+
+
+def test_an_index_on_a_disk_of_its_own_is_repaired(sound, tmp_path, mounted):
+    folder = tmp_path / "index"
+    shutil.copytree(sound.folder, folder)
+    flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    mounted(folder)
+    assert repair(folder).n_photos == 12
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "index_unwritable")])
+def test_a_repair_that_fails_puts_the_log_back(sound, tmp_path, monkeypatch, number, code):
+    folder, replace = tmp_path / "index", os.replace
+    shutil.copytree(sound.folder, folder)
+    flip(folder / f"{FILE_NAME}-wal", 32 + 24 + 700)
+    before = {path.name: path.read_bytes() for path in folder.glob("index.*")}
+
+    def fails(source, target, **words):
+        if Path(target) == folder / FILE_NAME:
+            raise OSError(number, os.strerror(number))
+        replace(source, target, **words)
+
+    monkeypatch.setattr(os, "replace", fails)
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, code)
+    assert {path.name: path.read_bytes() for path in folder.glob("index.*")} == before
+    monkeypatch.undo()
+    faults.patch()
+    assert repair(folder).n_photos == 12
+
+
 def test_a_cache_that_saw_more_than_the_index_holds_tells_that_the_log_was_cut(sound, tmp_path):
     folder = tmp_path / "index"
     shutil.copytree(sound.folder, folder)
     (folder / f"{FILE_NAME}-wal").unlink()
     with Gallery(folder, embedder=colour_embedder()) as gallery:
-        assert any("does not hold" in each and each.startswith("cache:") for each in gallery.problems())
+        assert any("does not hold" in each and each.startswith("missing:") for each in gallery.problems())
+    for words in ([], ["--json"]):
+        told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), *words])
+        assert told.exit_code == 1
+        assert "nothing is lost" not in told.stdout
+    assert json.loads(told.stdout)["repaired"] is None
+    assert (folder / "cache" / "supports.faiss").exists(), "which is what tells of it"
 
 
 # ---- formats

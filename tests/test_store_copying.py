@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,45 @@ def test_an_empty_folder_takes_the_copy(source, tmp_path):
     with closing(open_store(tmp_path / "empty")) as copy:
         assert content(copy) == content(source)
     assert not (tmp_path / ".empty.copying").exists()
+
+
+def test_a_disk_of_its_own_takes_the_copy(source, tmp_path, mounted):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted(folder)
+    with pytest.raises(Stopped):
+        copy_index(source, folder, on_row=stop_after(60))
+    with pytest.raises(IndexMissingError):
+        open_store(folder)
+    assert copy_index(source, folder).n_before
+    assert [path.name for path in folder.iterdir()] == ["index.sqlite"]
+    with closing(open_store(folder)) as copy:
+        assert content(copy) == content(source)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"created_at": "20', b"\xff\x00"])
+def test_half_a_state_is_none(source, tmp_path, left):
+    folder = tmp_path / "new"
+    with pytest.raises(Stopped):
+        copy_index(source, folder, on_row=stop_after(60))
+    (tmp_path / ".new.copying" / copying.STATE_FILE).write_bytes(left)
+    assert copy_index(source, folder).n_before == 0
+    with closing(open_store(folder)) as copy:
+        assert content(copy) == content(source)
+
+
+def test_a_kill_while_the_state_is_written_leaves_none(source, tmp_path, monkeypatch):
+    def killed(path, text):
+        path.write_bytes(text[:7].encode())
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed)
+        with pytest.raises(Stopped):
+            copy_index(source, tmp_path / "new")
+    assert not (tmp_path / ".new.copying" / copying.STATE_FILE).exists()
+    copy_index(source, tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["index.sqlite"]
 
 
 def test_damage_is_not_carried_on(source, target):

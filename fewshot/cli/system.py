@@ -53,7 +53,8 @@ def backbones(pattern: str | None, index: str, as_json: bool) -> None:
 def doctor(repair: bool, index: str, as_json: bool) -> None:
     """Show what runs here (engine, CPU, GPU, weights) and check the index, reading all of it.
 
-    Exits with 1 if the index is damaged. An index that does not exist yet is no fault.
+    Exits with 1 if the index is damaged; what is no damage (a newer format, a lock) is an error as of any command. An
+    index that does not exist yet is no fault.
 
     --repair keeps what checksums and second copies prove sound, embeds photos anew whose embedding is damaged, makes
     prototypes and caches anew, and lists what is lost, photo by photo. The damaged file stays beside the new one. Stop
@@ -106,7 +107,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
-    from fewshot.repair import repair
+    from fewshot.repair import CACHE, MISSING, repair
 
     folder = index_place(index)
     if isinstance(folder, str):
@@ -114,7 +115,20 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
             "from `fewshot backup`."
         )
-    if all(problem.startswith("cache: ") for problem in problems):
+    if all(problem.startswith((CACHE, MISSING)) for problem in problems) and any(
+        problem.startswith(MISSING) for problem in problems
+    ):
+        if as_json:
+            json_line({"index": str(folder), "problems": problems, "repaired": None})
+        else:
+            for problem in problems:
+                echo(f"{click.style('problem:', fg='red')} {problem}")
+            echo(
+                f"{folder}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
+                "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
+            )
+        click.get_current_context().exit(1)
+    if all(problem.startswith(CACHE) for problem in problems):
         shutil.rmtree(folder / "cache")
         if as_json:
             json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
@@ -172,12 +186,12 @@ def _machine() -> dict[str, Any]:
 
 
 def index_facts(index: str) -> dict[str, Any] | None:
-    """What an index says of itself and what is wrong with it, also when it cannot be opened.
+    """What an index says of itself and what is wrong with it, also when it is too damaged to be opened.
 
-    None where a database holds none yet.
+    None where a database holds none yet. What is no damage (a newer format, a lock, a wrong setting) is raised.
     """
     from fewshot.backbones import WeightsSource
-    from fewshot.errors import FewshotError, IndexMissingError
+    from fewshot.errors import IndexDamagedError, IndexMissingError, NotAnIndexError
     from fewshot.store import FILE_NAME, shown_place
     from fewshot.store.log import damaged_log
 
@@ -203,7 +217,7 @@ def index_facts(index: str) -> dict[str, Any] | None:
         if isinstance(place, str):
             return None
         facts["problems"] = [error.said]
-    except FewshotError as error:  # an index that cannot even be opened is what a doctor is asked about
+    except (IndexDamagedError, NotAnIndexError) as error:  # not to be opened: what a doctor is asked about
         facts["problems"] = [error.said]
     return facts
 

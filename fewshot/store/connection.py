@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from fewshot.store.transactions import BUSY_TIMEOUT_S, WRITES, Transactions
 from fewshot.store.writing import Writer
 
 FILE_NAME = "index.sqlite"
+_WORK = re.compile(r"\..*\.copying(\..*)?", re.DOTALL)  # folders of copies under way, or left by killed ones
 
 
 class Store(Transactions):
@@ -132,7 +134,7 @@ class Store(Transactions):
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise NotAnIndexError(f"{self.folder} is a file, not an index.", hint="Name a folder.")
-            entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+            entries = entries_of(self.folder) if self.folder.is_dir() else set()
             if entries and FILE_NAME not in entries:
                 raise NotAnIndexError(
                     f"{self.folder} is a folder with other things in it, not an index.",
@@ -148,7 +150,7 @@ class Store(Transactions):
     def _missing(self) -> FewshotError:
         if self.folder.is_file():
             return NotAnIndexError(f"{self.folder} is a file, not an index.", hint="An index is a folder.")
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and entries_of(self.folder):
             return NotAnIndexError(
                 f"{self.folder} is a folder without an {FILE_NAME}: not an index.", hint="Check --index."
             )
@@ -172,10 +174,7 @@ class Store(Transactions):
         if owner != APPLICATION_ID:
             raise NotAnIndexError(f"{self.path} is an SQLite file of another program, not an index.")
         if version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
-                hint="Update fewshot: `pip install -U fewshot`.",
-            )
+            raise newer_format(self.name, version)
         self._write_ahead(connection)
         if version < FORMAT_VERSION:
             with self._connect(write=True) as migrated, migrated.begin():
@@ -242,6 +241,19 @@ class Store(Transactions):
             f"index {self.name!r} is damaged: {text}.",
             hint=f"`fewshot doctor --index {self.folder}` says what is sound; restore {FILE_NAME} from a copy.",
         )
+
+
+def entries_of(folder: Path) -> set[str]:
+    """The names of what is in a folder, but for copies that are being made there."""
+    return {path.name for path in folder.iterdir() if not _WORK.fullmatch(path.name)}
+
+
+def newer_format(name: str, version: int) -> NewerFormatError:
+    """The error for an index that a later version has made."""
+    return NewerFormatError(
+        f"index {name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
+        hint="Update fewshot: `pip install -U fewshot`.",
+    )
 
 
 def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:

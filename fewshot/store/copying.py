@@ -1,6 +1,7 @@
 """An index copied whole from a folder or a database to another: resumable, and compared by checksums when done."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import sqlalchemy as sa
 import xxhash
 
 from fewshot.errors import CopyError, IndexDamagedError, IndexUnwritableError, NotAnIndexError
+from fewshot.sealed import sync_folder
 from fewshot.store.addresses import is_server
-from fewshot.store.connection import FILE_NAME, Store
+from fewshot.store.connection import FILE_NAME, Store, entries_of
 from fewshot.store.reading import Reader, checksum
 from fewshot.store.schema import about, copying, metadata
 from fewshot.store.server import ServerStore
@@ -112,23 +114,24 @@ class _ServerArrival:
 
 
 class _FolderArrival:
-    """A folder beside the target's, which gets its name when it is whole."""
+    """A folder on the target's disk: beside it, and given its name when whole; or in it, where there is one already."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._beside = folder.parent / f".{folder.name}.copying"
+        self._beside = (folder if folder.is_dir() else folder.parent) / f".{folder.name}.copying"
         try:
             if (folder / FILE_NAME).exists():
                 raise _taken(folder)
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or entries_of(folder)):
                 raise NotAnIndexError(f"{folder} is not empty.", hint="Name a new or an empty folder for the copy.")
             self._beside.mkdir(parents=True, exist_ok=True)
+            self._state_file = self._beside / STATE_FILE
+            # Before the store, which would take the files for somebody else's things.
+            self._noted = _noted(self._state_file)
+            for path in (self._state_file, self._unnamed()):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
-        self._state_file = self._beside / STATE_FILE
-        # Before the store, which would take the file for somebody else's thing.
-        self._noted = json.loads(self._state_file.read_text()) if self._state_file.exists() else None
-        self._state_file.unlink(missing_ok=True)
         self.store: Transactions = Store(self._beside, create=True)
 
     def begin(self, _source: str, state: dict[str, Any]) -> None:
@@ -136,7 +139,15 @@ class _FolderArrival:
         if self._noted != state:
             with self.store.write() as writer:
                 _clear(writer)
-        self._state_file.write_text(json.dumps(state))
+        try:
+            self._unnamed().write_text(json.dumps(state))
+            self._unnamed().replace(self._state_file)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+    def _unnamed(self) -> Path:
+        """The state while it is written: a kill leaves no half of it under its name."""
+        return self._beside / f"{STATE_FILE}.new"
 
     def finish(self, reader: Reader) -> None:
         """Give it the source's own facts."""
@@ -148,11 +159,28 @@ class _FolderArrival:
         """Give the folder its name."""
         try:
             self._state_file.unlink()
-            if self._folder.exists():
-                self._folder.rmdir()
-            self._beside.replace(self._folder)
+            if self._beside.parent != self._folder:
+                self._beside.replace(self._folder)
+                return
+            log = self._beside / f"{FILE_NAME}-wal"
+            if log.exists() and log.stat().st_size:  # SQLite folds it in at the last closing, or fails without a word
+                raise IndexUnwritableError(
+                    f"the copy in {self._folder} could not be finished: writing its last changes failed.",
+                    hint="Check the disk, and copy again.",
+                )
+            (self._beside / FILE_NAME).replace(self._folder / FILE_NAME)
+            sync_folder(self._folder)
+            shutil.rmtree(self._beside, ignore_errors=True)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
+
+
+def _noted(file: Path) -> Any:
+    """The state of which a copy was begun; None where there is none, or what a crash has left of it."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 # ---- rows

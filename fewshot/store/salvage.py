@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,96 @@ def salvage(file: Path, model: Path) -> Salvaged:
         except _UNREADABLE as error:
             raise IndexDamagedError(f"its list of tables cannot be read ({error})") from error
         return _Salvage(connection).all()
+
+
+def joined(sound: Salvaged, behind: Salvaged) -> Salvaged:
+    """What a log holds up to its damage, and what only the pages behind the damage hold.
+
+    Those pages may be of a change that never counted, and older than what they replaced. So nothing that is sound
+    without them is dropped or changed for them.
+
+    Args:
+        sound: read without the pages behind the damage.
+        behind: read with them.
+    """
+    if behind.about is None:
+        return sound
+    facts = sound.about if sound.about is not None and sound.about["fingerprint"] is not None else behind.about
+    same = all(facts[name] == behind.about[name] for name in ("fingerprint", "precision", "dim"))
+    others = {photo.support_id: photo for photo in behind.photos}
+    photos = {photo.support_id: _completed(photo, others.get(photo.support_id), same) for photo in sound.photos}
+    kept = {photo.row["class_id"]: sound.classes[photo.row["class_id"]] for photo in sound.photos}
+    doubts = list(sound.doubts)
+    if n := len(set(photos) - set(others)):
+        doubts.append(f"{n} photos are missing behind the damage in the log, removed or damaged; they are kept")
+    for class_id in sorted(set(kept) & set(behind.classes)):
+        name, later_name = kept[class_id]["label"], behind.classes[class_id]["label"]
+        if name != later_name:
+            doubts.append(f"class {name} is called {later_name} behind the damage in the log; it keeps its name")
+    n_removed = _take_later(sound, behind, photos, kept, same)
+    if n_removed:
+        doubts.append(
+            f"{n_removed} photos stand only behind the damage in the log, but were given before it: taken for removed"
+        )
+    taken = set(photos) - {photo.support_id for photo in sound.photos}
+    doubts += [each for each in behind.doubts if any(f"(support {number})" in each for number in taken)]
+    lost = {each[0]: each for each in (*behind.lost, *sound.lost) if each[0] not in photos}
+    last = max((row["event_id"] for row in sound.history), default=0)
+    newest = max((row["generation"] for row in sound.history), default=0)
+    later = [row for row in behind.history if row["event_id"] > last and row["generation"] > newest]
+    return Salvaged(
+        {**facts, "generation": max(facts["generation"], behind.about["generation"])},
+        kept,
+        [photos[number] for number in sorted(photos)],
+        [*sound.history, *later],
+        [*lost.values()],
+        doubts,
+        {
+            name: max(each.sequences.get(name, 0) for each in (sound, behind))
+            for name in {**sound.sequences, **behind.sequences}
+        },
+    )
+
+
+def _take_later(sound: Salvaged, behind: Salvaged, photos: dict[int, SavedPhoto], kept: Rows, same: bool) -> int:
+    """Add the photos that only the pages behind the damage hold, and their classes.
+
+    What cannot be added is noted as lost, unless it was removed before the damage: how many those were.
+    """
+    known = {photo.row["sha256"] for photo in photos.values()}
+    ids = {row["label"]: class_id for class_id, row in kept.items()}
+    damaged, n_removed = {number for number, _, _ in sound.lost}, 0
+    for photo in behind.photos:
+        number, class_id = photo.support_id, photo.row["class_id"]
+        if number in photos or photo.row["sha256"] in known:
+            continue
+        if number <= sound.sequences.get("supports", 0) and number not in damaged:
+            n_removed += 1
+            continue
+        if class_id not in kept and photo.label not in ids:
+            kept[class_id], ids[photo.label] = behind.classes[class_id], class_id
+        if ids.get(photo.label) != class_id:
+            why = f"its class is unsure: class {class_id} has another name before the damage in the log"
+            behind.lost.append((number, f"{photo.label}/{photo.row['file']}", why))
+            continue
+        photos[number] = photo if same else replace(photo, vector=None)
+        known.add(photo.row["sha256"])
+    return n_removed
+
+
+def _completed(photo: SavedPhoto, other: SavedPhoto | None, same: bool) -> SavedPhoto:
+    """A photo, with what is damaged of it taken from its other reading, if that is of the same photo."""
+    if other is None or other.row["sha256"] != photo.row["sha256"]:
+        return photo
+    vector = other.vector if photo.vector is None and same else photo.vector
+    return replace(photo, vector=vector, webp=photo.webp if photo.webp is not None else other.webp)
+
+
+def format_of(file: Path) -> int | None:
+    """The format version that a copy of an index file names; None where SQLite cannot open it."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, contextlib.suppress(*_UNREADABLE):
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    return None
 
 
 def _opens(file: Path) -> bool:
