@@ -38,7 +38,10 @@ KEPT_FOLDER = "before-restore"  # in an index's folder: what it held before each
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup file and what it says of itself: the index's name, its last change, and how much it held then."""
+    """A backup file and what it says of itself: the index's name, its last change, and how much it held then.
+
+    `created_at` tells indexes of one name apart; backups of earlier versions have none.
+    """
 
     path: Path
     index: str
@@ -49,6 +52,7 @@ class Backup:
     event_at: str | None
     n_classes: int
     n_supports: int
+    created_at: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape."""
@@ -189,6 +193,13 @@ def chosen_backup(source: Path, at: str | None = None) -> Backup:
             raise BackupError(
                 f"{source} holds backups of {len(names)} indexes: {', '.join(sorted(names))}.",
                 hint="Name the one backup file to restore from.",
+            )
+        begun = sorted({each.created_at for each in found if each.created_at is not None})
+        if len(begun) > 1:
+            raise BackupError(
+                f"{source} holds backups of {len(begun)} indexes of the name {found[0].index!r}, begun at "
+                f"{', '.join(begun)}: whose changes are the latest cannot be told by their numbers.",
+                hint="Name the one backup file to restore from, or give each index a folder of its own.",
             )
         if damaged and not found:
             raise damaged[0]
@@ -376,6 +387,7 @@ def _checked_facts(folder: Path, name: str) -> dict[str, Any]:
             "event_at": last["at"],
             "n_classes": reader.n_classes(),
             "n_supports": reader.n_supports(),
+            "created_at": state.created_at,
         }
 
 
@@ -389,7 +401,7 @@ def _read(path: Path) -> Backup:
     if facts.get("kind") != "backup":
         raise BackupDamagedError(f"{path} is sealed, but no backup: a {facts.get('kind')}.", hint="Check the name.")
     names = [name for name in Backup.__dataclass_fields__ if name != "path"]
-    return Backup(path, **{name: facts[name] for name in names})
+    return Backup(path, **{name: facts[name] for name in names if name in facts or name != "created_at"})
 
 
 def _is_at_or_before(backup: Backup, at: str) -> bool:

@@ -1,5 +1,6 @@
 """Backups: taken while the index changes, verified, and restored as one change or as a new index."""
 
+import shutil
 import sqlite3
 import threading
 from contextlib import closing
@@ -305,6 +306,19 @@ def test_a_damaged_backup_of_the_same_name_is_to_be_moved_away(filled, tmp_path)
     with pytest.raises(BackupDamagedError, match="not written over") as caught:
         filled.backup(made.path)
     assert "Move it away" in caught.value.hint
+
+
+def test_an_index_begun_anew_under_its_name_is_not_mixed_with_the_one_before(filled, tmp_path, embedder):
+    filled.backup(tmp_path / "kept")
+    filled.close()
+    shutil.rmtree(filled.folder)
+    with Gallery(filled.folder, create=True, embedder=embedder) as anew:
+        with anew._store.write() as writer:
+            writer._connection.exec_driver_sql("UPDATE about SET created_at = '2030-01-01T00:00:00+00:00'")
+        made = anew.backup(tmp_path / "kept")
+    with pytest.raises(BackupError, match="2 indexes of the name 'index'"):
+        chosen_backup(tmp_path / "kept")
+    assert chosen_backup(made.path) == made
 
 
 def test_an_empty_index_can_be_backed_up_and_restored(gallery, tmp_path, embedder):
