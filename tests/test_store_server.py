@@ -246,7 +246,13 @@ def test_tables_without_the_index_s_own_facts_are_damage(store, schema):
 
 
 @pytest.mark.parametrize(
-    "where", [f"postgresql://ada:{SECRET}@host:port/plants", f"postgresql://ada:{SECRET}@host", "mysql://host/plants"]
+    "where",
+    [
+        f"postgresql://ada:{SECRET}@host:port/plants",
+        f"postgresql://ada:{SECRET}@host",
+        "mysql://host/plants",
+        f"postgresql://ada:{SECRET}@127.0.0.1:1/caf\udce9",
+    ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_showing_it(where):
     refused(where, NotAnIndexError)

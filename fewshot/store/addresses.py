@@ -37,6 +37,7 @@ def parsed(where: str) -> sa.URL:
         )
     hint = "Write postgresql://USER@HOST/DATABASE; characters such as @ and / in a password are written %40 and %2F."
     try:
+        where.encode()  # what is no UTF-8 in a command stands in it as surrogates, which no server can be sent
         url = sa.make_url(where).set(drivername=DRIVER)
     except (ArgumentError, ValueError):
         # The reason would quote the address, and with it a password.
