@@ -1,6 +1,7 @@
 """`fewshot copy` and `search-index`, and every other command with a database where an index's name goes."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_an_index_goes_into_a_database_and_back_with_every_answer(plants, databa
     for words in (["classes"], ["inspect"], ["query", *photos], ["query", *photos, "--within", "r*"]):
         first, *others = [run(*words, index=place) for place in places]
         assert others == [first, first], words
+
+
+def test_an_index_in_a_folder_whose_name_is_no_utf_8_goes_into_a_database(leaves, database, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshot.gallery.open_embedder", lambda *_, **__: colour_embedder())
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with Gallery(folder, create=True, embedder=colour_embedder()) as gallery:
+        list(gallery.enroll(class_folders(leaves(n=3))))
+    run("copy", folder, database)
+    assert [each["label"] for each in run("classes", index=database)] == sorted(LEAF_COLOURS)
 
 
 def test_commands_take_a_database_where_an_index_s_name_goes(database, leaves, monkeypatch):

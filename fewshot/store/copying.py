@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 import xxhash
 
+from fewshot.datasets import legible
 from fewshot.errors import CopyError, IndexDamagedError, IndexUnwritableError, NotAnIndexError
 from fewshot.sealed import sync_folder
 from fewshot.store.addresses import is_server
@@ -71,7 +72,7 @@ def copy_index(
             on_begin(3 * sum(counts))
         arriving = _ServerArrival(str(target)) if is_server(target) else _FolderArrival(Path(target))
         try:
-            arriving.begin(str(source.place), state)
+            arriving.begin(legible(str(source.place)), state)
             n_before = sum(_copy_table(reader, arriving.store, table, step) for table in TABLES)
             checksums = _compared(reader, arriving.store, step)
             arriving.finish(reader)
