@@ -249,12 +249,11 @@ def test_a_repair_that_fails_puts_the_log_back(sound, tmp_path, monkeypatch, num
             raise OSError(number, os.strerror(number))
         replace(source, target, **words)
 
-    monkeypatch.setattr(os, "replace", fails)
-    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), "--json"])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fails)
+        told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(folder), "--json"])
     assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, code)
     assert {path.name: path.read_bytes() for path in folder.glob("index.*")} == before
-    monkeypatch.undo()
-    faults.patch()
     assert repair(folder).n_photos == 12
 
 
