@@ -32,7 +32,7 @@ from protocol import N_BASE_SUPPORTS, link_first
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.episodes import learn_classes
-from fewshot.evaluation import crop_of, wilson_interval
+from fewshot.evaluation import crop_of, ranks, wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question, Refused
 from fewshot.store import Store
@@ -104,11 +104,10 @@ def asked_index(gallery: Gallery, asked: Photos, labels: list[str]) -> Any:
 def figures(scores: Any, asked: Photos, labels: list[str]) -> dict[str, Any]:
     """Top-1, top-3 and top-1 within the crop, in percent with 95 % intervals; and the same of each stratum, if any."""
     true = np.array([labels.index(label) for label in asked.labels])
-    own = scores[np.arange(len(true)), true][:, None]
-    rank = (~(scores < own)).sum(axis=1) - 1  # a tie counts against, and so does NaN
+    rank = ranks(scores, true)
     crops = np.array([crop_of(label) for label in labels])
     inside = crops[None] == crops[true][:, None]
-    within = (~(np.where(inside, scores, -np.inf) < own)).sum(axis=1) - 1
+    within = ranks(np.where(inside, scores, -np.inf), true)
 
     def shares(rows: Any) -> dict[str, Any]:
         return {"top1": _share(rank[rows] < 1), "top3": _share(rank[rows] < 3), "within": _share(within[rows] < 1)}

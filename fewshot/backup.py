@@ -279,10 +279,7 @@ def _restored_anew(backup: Backup, work: Path, folder: Path, kept: Path | None) 
     if kept is None:
         if not all(_is_left_of_an_index(folder / name) for name in entries_of(folder)):
             raise NotAnIndexError(f"{folder} is a folder with other things in it, not an index.", hint="Name another.")
-        aside = _aside(folder)
-        for suffix in _LOGS:  # never behind another file
-            if (folder / f"{FILE_NAME}{suffix}").exists():
-                (folder / f"{FILE_NAME}{suffix}").replace(f"{aside}{suffix}")
+        _move_logs(folder / FILE_NAME, _aside(folder))  # never behind another file
     shutil.rmtree(folder / "cache", ignore_errors=True)  # made of what stood here before
     whole_file(work).replace(folder / FILE_NAME)
     sync_folder(folder)
@@ -301,6 +298,14 @@ def _is_left_of_an_index(path: Path) -> bool:
 def _aside(folder: Path) -> Path:
     """A new name for a damaged index file."""
     return folder / f"{FILE_NAME}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def _move_logs(file: Path, other: Path) -> None:
+    """Put what SQLite keeps beside an index file beside another."""
+    for suffix in _LOGS:
+        path = Path(f"{file}{suffix}")
+        if path.exists():
+            path.replace(f"{other}{suffix}")
 
 
 def whole_file(folder: Path) -> Path:
@@ -327,17 +332,12 @@ def moved_aside(folder: Path) -> Iterator[Path]:
     """
     kept = _aside(folder)
     os.link(folder / FILE_NAME, kept)
-    beside = [(folder / f"{FILE_NAME}{suffix}", Path(f"{kept}{suffix}")) for suffix in _LOGS]
     try:
-        for path, aside in beside:
-            if path.exists():
-                path.replace(aside)
+        _move_logs(folder / FILE_NAME, kept)
         yield kept
     except BaseException:
         if kept.samefile(folder / FILE_NAME):  # behind another file its log must never stand
-            for path, aside in beside:
-                if aside.exists():
-                    aside.replace(path)
+            _move_logs(kept, folder / FILE_NAME)
             kept.unlink()
         raise
 

@@ -139,8 +139,8 @@ def measure(true: Int64s, predicted: Int64s, labels: Sequence[str]) -> Metrics:
     )
 
 
-def top_k_share(similarity: Float32s, true: Int64s, k: int) -> Interval:
-    """The share of photos whose class is among the `k` most similar.
+def ranks(similarity: Float32s, true: Int64s) -> Int64s:
+    """How many other classes are as similar to each photo as its own, or more: (n,) int64, 0 for a right answer.
 
     A tie with another class counts against the photo, and so does a similarity that is NaN: an embedder that gives the
     same to all, or nothing, is not right.
@@ -148,11 +148,21 @@ def top_k_share(similarity: Float32s, true: Int64s, k: int) -> Interval:
     Args:
         similarity: (n, n_classes), higher is better.
         true: (n,) int64.
-        k: how many answers count; at least 1.
     """
     own = similarity[np.arange(len(true)), true][:, None]
-    n_as_good = (~(similarity < own)).sum(axis=1) - 1  # without itself
-    return wilson_interval(int((n_as_good < k).sum()), len(true))
+    as_good: Int64s = (~(similarity < own)).sum(axis=1) - 1  # without itself
+    return as_good
+
+
+def top_k_share(similarity: Float32s, true: Int64s, k: int) -> Interval:
+    """The share of photos whose class is among the `k` most similar; see `ranks`.
+
+    Args:
+        similarity: (n, n_classes), higher is better.
+        true: (n,) int64.
+        k: how many answers count; at least 1.
+    """
+    return wilson_interval(int((ranks(similarity, true) < k).sum()), len(true))
 
 
 def prototype_accuracy(

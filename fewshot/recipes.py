@@ -225,9 +225,9 @@ def resolve(settings: Mapping[str, Any]) -> Recipe:
                 hint=did_you_mean(str(key), _FIELDS) or f"Keys: {', '.join(_FIELDS)}.",
             )
     recipe = Recipe(**{key: _checked(key, value) for key, value in settings.items()})
-    _check_backbone(recipe.backbone, BACKBONE_NAMES)
+    _check_backbone(recipe.backbone, BACKBONE_NAMES, "to train")
     for name in recipe.teachers:
-        _check_backbone(name, [known for known in BACKBONE_NAMES if known not in BASELINES])
+        _check_backbone(name, [known for known in BACKBONE_NAMES if known not in BASELINES], "to train from")
     _check_together(recipe)
     return recipe
 
@@ -380,11 +380,11 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _check_backbone(name: str, known: Sequence[str]) -> None:
+def _check_backbone(name: str, known: Sequence[str], wanted: str) -> None:
     if ":" in name or "/" in name or name.endswith(".safetensors") or name in known:
         return
     raise RecipeError(
-        f"there is no backbone {name!r} to train{' from' if BASELINES[0] not in known else ''}.",
+        f"there is no backbone {name!r} {wanted}.",
         hint=f"{did_you_mean(name, known)} Known: {', '.join(known)}.".strip(),
     )
 

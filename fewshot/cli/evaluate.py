@@ -72,7 +72,8 @@ def evaluate(
                 vectors.append(outcome.embedding)
                 classes.append(class_index)
                 names.append(outcome.file)
-                hashes.append(outcome.dhash or bytes(16))
+                assert outcome.dhash is not None  # kept
+                hashes.append(outcome.dhash)
             elif isinstance(outcome, Refused):
                 warn(f"{outcome.file}: {outcome.message}")
     if n_copies:

@@ -115,9 +115,14 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
             "from `fewshot backup`."
         )
-    if all(problem.startswith((CACHE, MISSING)) for problem in problems) and any(
-        problem.startswith(MISSING) for problem in problems
-    ):
+    if all(problem.startswith(CACHE) for problem in problems):
+        shutil.rmtree(folder / "cache")
+        if as_json:
+            json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
+        else:
+            echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
+        return
+    if all(problem.startswith((CACHE, MISSING)) for problem in problems):
         if as_json:
             json_line({"index": str(folder), "problems": problems, "repaired": None})
         else:
@@ -128,13 +133,6 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
                 "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
             )
         click.get_current_context().exit(1)
-    if all(problem.startswith(CACHE) for problem in problems):
-        shutil.rmtree(folder / "cache")
-        if as_json:
-            json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
-        else:
-            echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
-        return
     done = repair(folder, on_notice=notice)
     if as_json:
         json_line({"index": str(folder), "problems": problems, "repaired": done.as_dict()})

@@ -174,14 +174,10 @@ class BackbonePhase:
             )
         seconds = time.monotonic() - started
         # Each loss was computed before its step: what the last step did, only the weights tell.
-        for owner, learner in (
-            ("backbone", self.trainee.network),
-            ("loss", self.loss),
-            ("projection", self.projection),
-            ("follower", self.follower),
-        ):
+        for owner, learner in self._learners.items():
             if name := first_not_finite(learner):
-                raise self._not_finite(f"the {owner}'s {name} became NaN or infinite in epoch {epoch}")
+                shown = "backbone" if owner == "network" else owner
+                raise self._not_finite(f"the {shown}'s {name} became NaN or infinite in epoch {epoch}")
         mean_loss = float(np.average(losses, weights=sizes))
         learned = Scores(loss=mean_loss)
         if logits:
@@ -309,10 +305,16 @@ class BackbonePhase:
             hint=f"Lower {lower} (learning_rate is {self.recipe.learning_rate:g}), or raise warmup_epochs.",
         )
 
+    @property
+    def _learners(self) -> dict[str, nn.Module]:
+        """All that has weights of its own, under the names that a checkpoint keeps them by."""
+        owners = {"network": self.trainee.network, "loss": self.loss}
+        return owners | {"projection": self.projection, "follower": self.follower}
+
     def _save(self, name: str) -> None:
-        tensors = with_prefix("network", self.trainee.network.state_dict())
-        tensors |= with_prefix("loss", self.loss.state_dict()) | with_prefix("projection", self.projection.state_dict())
-        tensors |= with_prefix("follower", self.follower.state_dict())
+        tensors: dict[str, torch.Tensor] = {}
+        for owner, learner in self._learners.items():
+            tensors |= with_prefix(owner, learner.state_dict())
         slots, facts = checkpoints.optimiser_tensors(self.optimiser)
         tensors |= with_prefix("optimiser", slots)
         rows = [row.as_dict() for row in self.rows]
@@ -330,10 +332,8 @@ class BackbonePhase:
         found = checkpoints.load_checkpoint(self.folder, name) if self.processes.is_first else None
         checkpoint: Checkpoint | None = self.processes.from_first(found)
         if checkpoint is not None:
-            self.trainee.network.load_state_dict(without_prefix("network", checkpoint.tensors))
-            self.loss.load_state_dict(without_prefix("loss", checkpoint.tensors))
-            self.projection.load_state_dict(without_prefix("projection", checkpoint.tensors))
-            self.follower.load_state_dict(without_prefix("follower", checkpoint.tensors))
+            for owner, learner in self._learners.items():
+                learner.load_state_dict(without_prefix(owner, checkpoint.tensors))
         return checkpoint
 
 
