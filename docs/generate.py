@@ -16,6 +16,16 @@ from fewshot.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fewshot"
+ENVIRONMENT = {
+    "FEWSHOT_INDEX": "the index where `--index` is not given",
+    "FEWSHOT_USER": "who a change is noted under in the history; by default `$USER`",
+    "FEWSHOT_CACHE": "where prepared backbones and searches of databases are kept; by default the user's cache folder",
+    "FEWSHOT_THREADS": "the threads a process uses; by default as many as it may use cores",
+    "FEWSHOT_MAX_MEGAPIXELS": "the largest photo that is decoded; by default 100",
+    "FEWSHOT_SUPPORTS_IN_MEMORY": "up to how many photos a database's index is searched here and not there; a million",
+    "FEWSHOT_RAY": "the cluster where `--ray` is not given",
+    "FEWSHOT_POST_TOKEN": "the token that `fewshot watch --post` sends",
+}
 BEGIN, END = "<!-- modules: begin (make docs) -->", "<!-- modules: end -->"
 # The order in which a photo meets them; imports point upwards only.
 FLOW = [
@@ -85,7 +95,13 @@ def cli_reference() -> str:
         result = CliRunner().invoke(main, [*words, "--help"], prog_name="fewshot", terminal_width=100)
         title = " ".join(["fewshot", *words])
         parts.append(f"## {title}\n\n```\n{click.unstyle(result.output).rstrip()}\n```\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, environment()])
+
+
+def environment() -> str:
+    """What can be set outside the commands."""
+    rows = "\n".join(f"| `${name}` | {what} |" for name, what in ENVIRONMENT.items())
+    return f"## Environment\n\n| variable | what it sets |\n|---|---|\n{rows}\n"
 
 
 def _is_module(path: Path) -> bool:

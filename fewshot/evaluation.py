@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from fewshot.errors import PrototypeError, UsageError
 from fewshot.records import Float32s, Int64s
 
-_Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+_Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ def wilson_interval(n_right: int, n: int) -> Interval:
     """
     if not 0 <= n_right <= n or n == 0:
         raise UsageError(f"{n_right} right answers of {n} make no share.")
-    share, square = n_right / n, _Z_95**2
+    share, square = n_right / n, _Z_975**2
     middle = (share + square / (2 * n)) / (1 + square / n)
-    half = _Z_95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
+    half = _Z_975 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
     # At the ends the formula gives exactly 0 and 1; rounding does not.
     low = 0.0 if n_right == 0 else middle - half
     high = 1.0 if n_right == n else middle + half

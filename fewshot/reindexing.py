@@ -62,25 +62,37 @@ def _stage(
     cutter: Cutter,
     on_photo: Callable[[], None] | None,
 ) -> int:
-    """Embed photos for when all are done; how many of those that are still enrolled came from originals."""
+    """Embed photos for when all are done; how many of those that are still enrolled came from originals.
 
-    def photos() -> Iterator[Path | NamedBytes]:
+    A photo whose original is refused is embedded from what the index keeps of it, after the others.
+    """
+    from_originals: set[int] = set()
+
+    def photos() -> Iterator[NamedBytes]:
         for support_id, sha256, file in todo:
-            if sha256 in by_hash:
-                yield by_hash[sha256]
+            original = _original(by_hash.get(sha256), sha256)
+            if original is not None:
+                from_originals.add(support_id)
+                yield original
                 continue
             with store.read() as reader:
                 yield NamedBytes(file, reader.thumbnail(support_id) or b"")
 
     outcomes = zip(todo, embedder.embed_photos(photos(), n_photos=len(todo), cutter=cutter), strict=True)
+    refused = []
     n_from_originals = 0
     while chunk := list(islice(outcomes, STAGE_CHUNK)):
         vectors = {}
-        for (support_id, _, file), outcome in chunk:
+        for photo, outcome in chunk:
+            support_id, _, file = photo
+            message = outcome.message if isinstance(outcome, Refused) else "it was skipped"
             if isinstance(outcome, EmbeddedPhoto):
                 vectors[support_id] = outcome.embedding
+            elif support_id in from_originals:
+                log.warning("%s: the photo that the index keeps is taken instead.", message.rstrip("."))
+                refused.append(photo)
+                continue
             elif _is_enrolled(store, support_id):  # else another process removed it before its turn
-                message = outcome.message if isinstance(outcome, Refused) else "it was skipped"
                 raise FewshotError(
                     f"photo {file} (support {support_id}) cannot be embedded again: {message}",
                     hint="Give the folder with the original photos: `fewshot reindex --photos FOLDER`.",
@@ -90,8 +102,24 @@ def _stage(
         with store.write() as writer:
             present = writer.supports(vectors)
             writer.stage(embedder.fingerprint, {key: vectors[key] for key in present})
-        n_from_originals += sum(i in present and sha256 in by_hash for (i, sha256, _), _ in chunk)
+        n_from_originals += len(from_originals.intersection(present))
+    if refused:
+        _stage(store, embedder, refused, {}, cutter, on_photo)
     return n_from_originals
+
+
+def _original(path: Path | None, sha256: str) -> NamedBytes | None:
+    """The original photo, if its file is there and still holds what it held when it was found."""
+    if path is None:
+        return None
+    try:
+        data = images.read_bytes(path)
+        if images.content_hash(data) == sha256:
+            return NamedBytes(path.name, data)
+        log.warning("%s was changed meanwhile: the photo that the index keeps is taken instead.", path.name)
+    except ImageError as error:
+        log.warning("%s: the photo that the index keeps is taken instead.", error.message.rstrip("."))
+    return None
 
 
 def _is_enrolled(store: Transactions, support_id: int) -> bool:

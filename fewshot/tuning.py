@@ -103,9 +103,13 @@ def measure(ir: Path, precision: str) -> dict[str, Any]:
 
 
 def found_here(backbones: Path) -> list[dict[str, Any]]:
-    """What was measured on this machine: the facts that `measure` gave, of each prepared backbone in a folder."""
+    """What was measured on this machine: the facts that `measure` gave, of each prepared backbone in a folder.
+
+    `prepared` names the prepared backbone's folder: backbones of one name may differ in weights, size or quality.
+    """
     files = sorted(backbones.glob(f"*/{_PATTERN}"))
-    return [facts for file in files if (facts := _kept(file, file.with_name("model.ir"))) is not None]
+    kept = ((file, _kept(file, file.with_name("model.ir"))) for file in files)
+    return [{**facts, "prepared": file.parent.name} for file, facts in kept if facts is not None]
 
 
 def _kept(file: Path, ir: Path) -> dict[str, Any] | None:

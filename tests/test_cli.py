@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
+from cli_steps import fails, lines, ok, run
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
-from PIL import Image
 
 from fewshot import __version__
 from fewshot.cli import main
@@ -34,39 +35,6 @@ def colours(monkeypatch):
         return colour_embedder(choice.backbone or (source.name if source else "colours"), 32 if choice.backbone else 64)
 
     monkeypatch.setattr("fewshot.gallery.open_embedder", open_colours)
-
-
-def run(*words):
-    return CliRunner().invoke(main, [str(word) for word in words])
-
-
-def ok(*words):
-    """What a command that succeeds says on stdout."""
-    result = run(*words)
-    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
-    return result.stdout
-
-
-def lines(*words):
-    """The JSON objects of a command that succeeds."""
-    return [json.loads(line) for line in ok(*words, "--json").splitlines()]
-
-
-def fails(exit_code, code, *words):
-    """The message and hint of a command that must fail, checked to be the same for people and for programs."""
-    plain = run(*words)
-    assert plain.exit_code == exit_code, (plain.stdout, plain.stderr, plain.exception)
-    assert "Traceback" not in plain.output
-    as_json = run(*words, "--json")
-    assert as_json.exit_code == exit_code
-    (line,) = as_json.stdout.splitlines()
-    error = json.loads(line)["error"]
-    assert list(error) == ["code", "message", "hint"]
-    assert error["code"] == code
-    assert plain.stderr.splitlines()[-1 if not error["hint"] else -2] == f"error: {error['message']}"
-    if error["hint"]:
-        assert plain.stderr.splitlines()[-1] == f"hint:  {error['hint']}"
-    return f"{error['message']} | {error['hint']}"
 
 
 @pytest.fixture
@@ -269,7 +237,8 @@ def test_together_within_and_coverage_reach_the_answer(enrolled, tmp_path):
     assert "cannot be ruled out: rust" in out
     (answer,) = lines("query", photos[0], "--within", "h*", "--within", "bl*")
     assert {match["label"] for match in answer["matches"]} == {"healthy", "blight"}
-    assert run("query", photos[0], "--within", "nothing*").exit_code == 2
+    refused = run("query", photos[0], "--within", "nothing*")
+    assert (refused.exit_code, refused.stdout) == (2, "")
     assert run("query", photos[0], "--coverage", 1).exit_code == 2
 
 
@@ -362,56 +331,19 @@ def test_reindex_says_how_many_photos_and_from_where(enrolled, photo):
     assert out.startswith("20 photos embedded anew (0 from originals): others@")
 
 
-@pytest.mark.weights
-def test_evaluate_measures_a_folder_of_folders(leaves, monkeypatch):
-    folder = leaves(n=7)
-    (folder / "rust" / "words.jpg").write_text("words")
-    given = ("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 20)
-    (report,) = lines(*given)
-    assert report["backbone"].startswith("plants-lite0@")
-    assert 0.5 < report["accuracy"]["mean"] <= 1
-    assert (report["n_classes"], report["n_photos"]) == (4, 28)
-    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())  # the rest is the same
-    out = run(*given)
-    assert "20 episodes of 3 classes" in out.stdout
-    assert "words.jpg" in out.stderr
-    result = run("evaluate", folder, "--n-way", 9)
-    assert result.exit_code == 2
-    assert "wanted 9" in result.stderr
+def test_an_index_without_a_class_is_reindexed_from_no_backbone(enrolled):
+    for label in LEAF_COLOURS:
+        ok("remove", label)
+    assert ok("reindex", "--backbone", "others").startswith("0 photos embedded anew (0 from originals): ")
 
 
-def test_evaluate_asks_no_photo_that_is_enrolled_under_another_name(leaves, monkeypatch):
-    folder = leaves(n=7)
-    for label in ("rust", "healthy"):
-        for i in range(2):
-            shutil.copyfile(folder / "rust" / f"rust-{i:02d}.png", folder / label / f"copy-{i}.png")
-    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
-    given = ("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
-    result = run(*given)
-    assert "4 of 32 files hold the same bytes as one before" in result.stderr
-    assert "nan" not in result.stdout
-    (report,) = lines(*given)
-    assert report["n_photos"] == 28
-    assert report["accuracy"]["low"] is None
-
-
-def test_evaluate_warns_of_photos_that_are_one_saved_twice(leaves, monkeypatch):
-    folder = leaves(n=7)
-    with Image.open(folder / "rust" / "rust-00.png") as photo:
-        photo.save(folder / "rust" / "saved-again.png", compress_level=1)
-    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
-    result = run("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
-    assert "1 of 29 photos are near-copies of one before, such as" in result.stderr
-    assert "saved-again.png of" in result.stderr
-    assert "flatter" in result.stderr
-
-
-def test_evaluate_refuses_what_cannot_be_drawn_before_it_embeds_anything(leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: pytest.fail("opened"))
-    for wrong in (("--n-way", 1), ("--n-shot", 0), ("--seed", -1)):
-        result = run("evaluate", leaves(n=3), *wrong)
-        assert result.exit_code == 2
-        assert "at least 2 classes" in result.stderr
+@pytest.mark.parametrize("given", ["./mine", "mine/"])
+def test_an_index_is_shown_as_it_can_be_given_again(enrolled, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (told,) = lines("copy", INDEX, given)
+    assert told["target"] == "./mine"
+    shown = ok("doctor", "--index", told["target"])
+    assert re.search(r"^index +\./mine: 4 classes", shown, re.MULTILINE)
 
 
 def test_backbones_lists_the_default_first():

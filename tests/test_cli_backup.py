@@ -4,14 +4,9 @@ import json
 import os
 
 import pytest
-from click.testing import CliRunner
+from cli_steps import run
 
-from fewshot.cli.main import main
 from fewshot.datasets import class_folders
-
-
-def run(*words):
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def json_of(result):
@@ -39,6 +34,8 @@ def test_the_points_are_listed_and_a_damaged_one_is_told(index, tmp_path):
     index.remove("rust")
     run("backup", tmp_path / "kept", "--index", index.folder)
     (tmp_path / "kept" / "cut.backup").write_bytes(b"cut")
+    (tmp_path / "none").mkdir()
+    assert run("restore", tmp_path / "none", "--list").stdout.endswith("none holds no backup that can be restored\n")
     told = run("restore", tmp_path / "kept", "--list", "--json")
     assert [(row["event"], row["supports"]) for row in json_of(told)] == [(2, 4), (3, 2)]
     assert "damaged:" in told.stderr

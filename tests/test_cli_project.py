@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from cli_steps import fails, lines, ok, run
 from conftest import HEED_CTRL_C, LEAF_COLOURS, write_leaf
-from test_cli import INDEX, colours, fails, lines, ok, run  # noqa: F401 (a fixture is used by its name)
+from test_cli import INDEX, colours  # noqa: F401 (a fixture is used by its name)
 
 from fewshot.gallery import Gallery
 

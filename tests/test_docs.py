@@ -27,6 +27,15 @@ def test_readme_shows_every_command_and_no_other():
     assert shown == set(COMMANDS)
 
 
+def test_every_variable_of_the_environment_is_documented():
+    read = {
+        name
+        for path in (ROOT / "fewshot").rglob("*.py")
+        for name in re.findall(r'"(FEWSHOT_[A-Z_]+)"', path.read_text())
+    }
+    assert set(re.findall(r"^\| `\$(\w+)`", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)) == read
+
+
 def test_readme_targets_exist_in_the_makefile():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets

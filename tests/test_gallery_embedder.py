@@ -1,20 +1,20 @@
 """The embedder an index is pinned to, and how it is exchanged for another."""
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import LEAF_COLOURS, both, colour_embedder
 from gallery_steps import Interrupter, answers, ask_photos, counts, enroll
 from test_store import change
 
+from fewshot import reindexing
 from fewshot.backbones import WeightsSource
 from fewshot.datasets import class_folders
+from fewshot.decoding.cutting import cut_photo
 from fewshot.embedder import EmbedderChoice
-from fewshot.errors import (
-    FewshotError,
-    IndexDamagedError,
-    MixedEmbeddingsError,
-)
+from fewshot.errors import FewshotError, ImageTooLargeError, IndexDamagedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.store.schema import thumbnails
 
@@ -178,6 +178,51 @@ def test_reindex_goes_on_without_a_photo_that_is_removed_before_its_turn(gallery
         assert opened.reindex(originals=originals) == (8, 8 if with_originals else 0)
         assert counts(opened) == {"blight": 3, "healthy": 3, "mildew": 2}
         assert opened.problems() == []
+
+
+@pytest.mark.parametrize("what", ["gone", "another photo", "refused"])
+def test_reindex_takes_the_kept_photo_where_an_original_serves_no_more(gallery, leaves, monkeypatch, caplog, what):
+    folder = leaves(n=3)
+    enroll(gallery, folder)
+    originals = sorted(folder.rglob("*.png"))
+    rust = [file for file in originals if file.parent.name == "rust"]
+    rust_bytes = {file.read_bytes() for file in rust}
+
+    def embeddings(embedder, **how):
+        monkeypatch.setattr("fewshot.gallery.cut_photo", how.pop("cutter", cut_photo))
+        with Gallery(gallery.place, embedder=embedder) as opened:
+            n = opened.reindex(**how)
+            assert opened.problems() == []
+            _, supports, vectors = opened.embeddings(100)
+        return n, np.stack([vector for s, vector in zip(supports, vectors, strict=True) if s.label == "rust"])
+
+    _, from_kept = embeddings(colour_embedder("others", 32))
+    by_hash = reindexing._by_hash
+
+    def found_and_then_changed(files):
+        found = by_hash(files)
+        for file in rust:
+            file.unlink() if what == "gone" else shutil.copy(originals[0], file)
+        return found
+
+    def refusing(data, name, cut):
+        if data in rust_bytes:
+            raise ImageTooLargeError(f"{name} has 200 megapixels.")
+        return cut_photo(data, name, cut)
+
+    if what != "refused":
+        monkeypatch.setattr(reindexing, "_by_hash", found_and_then_changed)
+    steps = []
+    n, taken = embeddings(
+        colour_embedder("thirds", 32),
+        originals=originals,
+        on_photo=lambda: steps.append(1),
+        cutter=refusing if what == "refused" else cut_photo,
+    )
+    assert n == (12, 9)
+    assert np.array_equal(taken, from_kept)
+    assert len(steps) == 12
+    assert sum("the photo that the index keeps is taken instead" in record.message for record in caplog.records) == 3
 
 
 def test_reindex_with_a_damaged_kept_photo_says_so_and_changes_nothing(gallery, leaves):

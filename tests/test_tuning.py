@@ -54,7 +54,8 @@ def test_the_fastest_settings_are_kept_for_this_machine(ir, speeds):
     assert found["photos_per_s"][str(FEW)] == 130.0
     assert tuning.is_measured(ir, "f32")
     assert tuning.chosen(ir, "f32") == FEW
-    assert [each["backbone"] for each in tuning.found_here(ir.parents[1])] == ["mine"]
+    (found,) = tuning.found_here(ir.parents[1])
+    assert (found["backbone"], found["prepared"]) == ("mine", ir.parent.name)
 
 
 def test_rounds_that_other_work_has_lengthened_do_not_decide(ir, speeds, monkeypatch):

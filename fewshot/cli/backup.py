@@ -58,7 +58,7 @@ def restore(source: Path, at: str | None, replace: bool, as_list: bool, index: s
 
     if as_list:
         found, damaged = backups_in(source) if source.is_dir() else ([chosen_backup(source)], [])
-        _show(found, as_json)
+        _show(found, source, as_json)
         for problem in damaged:
             echo(f"{click.style('damaged:', fg='red')} {problem.message}", err=True)
         return
@@ -89,10 +89,13 @@ def _held(made: "Backup") -> str:
     )  # fmt: skip
 
 
-def _show(found: "list[Backup]", as_json: bool) -> None:
+def _show(found: "list[Backup]", source: Path, as_json: bool) -> None:
     if as_json:
         for each in found:
             json_line(each.as_dict())
+        return
+    if not found:
+        echo(f"{source} holds no backup that can be restored")
         return
     rows = [
         [str(each.event_id), each.event_at or "-", str(each.n_classes), str(each.n_supports), each.path.name]

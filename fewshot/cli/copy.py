@@ -75,11 +75,12 @@ def search_index(recall: float, n_results: int, n_asked: int, drop: bool, index:
     $FEWSHOT_SUPPORTS_IN_MEMORY photos (a million); below, every machine searches its own copy.
     """
     from fewshot.errors import UsageError
+    from fewshot.store import shown_place
 
     with open_gallery(index) as gallery:
         if not gallery.is_shared:
             raise UsageError(
-                f"{gallery.place} is a folder, whose photos are searched in memory.",
+                f"{shown_place(gallery.place)} is a folder, whose photos are searched in memory.",
                 hint="An index in a database can have a search index: `fewshot copy` makes one of a folder.",
             )
         if drop:

@@ -73,15 +73,15 @@ def query(
             file_width = max(len("photo"), *map(len, names.values()))
             label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
         with progress("asking", len(files)) as on_photo:
-            if not as_json:
-                echo(prediction_heading(file_width=file_width, label_width=label_width))
-            for prediction in gallery.query(files, question, on_photo=on_photo, cluster=cluster):
+            for i, prediction in enumerate(gallery.query(files, question, on_photo=on_photo, cluster=cluster)):
                 n_answered += prediction.reason != "bad_image"
                 if as_json:
                     json_line(prediction.as_dict())
                     if prediction.reason == "bad_image":
                         warn(f"{prediction.file}: {prediction.message}")
                     continue
+                if i == 0:  # not before a question that cannot be answered is refused
+                    echo(prediction_heading(file_width=file_width, label_width=label_width))
                 name = names.get(prediction.file, "the others together")
                 for line in prediction_lines(prediction, name, file_width=file_width, label_width=label_width):
                     echo(line)

@@ -49,7 +49,8 @@ def reindex(
     if as_json:
         json_line({"photos": n_photos, "from_originals": n_originals, "before": before, "after": after})
     else:
-        echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {before} -> {after}")
+        was = before or "no backbone yet"
+        echo(f"{n_photos} photos embedded anew ({n_originals} from originals): {was} -> {after}")
     if lost_search_index:
         warn(
             "the embeddings have another length, so the database's search index was dropped and photos are searched by "

@@ -108,6 +108,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
     from fewshot.repair import CACHE, MISSING, repair
+    from fewshot.store import shown_place
 
     folder = index_place(index)
     if isinstance(folder, str):
@@ -115,12 +116,13 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
             "from `fewshot backup`."
         )
+    place = shown_place(folder)
     if all(problem.startswith(CACHE) for problem in problems):
         shutil.rmtree(folder / "cache")
         if as_json:
             json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
         else:
-            echo(f"{folder}: its caches were damaged and are made anew at the next use; nothing is lost")
+            echo(f"{place}: its caches were damaged and are made anew at the next use; nothing is lost")
         return
     if all(problem.startswith((CACHE, MISSING)) for problem in problems):
         if as_json:
@@ -129,7 +131,7 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             for problem in problems:
                 echo(f"{click.style('problem:', fg='red')} {problem}")
             echo(
-                f"{folder}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
+                f"{place}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
                 "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
             )
         click.get_current_context().exit(1)
@@ -139,7 +141,7 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
     else:
         for problem in problems:
             echo(f"{click.style('problem:', fg='red')} {problem}")
-        echo(f"{folder}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
+        echo(f"{place}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
         for doubt in done.doubts:
             echo(f"{click.style('note:', fg='yellow')} {doubt}")
         for number, what, why in done.lost:
@@ -177,7 +179,7 @@ def _machine() -> dict[str, Any]:
         "default_backbone": DEFAULT_BACKBONE,
         "cache": str(cache_folder()),
         "bulk": [
-            {key: found[key] for key in ("backbone", "precision", "chosen", "photos_per_s")}
+            {key: found[key] for key in ("backbone", "prepared", "precision", "chosen", "photos_per_s")}
             for found in tuning.found_here(cache_folder() / "backbones")
         ],
     }
@@ -232,7 +234,7 @@ def _bulk(found: dict[str, Any]) -> str:
 
     settings, rates = BulkSettings(**found["chosen"]), found["photos_per_s"]
     spread = f"{rates[str(settings)]:.0f} photos/s, all tried {min(rates.values()):.0f} to {max(rates.values()):.0f}"
-    return f"{found['backbone']} ({found['precision']}): {settings} ({spread})"
+    return f"{found['prepared']} ({found['precision']}): {settings} ({spread})"
 
 
 def _print_facts(facts: dict[str, Any], place: str) -> None:
@@ -245,8 +247,9 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
         ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
         ["extras", "; ".join(_extra(name, absent) for name, absent in facts["extras"].items())],
         ["prepared backbones", facts["cache"]],
-        ["many photos", "; ".join(_bulk(found) for found in facts["bulk"]) or _NOT_MEASURED],
     ]
+    measured = [_bulk(found) for found in facts["bulk"]] or [_NOT_MEASURED]
+    rows += [["" if i else "many photos", line] for i, line in enumerate(measured)]
     index = facts["index"]
     if index is None:
         rows.append(["index", f"none at {place} yet"])

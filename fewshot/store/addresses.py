@@ -82,5 +82,12 @@ def cache_name(url: sa.URL) -> str:
 
 
 def shown_place(where: Path | str) -> str:
-    """A folder or an address as it may be shown."""
-    return shown(parsed(str(where))) if is_server(where) else str(where)
+    """A folder or an address as it may be shown, and given again as it is shown.
+
+    >>> shown_place(Path("plants")), shown_place(Path("indexes/plants"))
+    ('./plants', 'indexes/plants')
+    """
+    if is_server(where):
+        return shown(parsed(str(where)))
+    # A folder's bare name would be taken for one under indexes/.
+    return f"./{where}" if isinstance(where, Path) and len(where.parts) == 1 and not where.is_absolute() else str(where)
