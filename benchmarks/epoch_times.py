@@ -22,7 +22,7 @@ from losses import LOSSES
 from fewshot.recipes import resolve
 from fewshot.training.backbone_phase import BackbonePhase
 from fewshot.training.batches import n_batches
-from fewshot.training.photos import read_split
+from fewshot.training.photos import DecodedPhotos, read_split
 from fewshot.training.processes import Processes
 from fewshot.training.runs import prepare
 
@@ -46,12 +46,13 @@ def main() -> None:
     given = parser.parse_args()
     data = data_folder(given.data)
     phases = {}
+    decoded = DecodedPhotos()
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         for loss in LOSSES:
             recipe = resolve({**SIZE, "loss": loss})
             split = read_split(recipe, data)
-            trainee, prepared = prepare(recipe, split)
+            trainee, prepared = prepare(recipe, split, decoded)
             phases[loss] = BackbonePhase(recipe, trainee, prepared, Path(folder) / loss, loss, Processes(device=device))
             trainee.network.train()
     seconds: dict[str, list[float]] = {loss: [] for loss in LOSSES}

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,11 @@ class Recipe:
     photos_per_class: int = _key(4, "K of the P x K batches that pair losses need (P = batch_size / K)", low=2)
     optimiser: str = _key("adam", "optimiser", choices=("adam", "adamw", "sgd"))
     learning_rate: float = _key(1e-4, "learning rate of the backbone's last part", low=0.0)
-    loss_learning_rate: float = _key(0.0, "learning rate of the class vectors; 0: as the backbone's", low=0.0)
+    loss_learning_rate: float = _key(
+        0.0,
+        "learning rate of the class vectors, the projection and the map to the teachers; 0: as the backbone's",
+        low=0.0,
+    )
     weight_decay: float = _key(0.0, "weight decay", low=0.0)
     layer_decay: float = _key(
         1.0, "each part, counted from the last, learns at this share of the next one's rate", low=0.0, high=1.0
@@ -204,7 +209,7 @@ _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 
 def recipe_help() -> list[tuple[str, Any, str]]:
-    """(key, default, meaning) of every recipe key, in order; what `fewshot train --help-recipe` and the docs print."""
+    """(key, default, meaning) of every recipe key, in order; as docs/training.md lists them."""
     return [(field.name, field.default, _meaning(field)) for field in _FIELDS.values()]
 
 
@@ -237,9 +242,10 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
 
     Args:
         path: the YAML file.
-        only: `key=value,key=value`. Of a grid, the cells with these values stay (several values of one key: repeat
-            the key), under the names that they have in the whole grid. A value that the grid lacks makes a cell of its
-            own; a key that is no grid gets the value instead of the file's, or spans a grid by several.
+        only: `key=value,key=value`; a list is `key=[value,value]`. Of a grid, the cells with these values stay (several
+            values of one key: repeat the key), under the names that they have in the whole grid. A value that the grid
+            lacks makes a cell of its own; a key that is no grid gets the value instead of the file's, or spans a grid
+            by several.
 
     Raises:
         RecipeError: not a flat YAML of known keys, or `only` cannot be understood.
@@ -334,9 +340,12 @@ def _is_hashable(key: Any) -> bool:
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
+_BETWEEN = re.compile(r",(?![^\[]*\])")  # a comma that is not between brackets
+
+
 def _parse_only(only: str | None) -> dict[str, list[Any]]:
     chosen: dict[str, list[Any]] = {}
-    for part in filter(None, (only or "").split(",")):
+    for part in filter(None, _BETWEEN.split(only or "")):
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals or not value.strip():
@@ -344,8 +353,14 @@ def _parse_only(only: str | None) -> dict[str, list[Any]]:
         if key not in _FIELDS:
             raise RecipeError(f"--only: there is no recipe key {key!r}.", hint=did_you_mean(key, _FIELDS))
         # A backbone may be ARCHITECTURE:FILE, which YAML would read as a mapping; names are taken as they are typed.
-        typed = value.strip() if _type_of(key) is str else yaml.safe_load(value)
-        chosen.setdefault(key, []).append(typed)
+        try:
+            typed = value.strip() if _type_of(key) is str else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--only: {part!r} is not valid YAML after the =.") from error
+        if _type_of(key) is tuple:  # one list, however it is given
+            chosen.setdefault(key, [[]])[0].extend(typed if isinstance(typed, list) else [typed])
+        else:
+            chosen.setdefault(key, []).append(typed)
     return chosen
 
 
@@ -404,6 +419,18 @@ def _check_together(recipe: Recipe) -> None:
         f"a batch of {recipe.batch_size} photos, {recipe.photos_per_class} a class, holds {n_way} of the at least "
         f"{least_n_way(recipe)} classes that the {recipe.loss} loss compares": (
             pairs and recipe.epochs > 0 and n_way < least_n_way(recipe)
+        ),
+        "mining semihard is of triplets; the quadruplet loss takes all or hard": (
+            recipe.epochs > 0 and recipe.loss == "quadruplet" and recipe.mining == "semihard"
+        ),
+        f"the SphereFace loss multiplies the angle by its margin, and {recipe.margin} is no whole number above 0": (
+            recipe.epochs > 0
+            and recipe.loss == "sphereface"
+            and recipe.margin is not None
+            and (recipe.margin < 1 or recipe.margin % 1 > 0)
+        ),
+        "the cross-entropy loss has no margin": (
+            recipe.epochs > 0 and recipe.loss == "cross-entropy" and recipe.margin is not None
         ),
         f"mixup does not fit the {recipe.loss} loss, which compares photos": pairs and recipe.mixup > 0,
         f"a prototype start does not fit the {recipe.loss} loss, which has no unit-length class vectors": (

@@ -92,6 +92,9 @@ def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, obje
         ({"loss": "triplet", "mixup": 0.2}, "mixup"),
         ({"loss": "triplet", "prototype_start": True}, "prototype"),
         ({"loss": "cosface", "prototype_start": True, "projection_dim": 64}, "projection_dim"),
+        ({"loss": "quadruplet", "mining": "semihard"}, "all or hard"),
+        ({"loss": "sphereface", "margin": 0.4}, "0.4 is no whole number"),
+        ({"loss": "cross-entropy", "margin": 0.3}, "no margin"),
         ({"split_by": "source"}, "source_pattern"),
         ({"test_share": 0.0, "keep": "best"}, "need photos to choose the epoch by"),
         ({"test_share": 0.0, "patience": 3}, "need photos to choose the epoch by"),
@@ -115,6 +118,9 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, obj
         {"loss": "quadruplet", "quadruplet_form": "four-sample", "batch_size": 12},
         {"loss": "triplet", "batch_size": 4, "epochs": 0, "head": "mlp"},
         {"loss": "arcface", "quadruplet_form": "four-sample", "batch_size": 4},
+        {"loss": "sphereface", "margin": 3},
+        {"loss": "triplet", "mining": "semihard"},
+        {"loss": "cross-entropy", "margin": 0.3, "epochs": 0, "head": "mlp"},
         {"test_share": 0.0},
         {"test_share": 0.0, "keep": "best", "validation_share": 0.2},
         {"test_share": 0.0, "keep": "best", "patience": 3, "test_folder": "test"},
@@ -167,7 +173,14 @@ def test_picked_cells_keep_the_names_that_they_have_in_the_whole_grid(tmp_path: 
     assert (cell.recipe.epochs, cell.recipe.held_out_classes) == (2, ("b",))
 
 
-@pytest.mark.parametrize("only", ["loss", "loss=", "los=arcface", "loss=arcfase"])
+@pytest.mark.parametrize("only", ["[a,b]", "a", "[a],held_out_classes=[b]", "a,held_out_classes=b"])
+def test_a_list_can_be_given_in_only(tmp_path: Path, only: str) -> None:
+    (recipe,) = plan_of(tmp_path, "epochs: 3\n", f"held_out_classes={only},seed=2")
+    assert recipe.held_out_classes == (("a",) if only == "a" else ("a", "b"))
+    assert recipe.seed == 2
+
+
+@pytest.mark.parametrize("only", ["loss", "loss=", "los=arcface", "loss=arcfase", "seed=@1", "margin={"])
 def test_a_wrong_only_is_refused(tmp_path: Path, only: str) -> None:
     with pytest.raises(RecipeError):
         plan_of(tmp_path, "loss: [arcface, cosface]\n", only)

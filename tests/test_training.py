@@ -363,6 +363,22 @@ def test_dataset_normalisation_is_measured_on_the_training_photos(data: Path) ->
     assert np.allclose(std, pixels.std(axis=0), atol=1e-3)
 
 
+def test_what_the_next_training_wants_too_is_not_decoded_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = photos.read_split(resolve({**SMALL, "test_folder": "test"}), data)
+    decode, asked = photos.decode_all, []
+    monkeypatch.setattr(photos, "decode_all", lambda *given: asked.append(given[1:]) or decode(*given))
+    kept = photos.DecodedPhotos()
+    first = kept.of([(split.train, 80), (split.test, 64)], grey=False)
+    assert asked == [(80, False), (64, False)]
+    again = kept.of([(split.train, 80), (split.test, 72)], grey=False)
+    assert asked[2:] == [(72, False)]
+    assert all(one is other for one, other in zip(first[0], again[0], strict=True))
+    kept.of([(split.train, 80), (split.test, 64)], grey=True)
+    assert asked[3:] == [(80, True), (64, True)]
+    kept.of([(split.train, 80)], grey=False)
+    assert asked[5:] == [(80, False)], "forgotten when another training did not want it"
+
+
 # ---- splits
 
 

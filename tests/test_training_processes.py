@@ -139,7 +139,7 @@ def test_the_first_process_alone_reports(work):
 def test_what_processes_cannot_share_is_told_by_each(work):
     for rank in (0, 1):
         told = said(work, rank)
-        assert "process 1 of 2 has a recipe or photos other than the first" in told["other photos"]
+        assert "process 1 of 2 has a recipe, weights or photos other than the first" in told["other photos"]
         assert "batches of 1 photos cannot be shared among 2 processes" in told["few"]
 
 

@@ -1,9 +1,13 @@
 """What holds a folder, and what a grid does when one of its trainings fails."""
 
 import json
+import shutil
 
 import pytest
+import timm
+import torch
 from conftest import LEAF_COLOURS, write_leaf
+from safetensors.torch import save_file
 from training_steps import SMALLEST
 
 from fewshot.errors import ImageError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
@@ -107,6 +111,46 @@ def test_other_photos_of_the_same_names_are_refused(tmp_path, data):
     write_leaf(data / "train" / "rust" / "0.png", LEAF_COLOURS["rust"], 0, size=(90, 90))
     with pytest.raises(TrainingError, match="other photos"):
         train(file, data, tmp_path / "out")
+
+
+def weights_of(seed, file):
+    """A ResNet-18 with weights of its own, as a file that recipes can name."""
+    torch.manual_seed(seed)
+    save_file(timm.create_model("resnet18").state_dict(), file)
+
+
+@pytest.mark.parametrize("what", ["backbone", "teacher"])
+def test_other_weights_at_the_same_place_are_refused(tmp_path, data, what):
+    file = tmp_path / "first.safetensors"
+    weights_of(0, file)
+    named = {"backbone": f"resnet18:{file}", "weights": "imagenet", "image_size_px": 32}
+    if what == "teacher":
+        shutil.copy(file, tmp_path / "teacher.safetensors")
+        named |= {"teachers": [f"resnet18:{tmp_path / 'teacher.safetensors'}"], "distillation": 1.0}
+        file = tmp_path / "teacher.safetensors"
+    recipe = recipe_file(tmp_path, **named)
+    train(recipe, data, tmp_path / "out")
+    train(recipe, data, tmp_path / "out")
+    weights_of(1, file)
+    with pytest.raises(TrainingError, match=f"other weights of resnet18:.*{file.stem}"):
+        train(recipe, data, tmp_path / "out")
+    noted = tmp_path / "out" / "small" / "run.json"
+    facts = json.loads(noted.read_text())
+    del facts["weights"]  # as an earlier version left it
+    noted.write_text(json.dumps(facts))
+    train(recipe, data, tmp_path / "out")
+
+
+def test_a_key_that_an_earlier_version_did_not_know_is_at_its_default(tmp_path, data):
+    file = recipe_file(tmp_path)
+    train(file, data, tmp_path / "out")
+    noted = tmp_path / "out" / "small" / "run.json"
+    facts = json.loads(noted.read_text())
+    del facts["recipe"]["grey_share"]
+    noted.write_text(json.dumps(facts))
+    train(file, data, tmp_path / "out")
+    with pytest.raises(TrainingError, match="another grey_share"):
+        train(file, data, tmp_path / "out", only="grey_share=0.5")
 
 
 def test_a_folder_of_an_earlier_version_knows_photos_by_their_names(tmp_path, data):

@@ -98,6 +98,7 @@ def test_how_far_a_batch_is_apart_is_as_its_equation_says() -> None:
     pairs = [(float(own[i] @ own[j]) - float(taught[i] @ taught[j])) ** 2 for i in range(5) for j in range(5) if i != j]
     assert float(apart(own, mapped, taught)) == pytest.approx(rows + 10 * sum(pairs) / 20)
     assert float(apart(taught, taught, taught)) == pytest.approx(0)
+    assert float(apart(own[:1], mapped[:1], taught[:1])) == pytest.approx(1 - float(mapped[0] @ taught[0]))
 
 
 def now_apart(phase: BackbonePhase) -> float:

@@ -20,7 +20,7 @@ def n_batches(n_photos: int, batch_size: int) -> int:
 
 
 def shuffled_batches(n_photos: int, batch_size: int, rng: np.random.Generator) -> Iterator[Int64s]:
-    """Every photo once, in random order; the sizes of the batches differ by at most one, so none holds a lone photo."""
+    """Every photo once, in random order; the sizes of the batches differ by at most one."""
     yield from np.array_split(rng.permutation(n_photos), n_batches(n_photos, batch_size))
 
 

@@ -98,6 +98,22 @@ def decode_all(photos: Photos, short_side_px: int, grey: bool) -> list[Pixels]:
         return list(threads.map(decode, photos.files))
 
 
+class DecodedPhotos:
+    """Sets of photos as `decode_all` gives them, kept for the next training where it wants the same: a grid's cells."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[tuple[Path, ...], int, bool], list[Pixels]] = {}
+
+    def of(self, wanted: Sequence[tuple[Photos, int]], grey: bool) -> list[list[Pixels]]:
+        """Each set of photos at its short side in pixels; what was kept and is not wanted now is forgotten."""
+        keys = [(photos.files, short_side_px, grey) for photos, short_side_px in wanted]
+        self._kept = {key: decoded for key, decoded in self._kept.items() if key in keys}  # before more is decoded
+        for key, (photos, short_side_px) in zip(keys, wanted, strict=True):
+            if key not in self._kept:
+                self._kept[key] = decode_all(photos, short_side_px, grey)
+        return [self._kept[key] for key in keys]
+
+
 def fit_all(decoded: Sequence[Pixels], image_size_px: int, crop_pct: float) -> Pixels:
     """The plain view of decoded photos, as in use: centre crops, (n, image_size_px, image_size_px, 3) uint8."""
     views = np.empty((len(decoded), image_size_px, image_size_px, 3), np.uint8)

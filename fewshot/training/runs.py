@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from fewshot import __version__
-from fewshot.backbones import FACTS_FILE, PORTABLE_FILE, STATISTICS_FILE, WEIGHTS_FILE, resolve
+from fewshot.backbones import FACTS_FILE, PORTABLE_FILE, STATISTICS_FILE, WEIGHTS_FILE, resolve, source_key
 from fewshot.errors import FewshotError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
 from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
 from fewshot.networks import load
@@ -27,10 +27,10 @@ from fewshot.training.grounds import find_grounds
 from fewshot.training.head_phase import Features, head_logits, train_head
 from fewshot.training.networks import Head, Trainee, build_trainee, training_size_px
 from fewshot.training.photos import (
+    DecodedPhotos,
     Photos,
     Split,
     channel_statistics,
-    decode_all,
     first_rows,
     fit_all,
     read_split,
@@ -41,6 +41,7 @@ from fewshot.training.report import Report, write_report
 from fewshot.training.teachers import load_teachers
 from fewshot.transforms import measure_statistics, pack_statistics
 
+_DEFAULTS = Recipe().as_dict()
 _DECODE_MARGIN = 1.15  # training photos keep this much more than the network's input, for crops
 
 
@@ -78,12 +79,13 @@ def train(
     plan = read_plan(recipe_file, only)
     reports = []
     failed: list[str] = []
+    decoded = DecodedPhotos()
     with joined() as processes:
         for cell in plan.cells:
             folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
             shown = on_progress if on_progress is not None and processes.is_first else _unseen
             try:
-                report = train_cell(plan.name, cell, data, folder, shown, processes)
+                report = train_cell(plan.name, cell, data, folder, shown, processes, decoded)
             except KeyboardInterrupt as error:
                 raise TrainingStoppedError(
                     f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in "
@@ -111,13 +113,19 @@ def train(
 
 
 def train_cell(
-    name: str, cell: Cell, data: Path, folder: Path, on_progress: OnProgress, processes: Processes
+    name: str,
+    cell: Cell,
+    data: Path,
+    folder: Path,
+    on_progress: OnProgress,
+    processes: Processes,
+    decoded: DecodedPhotos,
 ) -> Report | None:
     """One training, from photos to report, None in all processes but the first; see `train` for what it raises."""
     recipe = cell.recipe
     split = read_split(recipe, data)
     _claim(folder, recipe, split, processes)
-    trainee, prepared = prepare(recipe, split)
+    trainee, prepared = prepare(recipe, split, decoded)
     phase: BackbonePhase | None = None
     if recipe.epochs:
         phase = BackbonePhase(recipe, trainee, prepared, folder / "checkpoint", cell.name, processes)
@@ -170,7 +178,7 @@ def train_cell(
     return report
 
 
-def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
+def prepare(recipe: Recipe, split: Split, kept: DecodedPhotos) -> tuple[Trainee, Prepared]:
     """The networks and the decoded photos; networks first, so that missing weights are told before the decoding."""
     torch.manual_seed(recipe.seed)  # random first weights
     plain = dataclasses.replace(recipe, normalisation="none") if recipe.normalisation == "dataset" else recipe
@@ -179,17 +187,17 @@ def prepare(recipe: Recipe, split: Split) -> tuple[Trainee, Prepared]:
     short_side_px = prepared.short_side_px
     learning_px = round(training_size_px(recipe, trainee) * _DECODE_MARGIN)
     grey = recipe.backbone in BASELINES
-    decoded = decode_all(split.train, max(learning_px, short_side_px) if recipe.epochs else short_side_px, grey)
+    train_px = max(learning_px, short_side_px) if recipe.epochs else short_side_px
+    wanted = [(split.train, train_px), (split.validation, short_side_px), (split.test, short_side_px)]
+    decoded, *others = kept.of(wanted, grey)
     if recipe.normalisation == "dataset":
         torch.manual_seed(recipe.seed)
         trainee = build_trainee(recipe, channel_statistics(decoded))
         prepared = trainee.preprocessing
     size, crop_pct = prepared.image_size_px, prepared.crop_pct
-    others = [
-        fit_all(decode_all(photos, short_side_px, grey), size, crop_pct) for photos in (split.validation, split.test)
-    ]
+    train, validation, test = (fit_all(each, size, crop_pct) for each in (decoded, *others))
     grounds = find_grounds(recipe, split.train, decoded) if recipe.epochs else None
-    return trainee, Prepared(split, decoded, grounds, fit_all(decoded, size, crop_pct), others[0], others[1], teachers)
+    return trainee, Prepared(split, decoded, grounds, train, validation, test, teachers)
 
 
 def _metrics(logits: Float32s | None, test: Photos) -> Metrics | None:
@@ -253,10 +261,12 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
     """Note what a folder is for; refuse one that holds another training.
 
     A folder without a whole epoch or a report holds none, whatever was tried there. Photos are known by their names and
-    sizes; where an earlier version noted no sizes, by their names.
+    sizes, the weights that the recipe names by their content, each where an earlier version noted it.
 
     Raises:
-        TrainingError: another recipe, or other photos, were trained there, or other processes have others.
+        TrainingError: another recipe, from other weights or with other photos, was trained there, or other processes
+            have others.
+        WeightsUnreachableError: weights that the recipe names are not on this machine.
     """
     listing = [
         (f"{part}/{split_part.labels[i]}/{file.name}", str(_n_bytes(file)))
@@ -265,8 +275,9 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
     ]
     names, sizes = (hashlib.sha256("\n".join(each).encode()).hexdigest() for each in zip(*listing, strict=True))
     settings = recipe.as_dict()
-    wanted = {"recipe": settings, "photos": names, "sizes": sizes}
-    processes.check_same("a recipe or photos", json.dumps(wanted))
+    weights = {name: source_key(resolve(name)) for name in _named_weights(recipe)}
+    wanted = {"recipe": settings, "photos": names, "sizes": sizes, "weights": weights}
+    processes.check_same("a recipe, weights or photos", json.dumps(wanted))
     if not processes.is_first:
         return
     file = folder / "run.json"
@@ -277,14 +288,24 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
     try:
         found = json.loads(file.read_text())
         before = found["recipe"]
-        changed = [key for key, value in settings.items() if before.get(key) != value]
+        # What a recipe could not say yet was as it is now by default.
+        changed = [key for key, value in settings.items() if before.get(key, _DEFAULTS[key]) != value]
     except (ValueError, KeyError, AttributeError) as error:
         raise TrainingError(f"{file} is damaged.", hint="Remove its folder, or choose another --out.") from error
-    if changed or found.get("photos") != names or found.get("sizes", sizes) != sizes:
-        what = f"another {', '.join(changed)}" if changed else "other photos"
+    earlier = found.get("weights", weights)
+    others = [name for name, key in weights.items() if earlier.get(name) != key]
+    if changed or others or found.get("photos") != names or found.get("sizes", sizes) != sizes:
+        what = f"another {', '.join(changed)}" if changed else f"other weights of {', '.join(others)}" if others else ""
+        what = what or "other photos"
         raise TrainingError(
             f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
         )
+
+
+def _named_weights(recipe: Recipe) -> list[str]:
+    """The backbones whose weights a training begins with or learns from."""
+    starts = [] if recipe.weights == "random" else [recipe.backbone]
+    return [*starts, *(recipe.teachers if recipe.epochs else ())]
 
 
 def _n_bytes(file: Path) -> int:

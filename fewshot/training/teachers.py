@@ -99,7 +99,7 @@ def apart(own: torch.Tensor, mapped: torch.Tensor, taught: torch.Tensor) -> torc
     """
     n = len(own)
     rows = 1 - (mapped * taught).sum() / n
-    pairs = ((own @ own.T - taught @ taught.T) ** 2).sum() / (n * (n - 1))
+    pairs = ((own @ own.T - taught @ taught.T) ** 2).sum() / max(1, n * (n - 1))  # a photo alone has no pair
     return rows + _PAIRS * pairs
 
 
