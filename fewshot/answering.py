@@ -1,5 +1,6 @@
 """Embeddings and a view of an index -> predictions."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,8 +31,9 @@ def asked_classes(reader: Reader, question: Question) -> list[int] | None:
     if question.within is None:
         return None
     labels = reader.labels()
+    patterns = [unicodedata.normalize("NFC", each) for each in question.within]  # as labels are
     # A label fits itself, also where it holds what stands for something in a pattern.
-    fitting = [label for label in labels if any(label == each or fnmatchcase(label, each) for each in question.within)]
+    fitting = [label for label in labels if any(label == each or fnmatchcase(label, each) for each in patterns)]
     if not fitting:
         shown = ", ".join(map(repr, question.within))
         hint = did_you_mean(question.within[0], labels) or None

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fewshot.classifier import N_SCORED, SOFTMAX_SCALE, familiarity
+from fewshot.classifier import MIN_GROUP, N_SCORED, SOFTMAX_SCALE, familiarity
 from fewshot.errors import CacheDamagedError
 from fewshot.metric import Metric, fit_metric, without_each
 from fewshot.neighbours import Neighbours
@@ -33,7 +34,7 @@ SCALE_FACTOR = 2.0
 # Two photos of one class are one observation: each is as near to the other as the other to it.
 FEWEST_FOR_A_THRESHOLD = 3
 # Of the cached file: another number than the file's, and it is made anew.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,9 @@ class Calibration:
             return f"most like {label}; with one photo a class, or two in all, there is no telling what would be unlike"
         found = float(familiarity(similarities[None])[0])
         side = "below" if self.is_unknown(similarities) else "above"
-        what = f"similarity {similarities[0]:.2f} to {label}"
+        what = f"similarity {min(1.0, similarities[0]):.2f} to {label}"
         if len(similarities) > 1 and np.isfinite(similarities[1]):
-            what += f", {similarities[1]:.2f} to the next"
+            what += f", {min(1.0, similarities[1]):.2f} to the next"
         return f"{what}: familiarity {found:.2f}, {side} the threshold {self.threshold:.2f} of {self.whose}"
 
     def needed_margins(self, class_ids: Int64s, coverage: float) -> Float32s:
@@ -260,7 +261,9 @@ def asked_enrolled(
         return asked_in(metric, support, groups, prototypes, owners), metric
     rows = np.flatnonzero(np.isin(owners, within))
     narrowed = replace(metric, counts=metric.counts[rows])
-    return asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows]), metric
+    fitted = np.isin(support_ids, reader.asked_supports(MOST_ASKED)[0])
+    asked = asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows], fitted)
+    return asked, metric
 
 
 def _most_asked(within: Sequence[int] | None) -> int:
@@ -280,13 +283,23 @@ def _photos_of_prototypes(groups: Int64s, owners: Int64s, class_sizes: dict[int,
     """
     here = np.bincount(groups, minlength=len(owners))
     _, places, n_prototypes = np.unique(owners, return_inverse=True, return_counts=True)
-    of_class = np.bincount(places, here)[places]
-    shares = np.where(of_class > 0, here / np.maximum(of_class, 1), 1 / n_prototypes[places])
+    of_class, of_several = np.bincount(places, here)[places], n_prototypes[places]
     sizes = np.array([class_sizes[class_id] for class_id in owners.tolist()], np.float64)
-    return np.maximum(1, np.rint(sizes * shares)).astype(np.int64)
+    # A sample may have passed over a prototype, which is no prototype of one photo then: one more for each of a class.
+    is_sample = of_class < sizes
+    shares = (here + is_sample) / (of_class + is_sample * of_several)
+    least = np.where(is_sample & (of_several > 1), np.minimum(MIN_GROUP, sizes), 1)
+    return np.maximum(least, np.rint(sizes * shares)).astype(np.int64)
 
 
-def asked_in(metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, owners: Int64s) -> LeaveOneOut:
+def asked_in(
+    metric: Metric,
+    support: Float32s,
+    groups: Int64s,
+    prototypes: Float32s,
+    owners: Int64s,
+    fitted: NDArray[np.bool_] | None = None,
+) -> LeaveOneOut:
     """Photos asked in the metric fitted on them, as if each had not been there.
 
     Args:
@@ -295,10 +308,11 @@ def asked_in(metric: Metric, support: Float32s, groups: Int64s, prototypes: Floa
         groups: (n,) int64, rows of `prototypes`; every photo's class has another photo.
         prototypes: (n_prototypes, dim) float32, rows of unit length.
         owners: (n_prototypes,) int64, the prototypes' classes.
+        fitted: (n,) bool, which of these photos the metric was fitted on; None: all.
     """
     order = np.argsort(owners, kind="stable")
     class_ids, first = np.unique(owners[order], return_index=True)
-    cosines = without_each(metric, support, groups, prototypes)
+    cosines = without_each(metric, support, groups, prototypes, fitted)
     by_class = np.maximum.reduceat(cosines[:, order], first, axis=1)  # (n, n_way)
     place = np.searchsorted(class_ids, owners[groups])
     rows = np.arange(len(support))

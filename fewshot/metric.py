@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fewshot.records import Float32s, Int64s
@@ -132,7 +133,9 @@ def _means(support: Float32s, groups: Int64s) -> tuple[np.ndarray, Int64s]:
     return group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None], counts
 
 
-def without_each(metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s) -> Float32s:
+def without_each(
+    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, fitted: NDArray[np.bool_] | None = None
+) -> Float32s:
     """Each photo's similarity to every prototype, in the metric and with the prototypes that there were without it.
 
     A photo is in its prototype and in the metric, and both flatter it. Taking it out of the mean is a subtraction;
@@ -143,6 +146,7 @@ def without_each(metric: Metric, support: Float32s, groups: Int64s, prototypes: 
         support: (n, dim) float32, rows of unit length.
         groups: (n,) int64, rows of `prototypes`.
         prototypes: (n_prototypes, dim) float32, rows of unit length, made from as many photos as `metric.counts` says.
+        fitted: (n,) bool, which of the photos the metric was fitted on; None: all of them.
 
     Returns:
         (n, n_prototypes) float32, cosines times `Metric.gains`; -inf for the prototype that a photo is alone in.
@@ -162,6 +166,8 @@ def without_each(metric: Metric, support: Float32s, groups: Int64s, prototypes: 
         n = counts[group].astype(np.float64)
         # Without the photo the scatter is less by n / (n - 1) times its deviation squared.
         less = np.where(n > 1, n / np.maximum(n - 1, 1), 0.0) / metric.prior
+        if fitted is not None:
+            less = np.where(fitted[rows], less, 0.0)
         gain = less / np.maximum(1 - less * (d**2).sum(axis=1), _LEAST_LENGTH)  # (n,)
         xd = (x * d).sum(axis=1)
         x_length = (x**2).sum(axis=1) + gain * xd**2
@@ -178,7 +184,9 @@ def without_each(metric: Metric, support: Float32s, groups: Int64s, prototypes: 
         found[rows] *= gains
         # The own prototype, without the photo: the sum of its group, less the photo.
         n_group = metric.counts[group].astype(np.float64)
-        scale = n_group * np.linalg.norm(means[group], axis=1)
+        # Its length from the photos here, which may be a sample of those that it is the sum of: a mean of few would be
+        # longer, and leave the photo in it.
+        scale = n_group * (means[group] * prototypes[group]).sum(axis=1)
         rest = (scale[:, None] * moved_prototypes[group] - x).astype(np.float32)
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
         own = own * metric.gains(np.asarray(n_group - 1, np.int64))

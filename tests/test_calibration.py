@@ -163,6 +163,7 @@ def test_without_a_threshold_nothing_is_unknown_and_the_explanation_says_why():
 @pytest.mark.parametrize(("best", "side"), [(0.31, "below"), (0.5, "above"), (0.93, "above")])
 def test_the_explanation_says_what_was_found_against_what(best, side):
     found = Calibration(20.0, 0.7, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert "similarity 1.00 to corn rust, 1.00 to" in found.explain("corn rust", np.array([1.34, 1.2], np.float32))
     text = found.explain("corn rust", np.array([best, 0.1], np.float32))
     start = f"similarity {best:.2f} to corn rust, 0.10 to the next: familiarity {2 * best - 0.1:.2f}, {side}"
     assert text == f"{start} the threshold 0.70 of this index"
@@ -245,6 +246,33 @@ def test_a_sample_says_of_how_many_photos_each_prototype_is(store, tmp_path, mon
         assert len(sampled) < 61
         _, metric = calibration.asked_enrolled(reader, Neighbours(tmp_path / "cache"))
     assert metric.counts.tolist() == [40, 40, 40, 3, 40, 40, 40, 40]
+
+
+def test_a_prototype_that_a_sample_passed_over_is_not_taken_for_one_photo():
+    sizes = {7: 60, 8: 40, 9: 1}
+    owners = np.array([7, 7, 8, 9])
+    whole = np.repeat([0, 1, 2], [45, 15, 40])
+    assert calibration._photos_of_prototypes(whole, owners, sizes).tolist() == [45, 15, 40, 1]
+    sample = np.repeat([0, 2], [6, 4])
+    assert calibration._photos_of_prototypes(sample, owners, sizes).tolist() == [52, 8, 40, 1]
+    assert calibration._photos_of_prototypes(np.repeat(0, 58), owners, sizes).tolist()[:2] == [59, 3]
+    assert calibration._photos_of_prototypes(np.zeros(0, np.int64), owners, sizes).tolist() == [30, 30, 40, 1]
+
+
+def test_classes_enrolled_in_turn_are_both_asked_where_not_all_can_be(store):
+    support, *_ = world(2, 60, 1, seed=4)
+    with store.write() as writer:
+        class_ids = [writer.add_class(f"class {i}") for i in range(2)]
+        for i, vector in enumerate(support):
+            ids = writer.add_supports(class_ids[i % 2], [EmbeddedPhoto("x.png", f"{i:064d}", 9, 9, vector, None)])
+            writer.set_own_similarities(np.array(ids), np.array([0.5], np.float32))
+        writer.note("enroll", "both")
+    with store.read() as reader:
+        for n_most in (30, 60):
+            ids, asked, _ = reader.asked_supports(n_most)
+            assert n_most / 2 < len(ids) < n_most * 1.5
+            assert np.bincount(asked, minlength=3)[class_ids].min() > n_most / 4
+            assert set(reader.support_ids(n_most).tolist()) == set(ids.tolist())
 
 
 def test_narrowed_to_some_classes_it_is_that_of_an_index_of_these_alone(store, tmp_path):

@@ -1,5 +1,6 @@
 """An index that is asked: what is enrolled is recognised, and what is said of an answer is true."""
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_a_label_fits_itself_whatever_it_holds(gallery, leaves, tmp_path):
     rust = write_leaf(tmp_path / "ask.png", LEAF_COLOURS["rust"], 900)
     (answer,) = gallery.query([rust], Question(within=("rust [early]",)))
     assert [match.label for match in answer.matches] == ["rust [early]"]
+
+
+def test_a_pattern_fits_however_its_accents_are_written(gallery, leaves, tmp_path):
+    photos, _ = ask_photos(tmp_path)
+    enroll(gallery, leaves(n=3) / "rust", unicodedata.normalize("NFC", "café-rust"))
+    for form in ("NFC", "NFD"):
+        within = unicodedata.normalize(form, "café-*")
+        assert [match.label for match in next(gallery.query(photos, Question(within=(within,)))).matches] == [
+            "café-rust"
+        ]
 
 
 @pytest.mark.parametrize("within", [("rust",), ("rust", "healthy")])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fewshot.classifier import class_prototypes
 from fewshot.metric import LEAST_AGREEMENT, deviations, fit_metric, plain_metric, without_each
+from fewshot.transforms import unit_rows
 
 
 def world(n_way, n_shot, dim, seed, noise=None):
@@ -103,6 +104,32 @@ def test_a_sample_of_a_large_class_takes_out_one_photo_of_all():
     sample = without_each(metric, support[part], groups[part], prototypes)
     own = np.arange(len(sample)), groups[part]
     assert np.abs(sample[own] - whole[part][own]).mean() < 0.04
+
+
+@pytest.mark.parametrize("n_here", [1, 2])
+def test_of_a_small_class_a_sample_takes_out_the_whole_photo(n_here):
+    rng = np.random.default_rng(8)
+    groups = np.repeat(np.arange(300), 5)
+    support = unit_rows((rng.normal(0, 1, (300, 32))[groups] + rng.normal(0, 1, (1500, 32))).astype(np.float32))
+    prototypes = class_prototypes(support, groups, 300)
+    metric = plain_metric(32, np.full(300, 5))
+    part = np.flatnonzero(np.arange(1500) % 5 < n_here)
+    whole = without_each(metric, support, groups, prototypes)[part, groups[part]]
+    sample = without_each(metric, support[part], groups[part], prototypes)[np.arange(len(part)), groups[part]]
+    assert abs(float((sample - whole).mean())) < 0.01
+    assert np.abs(sample - whole).mean() < 0.05
+
+
+def test_a_photo_that_the_metric_was_not_fitted_on_takes_nothing_from_its_scatter():
+    support, groups = world(3, 30, 16, seed=9)
+    prototypes = class_prototypes(support, groups, 3)
+    fitted = np.arange(90) % 3 > 0
+    metric = fit_metric(support[fitted], groups[fitted], np.full(3, 30))
+    found = without_each(metric, support, groups, prototypes, fitted)
+    others = np.arange(3) != groups[:, None]
+    plain = metric(support) @ metric.placed(prototypes).T
+    np.testing.assert_allclose(found[~fitted][others[~fitted]], plain[~fitted][others[~fitted]], atol=1e-5)
+    assert np.abs(found[fitted][others[fitted]] - plain[fitted][others[fitted]]).max() > 1e-3
 
 
 @pytest.mark.parametrize("n_shot", [2, 5, 20])

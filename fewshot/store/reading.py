@@ -59,6 +59,16 @@ class About:
     backbone: dict[str, Any] | None
 
 
+def _is_drawn(every: int) -> sa.ColumnElement[bool]:
+    """Whether a support is among those drawn, one of so many, evenly: also where classes were enrolled in turn.
+
+    Source:
+        Knuth, "The Art of Computer Programming" 3, section 6.4: multiples of the golden ratio (2654435761 of 2**32),
+        without their whole part, lie evenly between 0 and 1, in whatever steps they are taken.
+    """
+    return supports.c.support_id * 2654435761 % 2**32 < 2**32 // every
+
+
 _SUPPORT_RECORD = sa.select(
     supports.c.support_id,
     classes.c.label,
@@ -225,7 +235,7 @@ class Reader:
         chosen = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
         n = sum(row[0] for row in self._of_classes(counted, within))
         if n > n_most:
-            chosen = chosen.where(supports.c.support_id % -(-n // n_most) == 0)
+            chosen = chosen.where(_is_drawn(-(-n // n_most)))
         rows = sorted(self._of_classes(chosen, within))
         ids, class_ids, own = zip(*rows, strict=True) if rows else ((), (), ())
         return np.array(ids, np.int64), np.array(class_ids, np.int64), np.array(own, np.float32)
@@ -235,7 +245,7 @@ class Reader:
         query = sa.select(supports.c.support_id).order_by(supports.c.support_id)
         n = self.n_supports()
         if n > n_most:
-            query = query.where(supports.c.support_id % -(-n // n_most) == 0)
+            query = query.where(_is_drawn(-(-n // n_most)))
         return np.array(self._connection.execute(query).scalars().all(), np.int64)
 
     def support_vectors(self, support_ids: Int64s) -> Float32s:
