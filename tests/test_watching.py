@@ -1,5 +1,6 @@
 """A watched folder: each photo at rest is answered once, whatever is done to the folder and the photos."""
 
+import errno
 import os
 import shutil
 import threading
@@ -96,6 +97,23 @@ def test_hidden_files_notes_and_linked_folders_are_passed_over(inbox):
         "sub/b.png",
         "sub/deep/c.heic",
     ]
+
+
+def test_a_folder_that_may_not_be_entered_any_more_is_passed_over(inbox, monkeypatch):
+    (inbox / "barred").mkdir()
+    (inbox / "a.jpg").write_bytes(b"x")
+    found = Arrivals(inbox, 0.0, Clock())
+    stat = os.stat
+
+    def barred(path, **settings):  # root, as which tests may run, may enter everything
+        if "barred" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **settings)
+
+    monkeypatch.setattr(os, "stat", barred)
+    for path in (inbox / "barred" / "b.jpg", inbox / "barred", inbox / "a.jpg"):
+        found.look(path)
+    assert [arrival.path.name for arrival in found.settled()] == ["a.jpg"]
 
 
 def test_a_folder_that_cannot_be_watched_says_why(tmp_path):

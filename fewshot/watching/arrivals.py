@@ -83,7 +83,7 @@ class Arrivals:
                 del self._done[gone]
         elif not is_visible(path.relative_to(self.folder)):
             return
-        elif path.is_dir():
+        elif os.path.isdir(path):  # `Path.is_dir` raises where a folder above may not be entered
             try:
                 for file in photo_files(path):
                     self._notice(file.path, signature_of(file))
