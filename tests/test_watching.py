@@ -99,6 +99,19 @@ def test_hidden_files_notes_and_linked_folders_are_passed_over(inbox):
     ]
 
 
+def test_what_the_system_tells_of_linked_folders_is_passed_over(inbox, tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.jpg"):
+        (tmp_path / "elsewhere" / name).write_bytes(b"x")
+    (inbox / "sub").mkdir()
+    (inbox / "sub" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (inbox / "sub" / "photo.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")  # a linked photo is a photo
+    found = Arrivals(inbox, 0.0, Clock())
+    for name in ("link", "link/a.jpg", "link/deep", "link/deep/b.jpg", "photo.jpg", "."):
+        found.look(inbox / "sub" / name)
+    assert [arrival.path for arrival in found.settled()] == [inbox / "sub" / "photo.jpg"]
+
+
 def test_a_folder_that_may_not_be_entered_any_more_is_passed_over(inbox, monkeypatch):
     (inbox / "barred").mkdir()
     (inbox / "a.jpg").write_bytes(b"x")

@@ -81,9 +81,9 @@ class Arrivals:
                 self._notice(file.path, signature_of(file))
             for gone in self._done.keys() - seen:  # a file of that name is new when it comes back
                 del self._done[gone]
-        elif not is_visible(path.relative_to(self.folder)):
+        elif not is_visible(path.relative_to(self.folder)) or self._is_behind_link(path):
             return
-        elif os.path.isdir(path):  # `Path.is_dir` raises where a folder above may not be entered
+        elif _is_folder(path):
             try:
                 for file in photo_files(path):
                     self._notice(file.path, signature_of(file))
@@ -113,6 +113,11 @@ class Arrivals:
         since = now - arrival.quiet_s
         self._waiting.setdefault(str(arrival.path), _Waiting(arrival.signature, since, since + quiet_s))
 
+    def _is_behind_link(self, path: Path) -> bool:
+        """Whether a path is a linked folder or below one: the system tells of what changes there too."""
+        below = [path, *path.parents][: len(path.relative_to(self.folder).parts)]
+        return any(_is_folder(each) and os.path.islink(each) for each in below)  # noqa: PTH114 - as `_is_folder`
+
     def _notice(self, name: str, signature: Signature | None) -> None:
         if signature is None or self._done.get(name) == signature:
             return
@@ -133,6 +138,11 @@ def watched_folder(folder: Path) -> Path:
             return folder.resolve()
     except OSError as error:
         raise _missing(folder, error) from error
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder or a link to one; `Path.is_dir` raises where a folder above may not be entered."""
+    return os.path.isdir(path)  # noqa: PTH112 - see above
 
 
 def signature_of(file: "Path | os.DirEntry[str]") -> Signature | None:
