@@ -14,6 +14,8 @@ from watch_steps import ROUTES, Watch, answered, lines, new_photo
 from fewshot.datasets import class_folder, class_folders
 from fewshot.errors import DatabaseUnreachableError, MissingFolderError, MixedEmbeddingsError, UnreadableFileError
 from fewshot.gallery import Gallery
+from fewshot.images import content_hash
+from fewshot.records import UNKNOWN, Prediction
 from fewshot.watching import arrivals as arrivals_module
 from fewshot.watching.arrivals import Arrivals, changes, signature_of, watched_folder
 from fewshot.watching.routes import Routes
@@ -312,6 +314,59 @@ def test_a_bad_photo_that_was_mended_is_answered(enrolled, inbox):
     new_photo(inbox / "a.png")
     Watch(enrolled, inbox).once()
     assert answered(inbox) == {"a.png": "rust"}
+
+
+def refusing_all(gallery, monkeypatch):
+    """Let an index not read the photos that it is asked, as on a machine without time for their decoding."""
+
+    def refusing(photos, *_args, **_settings):
+        return [Prediction("", UNKNOWN, "bad_image", "took too long to decode") for _ in photos]
+
+    monkeypatch.setattr(gallery, "query", refusing)
+
+
+def test_a_sound_photo_that_could_not_be_read_is_answered_when_it_is_sent_again(enrolled, inbox, monkeypatch):
+    photo = new_photo(inbox / "a.png")
+    with monkeypatch.context() as patch:
+        refusing_all(enrolled, patch)
+        watch = Watch(enrolled, inbox)
+        assert watch.once().n_bad == 1
+    assert (Watch(enrolled, inbox).once().n_bad, answered(inbox)) == (0, {})
+    shutil.copy(photo, inbox / "b.png")
+    os.utime(photo, (1e9, 1e9))
+    tally = Watch(enrolled, inbox).once()
+    assert (tally.n_answered, tally.n_copies) == (1, 1)
+    assert list(answered(inbox).values()) == ["rust"]
+    assert len(lines(watch.report.path)) == 1
+
+
+def test_a_memory_that_holds_a_bad_photo_under_its_content_lets_it_be_answered(enrolled, inbox, monkeypatch):
+    new_photo(inbox / "a.png")
+    with monkeypatch.context() as patch:
+        refusing_all(enrolled, patch)
+        watch = Watch(enrolled, inbox)
+        # The key that earlier versions gave: of the content alone.
+        patch.setattr(
+            watch.watcher,
+            "_refused",
+            lambda arrival, prediction, located: watch.watcher._finished(
+                arrival, watch.watcher._key(content_hash(arrival.path.read_bytes()), located), prediction, located
+            ),
+        )
+        assert watch.once().n_bad == 1
+    os.utime(inbox / "a.png", (1e9, 1e9))
+    assert Watch(enrolled, inbox).once().n_answered == 1
+    assert answered(inbox) == {"a.png": "rust"}
+    os.utime(inbox / "a.png", (1e9 + 1, 1e9))
+    assert Watch(enrolled, inbox).once().n_answered == 0
+
+
+def test_each_bad_photo_is_reported_though_another_had_the_same_content(enrolled, inbox):
+    for name in ("a.jpg", "b.jpg"):
+        (inbox / name).write_text("no picture")
+    watch = Watch(enrolled, inbox)
+    assert watch.once().n_bad == 2
+    assert {each["file"] for each in lines(watch.report.path)} == {"a.jpg", "b.jpg"}
 
 
 def test_bad_photos_have_units_if_the_routes_say_so(enrolled, inbox):
