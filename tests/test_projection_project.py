@@ -251,6 +251,13 @@ def test_results_are_never_mixed_with_other_files_but_may_replace_themselves(enr
     draw(enrolled, tmp_path / "out")
 
 
+@here
+def test_a_folder_whose_name_is_no_utf8_is_written_whole(enrolled, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    draw(enrolled, out)
+    assert json.loads((out / "numbers.json").read_text())["folder"] == f"{tmp_path}/caf\\xe9"
+
+
 def test_a_run_that_failed_leaves_a_folder_that_the_next_one_may_use(tmp_path):
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewshot.datasets import query_photos
+from fewshot.datasets import legible, query_photos
 from fewshot.errors import ComparisonError, EmptyIndexError, TooFewPointsError, UnknownLabelError
 from fewshot.gallery import Gallery
 from fewshot.projection import figures, tables
@@ -85,7 +85,7 @@ class Result:
             counts = {"supports": space.n_supports, "queries": space.n_queries, "points": len(space.points)}
             spaces.append({**facts, **counts, "trustworthiness": trust, **numbers.as_dict()})
         return {
-            "folder": str(self.folder),
+            "folder": legible(str(self.folder)),
             "seed": self.seed,
             "n_neighbours": self.n_neighbours,
             "metric": "cosine",
