@@ -226,8 +226,8 @@ def _thinning_notes(spaces: Sequence[Space]) -> list[str]:
     notes = []
     if len(space.rows("support")) < space.n_supports and len(spaces) == 1:
         notes.append(
-            f"Pictures, silhouettes and the confusion matrix are of {space.stated}; the tables of doubtful photos "
-            "and confusable classes are of all of them."
+            f"Pictures, silhouettes, the confusion matrix and the counts of photos nearer to another class are of "
+            f"{space.stated}; which photos are doubtful and which classes alike comes from all of them."
         )
     side_px = sprite_tile_px(len(space.points))
     if side_px < sprite_tile_px(1):
