@@ -162,6 +162,20 @@ def test_the_system_tells_of_files_written_renamed_and_moved_in_with_their_folde
         thread.join()
 
 
+def test_a_name_that_is_no_utf8_does_not_end_what_the_system_tells(enrolled, inbox, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrivals_module, "FALLBACK_POLL_S", 0.2)
+    begun, watch = [], arrivals_module.watch
+    monkeypatch.setattr(arrivals_module, "watch", lambda *args, **settings: begun.append(1) or watch(*args, **settings))
+    with Watch(enrolled, inbox, poll_s=None) as live:
+        eventually(lambda: begun)
+        new_photo(tmp_path / "made.png").rename(os.fsdecode(os.fsencode(inbox) + b"/caf\xe9.png"))
+        eventually(lambda: answered(inbox) == {"caf\\xe9.png": "rust"})
+        eventually(lambda: len(begun) > 1)
+        new_photo(inbox / "b.png", "mildew", seed=901)
+        eventually(lambda: len(answered(inbox)) == 2)
+    assert live.told == []
+
+
 def test_where_the_system_does_not_tell_polling_takes_over_and_says_so(inbox, monkeypatch):
     def no_watches(*_args, **_kwargs):
         raise OSError("OS file watch limit reached")

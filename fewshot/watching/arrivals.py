@@ -206,10 +206,14 @@ def changes(
         on_warning: told when the system cannot tell and polling takes over.
     """
     yield [None]
-    if poll_s is None:
+    while poll_s is None and not stop.is_set():
         try:
             yield from _told(folder, tick_s, stop)
         except (OSError, RuntimeError) as error:  # the limit of watches is reached, or the folder was taken away
+            if "decode path" in str(error):  # watchfiles ends at a name that is no UTF-8: look, and listen again
+                yield [None]
+                yield from _until_all_is_due(_polled(FALLBACK_POLL_S, tick_s, stop))
+                continue
             poll_s = FALLBACK_POLL_S
             if not stop.is_set():
                 on_warning(f"the system does not tell of new files ({error}); looking every {poll_s:g} s instead.")
@@ -239,6 +243,14 @@ def _told(folder: Path, tick_s: float, stop: threading.Event) -> Iterator[Iterab
         if everything:
             first, next_look = False, time.monotonic() + FULL_LOOK_EVERY_S
         yield [None] if everything else [Path(path) for _, path in found]
+
+
+def _until_all_is_due(looks: Iterator[Iterable[Path | None]]) -> Iterator[Iterable[Path | None]]:
+    """The looks up to the first through everything: so often at the most is listening begun again."""
+    for paths in looks:
+        yield paths
+        if paths:
+            return
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
