@@ -94,6 +94,11 @@ def test_two_backbones_embed_the_photos_that_the_index_keeps_and_leave_it_alone(
         assert gallery.about() == before
 
 
+def test_two_backbones_of_one_name_in_two_folders_are_told_apart(enrolled):
+    (said,) = lines("project", "--compare", "exp1/tswv", "exp2/tswv", "--out", "out", *PCA)
+    assert [space["name"] for space in said["spaces"]] == ["exp1/tswv", "exp2/tswv"]
+
+
 def test_two_backbones_embed_a_folder_of_folders(enrolled):
     said = ok("project", "--images", enrolled, "--compare", "one", "two", "--out", "out", *PCA)
     assert "in common" in said

@@ -96,7 +96,7 @@ def test_a_second_run_has_nothing_to_answer(inbox):
 def test_bad_photos_are_in_the_report_whose_place_is_told(inbox, tmp_path):
     (inbox / "words.jpg").write_text("no picture")
     result = once("--state", "here")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.stderr
     assert "words.jpg is not a picture" in result.stderr
     assert f"1 could not be read (listed in {tmp_path / 'here' / 'bad-photos.jsonl'})" in result.stderr
     assert once("--state", "there", "--report", "bad.csv").exit_code == 0
@@ -110,6 +110,16 @@ def test_answers_that_cannot_be_delivered_are_kept_and_the_exit_code_says_so(inb
     assert "cannot be reached" in result.stderr
     assert "4 answers are still due to http://127.0.0.1:9/answers" in result.stderr
     assert "4 answers of an earlier run" in once("--to", "http://127.0.0.1:9/answers").stderr
+
+
+def test_answers_to_a_target_that_is_not_given_wait_for_it_and_are_no_failure(inbox, monkeypatch):
+    monkeypatch.setattr("fewshot.watching.watcher.ONCE_WAIT_S", 0.1)
+    assert once("--to", "http://127.0.0.1:9/answers").exit_code == 1
+    result = once("--to", "answers.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert "4 answers to http://127.0.0.1:9/answers are kept until it is given again" in result.stderr
+    assert "still" not in result.stderr
+    assert once("--to", "http://127.0.0.1:9/answers").exit_code == 1
 
 
 def test_routes_and_classes_that_do_not_meet_are_warned_of_at_the_start(inbox, tmp_path):

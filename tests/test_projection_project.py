@@ -1,5 +1,6 @@
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -23,9 +24,11 @@ from fewshot.errors import (
     TooFewPointsError,
 )
 from fewshot.gallery import Gallery
+from fewshot.projection import tables
 from fewshot.projection.comparison import shared_photos
 from fewshot.projection.folder import OutputFolder
 from fewshot.projection.project import Plan, Source, n_steps, project
+from fewshot.projection.spaces import Point, Space
 
 PCA = Plan(methods=("pca",))
 here = pytest.mark.usefixtures("painted_here")  # without it: in processes of their own
@@ -248,6 +251,13 @@ def test_results_are_never_mixed_with_other_files_but_may_replace_themselves(enr
     draw(enrolled, tmp_path / "out")
 
 
+@here
+def test_a_folder_whose_name_is_no_utf8_is_written_whole(enrolled, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    draw(enrolled, out)
+    assert json.loads((out / "numbers.json").read_text())["folder"] == f"{tmp_path}/caf\\xe9"
+
+
 def test_a_run_that_failed_leaves_a_folder_that_the_next_one_may_use(tmp_path):
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
@@ -324,6 +334,17 @@ def test_two_indexes_are_drawn_with_the_same_photos_in_the_same_rows(enrolled, s
     assert "25 photos are in both under the same label and are compared; 1 are in one only" in result.notes[0]
     said = [space.stated for space in result.spaces]
     assert said == ["25 enrolled photos, 4 classes", "25 enrolled photos that both hold, 4 of 5 classes"]
+
+
+def test_a_column_that_is_empty_in_one_space_only_stands_in_the_table_of_both():
+    def space(name, similarity, agrees):
+        point = Point("support", "rust", "a.png", "rust", similarity, agrees)
+        return Space(name, "colours@1", np.zeros((1, 4), np.float32), (point,), 1, 0, 1)
+
+    files = tables.coordinates([space("first", None, None), space("second", 0.5, True)], [])
+    table = pyarrow.parquet.read_table(io.BytesIO(files["parquet"]))
+    assert table["similarity"].to_pylist() == [None, 0.5]
+    assert table["agrees"].to_pylist() == [None, True]
 
 
 @here

@@ -118,7 +118,9 @@ def test_a_port_in_use_is_told_before_any_work_and_when_serving(tmp_path):
 
 def test_tensorboard_is_shown_once_it_has_read_the_files(written, tmp_path, monkeypatch):
     written(made_space())
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # of no use for this machine itself
     address = serve(tmp_path / "out", 0).removesuffix("#projector")
+    monkeypatch.delenv("http_proxy")
     with urllib.request.urlopen(f"{address}data/plugin/projector/runs", timeout=30) as answer:
         assert json.load(answer) == ["."]
     (tmp_path / "empty").mkdir()

@@ -150,6 +150,12 @@ def test_a_query_carries_its_folder_s_label_or_none(enrolled, tmp_path):
     assert queries.n_all == 3
 
 
+def test_a_single_photo_as_query_has_no_label(enrolled, tmp_path):
+    photo = write_leaf(tmp_path / "mildew" / "a.png", LEAF_COLOURS["rust"], 500)
+    (point,) = read_queries(enrolled, photo, 100, 0).points
+    assert (point.label, point.nearest, point.agrees) == ("", "rust", None)
+
+
 def test_a_query_s_label_is_compared_in_the_form_that_labels_have(gallery, leaves, tmp_path):
     folder = leaves(n=2)
     (folder / "rust").rename(folder / "roya del cafe\u0301")  # as macOS writes it

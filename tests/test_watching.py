@@ -1,5 +1,6 @@
 """A watched folder: each photo at rest is answered once, whatever is done to the folder and the photos."""
 
+import errno
 import os
 import shutil
 import threading
@@ -13,6 +14,8 @@ from watch_steps import ROUTES, Watch, answered, lines, new_photo
 from fewshot.datasets import class_folder, class_folders
 from fewshot.errors import DatabaseUnreachableError, MissingFolderError, MixedEmbeddingsError, UnreadableFileError
 from fewshot.gallery import Gallery
+from fewshot.images import content_hash
+from fewshot.records import UNKNOWN, Prediction
 from fewshot.watching import arrivals as arrivals_module
 from fewshot.watching.arrivals import Arrivals, changes, signature_of, watched_folder
 from fewshot.watching.routes import Routes
@@ -98,6 +101,36 @@ def test_hidden_files_notes_and_linked_folders_are_passed_over(inbox):
     ]
 
 
+def test_what_the_system_tells_of_linked_folders_is_passed_over(inbox, tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.jpg"):
+        (tmp_path / "elsewhere" / name).write_bytes(b"x")
+    (inbox / "sub").mkdir()
+    (inbox / "sub" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (inbox / "sub" / "photo.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")  # a linked photo is a photo
+    found = Arrivals(inbox, 0.0, Clock())
+    for name in ("link", "link/a.jpg", "link/deep", "link/deep/b.jpg", "photo.jpg", "."):
+        found.look(inbox / "sub" / name)
+    assert [arrival.path for arrival in found.settled()] == [inbox / "sub" / "photo.jpg"]
+
+
+def test_a_folder_that_may_not_be_entered_any_more_is_passed_over(inbox, monkeypatch):
+    (inbox / "barred").mkdir()
+    (inbox / "a.jpg").write_bytes(b"x")
+    found = Arrivals(inbox, 0.0, Clock())
+    stat = os.stat
+
+    def barred(path, **settings):  # root, as which tests may run, may enter everything
+        if "barred" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **settings)
+
+    monkeypatch.setattr(os, "stat", barred)
+    for path in (inbox / "barred" / "b.jpg", inbox / "barred", inbox / "a.jpg"):
+        found.look(path)
+    assert [arrival.path.name for arrival in found.settled()] == ["a.jpg"]
+
+
 def test_a_folder_that_cannot_be_watched_says_why(tmp_path):
     with pytest.raises(MissingFolderError, match="there is no folder"):
         watched_folder(tmp_path / "nothing")
@@ -127,6 +160,20 @@ def test_the_system_tells_of_files_written_renamed_and_moved_in_with_their_folde
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_name_that_is_no_utf8_does_not_end_what_the_system_tells(enrolled, inbox, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrivals_module, "FALLBACK_POLL_S", 0.2)
+    begun, watch = [], arrivals_module.watch
+    monkeypatch.setattr(arrivals_module, "watch", lambda *args, **settings: begun.append(1) or watch(*args, **settings))
+    with Watch(enrolled, inbox, poll_s=None) as live:
+        eventually(lambda: begun)
+        new_photo(tmp_path / "made.png").rename(os.fsdecode(os.fsencode(inbox) + b"/caf\xe9.png"))
+        eventually(lambda: answered(inbox) == {"caf\\xe9.png": "rust"})
+        eventually(lambda: len(begun) > 1)
+        new_photo(inbox / "b.png", "mildew", seed=901)
+        eventually(lambda: len(answered(inbox)) == 2)
+    assert live.told == []
 
 
 def test_where_the_system_does_not_tell_polling_takes_over_and_says_so(inbox, monkeypatch):
@@ -281,6 +328,59 @@ def test_a_bad_photo_that_was_mended_is_answered(enrolled, inbox):
     new_photo(inbox / "a.png")
     Watch(enrolled, inbox).once()
     assert answered(inbox) == {"a.png": "rust"}
+
+
+def refusing_all(gallery, monkeypatch):
+    """Let an index not read the photos that it is asked, as on a machine without time for their decoding."""
+
+    def refusing(photos, *_args, **_settings):
+        return [Prediction("", UNKNOWN, "bad_image", "took too long to decode") for _ in photos]
+
+    monkeypatch.setattr(gallery, "query", refusing)
+
+
+def test_a_sound_photo_that_could_not_be_read_is_answered_when_it_is_sent_again(enrolled, inbox, monkeypatch):
+    photo = new_photo(inbox / "a.png")
+    with monkeypatch.context() as patch:
+        refusing_all(enrolled, patch)
+        watch = Watch(enrolled, inbox)
+        assert watch.once().n_bad == 1
+    assert (Watch(enrolled, inbox).once().n_bad, answered(inbox)) == (0, {})
+    shutil.copy(photo, inbox / "b.png")
+    os.utime(photo, (1e9, 1e9))
+    tally = Watch(enrolled, inbox).once()
+    assert (tally.n_answered, tally.n_copies) == (1, 1)
+    assert list(answered(inbox).values()) == ["rust"]
+    assert len(lines(watch.report.path)) == 1
+
+
+def test_a_memory_that_holds_a_bad_photo_under_its_content_lets_it_be_answered(enrolled, inbox, monkeypatch):
+    new_photo(inbox / "a.png")
+    with monkeypatch.context() as patch:
+        refusing_all(enrolled, patch)
+        watch = Watch(enrolled, inbox)
+        # The key that earlier versions gave: of the content alone.
+        patch.setattr(
+            watch.watcher,
+            "_refused",
+            lambda arrival, prediction, located: watch.watcher._finished(
+                arrival, watch.watcher._key(content_hash(arrival.path.read_bytes()), located), prediction, located
+            ),
+        )
+        assert watch.once().n_bad == 1
+    os.utime(inbox / "a.png", (1e9, 1e9))
+    assert Watch(enrolled, inbox).once().n_answered == 1
+    assert answered(inbox) == {"a.png": "rust"}
+    os.utime(inbox / "a.png", (1e9 + 1, 1e9))
+    assert Watch(enrolled, inbox).once().n_answered == 0
+
+
+def test_each_bad_photo_is_reported_though_another_had_the_same_content(enrolled, inbox):
+    for name in ("a.jpg", "b.jpg"):
+        (inbox / name).write_text("no picture")
+    watch = Watch(enrolled, inbox)
+    assert watch.once().n_bad == 2
+    assert {each["file"] for each in lines(watch.report.path)} == {"a.jpg", "b.jpg"}
 
 
 def test_bad_photos_have_units_if_the_routes_say_so(enrolled, inbox):

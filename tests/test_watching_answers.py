@@ -85,6 +85,22 @@ def test_what_stands_in_a_file_of_answers_is_never_changed(killed_after_writing,
     assert list(answered(inbox)) == ["x", "0.png", "1.png", "2.png"]
 
 
+@pytest.mark.parametrize(("target", "there"), [("answers.jsonl", b'{"mine": 1}'), ("answers.csv", b"mine,1")])
+def test_answers_begin_a_line_of_their_own_where_a_file_lacks_its_last_lines_end(enrolled, inbox, target, there):
+    path = inbox.parent / target
+    path.write_bytes(there)
+    new_photo(inbox / "a.png", seed=901)
+    Watch(enrolled, inbox, target=target).once()
+    first, answer = path.read_bytes().splitlines()
+    assert first == there
+    assert b"a.png" in answer
+    path.write_bytes(path.read_bytes()[:-1] + b"!")  # as long as before, and its end gone
+    new_photo(inbox / "b.png", seed=902)
+    Watch(enrolled, inbox, target=target).once()
+    assert path.read_bytes().splitlines()[:2] == [there, answer + b"!"]
+    assert b"b.png" in path.read_bytes().splitlines()[2]
+
+
 def test_answers_go_on_in_a_new_file_when_the_old_one_was_moved_away(enrolled, inbox):
     new_photo(inbox / "a.png", seed=901)
     path = deliver_again(enrolled, inbox)

@@ -149,6 +149,30 @@ def test_secrets_in_a_url_are_sent_but_not_shown():
     post.close()
 
 
+def test_a_token_is_sent_without_the_line_break_of_the_file_that_it_is_from():
+    receiver = Receiver()
+    post = post_to(receiver, token=" secret\r\n")
+    post.post(answer(1))
+    assert receiver.seen[0].headers["Authorization"] == "Bearer secret"
+    post.close()
+
+
+@pytest.mark.parametrize("token", ["sécret", "secret\nX-Other: 1", "sec\0ret", "secret\x7f", "secret\udce9"])
+def test_a_token_that_http_cannot_send_is_refused_and_not_shown(token):
+    with pytest.raises(UsageError, match="token") as caught:
+        Post(URL, token=token)
+    assert "ret" not in caught.value.said
+
+
+def test_a_request_that_is_no_http_is_not_called_a_receiver_away_and_shows_no_header():
+    post = post_to(Receiver(httpx.LocalProtocolError("Illegal header value b'Bearer secret'")))
+    with pytest.raises(DeliveryError) as caught:
+        post.post(answer(1))
+    assert "cannot be reached" not in caught.value.said
+    assert "secret" not in caught.value.said
+    post.close()
+
+
 # ---- the thread
 
 

@@ -163,7 +163,9 @@ def _sources(
             pair = [stack.enter_context(_folder(images, choice)) for choice in choices]
         else:
             pair = stack.enter_context(_with_backbones(index, choices))
-        yield [Source(gallery, Path(name).name) for gallery, name in zip(pair, compare, strict=True)]
+        short = [Path(name).name for name in compare]
+        shown = compare if short[0] == short[1] else short  # as exp1/tswv and exp2/tswv
+        yield [Source(gallery, name) for gallery, name in zip(pair, shown, strict=True)]
 
 
 @contextmanager

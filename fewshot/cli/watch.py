@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -124,10 +124,9 @@ def watch(
         bad_photos = AnswerFile(place / "bad-photos.jsonl" if report is None else report)
         for file in [*files, bad_photos]:
             file.check()
-        left = sum(memory.n_due().values())
-        if left:
-            _note(f"{left} answers of an earlier run are still to be delivered")
         screen = Screen(_show_json if as_json else Table())
+        given = {screen.name, bad_photos.name, *(file.name for file in files), *(post.name for post in posts)}
+        _say_what_is_left(memory.n_due(), given)
         watcher = Watcher(
             gallery,
             watched,
@@ -152,7 +151,7 @@ def watch(
             + (f", {tally.n_copies} copies passed over" if tally.n_copies else ""),
             err=True,
         )
-        undelivered = memory.n_due()
+        undelivered = {sink: n for sink, n in memory.n_due().items() if sink in given}
         for sink, n in undelivered.items():
             warn(f"{n} {'answer is' if n == 1 else 'answers are'} still due to {sink}; delivered at the next start.")
     if once and undelivered:
@@ -181,6 +180,20 @@ def _targets(targets: Sequence[str], token: str | None) -> tuple[list["AnswerFil
         if names.count(name) > 1:
             raise UsageError(f"--to names {name} twice.", hint="Leave one out.")
     return files, posts
+
+
+def _say_what_is_left(due: Mapping[str, int], given: Collection[str]) -> None:
+    """Tell what an earlier run did not deliver: now it will be, or it waits for a target that is not given."""
+    left = sum(n for sink, n in due.items() if sink in given)
+    if left:
+        _note(f"{left} {'answer' if left == 1 else 'answers'} of an earlier run {_are(left)} still to be delivered")
+    for sink, n in due.items():
+        if sink not in given:
+            _note(f"{n} {'answer' if n == 1 else 'answers'} to {sink} {_are(n)} kept until it is given again")
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
 
 
 def _note(text: str) -> None:

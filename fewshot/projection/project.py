@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewshot.datasets import query_photos
+from fewshot.datasets import legible, query_photos
 from fewshot.errors import ComparisonError, EmptyIndexError, TooFewPointsError, UnknownLabelError
 from fewshot.gallery import Gallery
 from fewshot.projection import figures, tables
@@ -85,7 +85,7 @@ class Result:
             counts = {"supports": space.n_supports, "queries": space.n_queries, "points": len(space.points)}
             spaces.append({**facts, **counts, "trustworthiness": trust, **numbers.as_dict()})
         return {
-            "folder": str(self.folder),
+            "folder": legible(str(self.folder)),
             "seed": self.seed,
             "n_neighbours": self.n_neighbours,
             "metric": "cosine",
@@ -226,8 +226,8 @@ def _thinning_notes(spaces: Sequence[Space]) -> list[str]:
     notes = []
     if len(space.rows("support")) < space.n_supports and len(spaces) == 1:
         notes.append(
-            f"Pictures, silhouettes and the confusion matrix are of {space.stated}; the tables of doubtful photos "
-            "and confusable classes are of all of them."
+            f"Pictures, silhouettes, the confusion matrix and the counts of photos nearer to another class are of "
+            f"{space.stated}; which photos are doubtful and which classes alike comes from all of them."
         )
     side_px = sprite_tile_px(len(space.points))
     if side_px < sprite_tile_px(1):

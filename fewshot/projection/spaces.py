@@ -222,7 +222,7 @@ def read_queries(
 ) -> Queries:
     """The photos of a folder, answered by an index.
 
-    A photo in a sub-folder carries its name as the true label; one in the folder itself has none.
+    A photo in a sub-folder carries its name as the true label; one in the folder itself, or given alone, has none.
 
     Raises:
         MissingFolderError, EmptyFolderError: there is no such folder, or no photo in it.
@@ -230,7 +230,7 @@ def read_queries(
     files = query_photos([folder])
     by_label: dict[str, list[int]] = {}
     for number, file in enumerate(files):
-        label = "" if file.parent == folder else legible(normal_label(file.parent.name))
+        label = "" if folder in (file, file.parent) else legible(normal_label(file.parent.name))
         by_label.setdefault(label, []).append(number)
     picked = [(label, files[i]) for label, some in chosen(by_label, n_most, seed).items() for i in some]
     outcomes = gallery.embedder().embed_photos([file for _, file in picked], n_photos=len(picked), keep=True)

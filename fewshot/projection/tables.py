@@ -13,6 +13,9 @@ import pyarrow.parquet
 from fewshot.projection.pictures import Picture
 from fewshot.projection.spaces import Space
 
+# Of the columns that may be empty throughout, which in one space only would make two tables that do not fit together.
+_TYPES = {"similarity": pa.float64(), "agrees": pa.bool_()}
+
 
 def coordinates(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[str, bytes]:
     """Where every point lies: columns of the point, then METHOD_DIMSd_AXIS such as umap_3d_z.
@@ -24,7 +27,7 @@ def coordinates(spaces: Sequence[Space], pictures: Sequence[Picture]) -> dict[st
     for number, space in enumerate(spaces):
         rows = [point.as_dict() for point in space.points]
         columns: dict[str, Any] = {"space": [space.name] * len(rows)}
-        columns |= {name: [row[name] for row in rows] for name in rows[0]}
+        columns |= {name: pa.array([row[name] for row in rows], _TYPES.get(name)) for name in rows[0]}
         own = sorted((each for each in pictures if each.space == number), key=lambda each: (each.method, each.n_dims))
         for picture in own:
             for axis, values in zip("xyz", picture.points.T, strict=False):

@@ -28,7 +28,8 @@ class Answer:
 
     Attributes:
         key: names this answer for ever: the photo's content (SHA-256), the coordinates in its name, if those count, and
-            the index asked. Who gets one key twice got one answer twice.
+            the index asked; of a photo that could not be read, its path, size and times instead of its content. Who
+            gets one key twice got one answer twice.
         file: the photo's path below the watched folder.
         at: when it was answered, ISO 8601 in UTC.
         answer: a label or "unknown".

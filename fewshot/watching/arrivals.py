@@ -81,9 +81,9 @@ class Arrivals:
                 self._notice(file.path, signature_of(file))
             for gone in self._done.keys() - seen:  # a file of that name is new when it comes back
                 del self._done[gone]
-        elif not is_visible(path.relative_to(self.folder)):
+        elif not is_visible(path.relative_to(self.folder)) or self._is_behind_link(path):
             return
-        elif path.is_dir():
+        elif _is_folder(path):
             try:
                 for file in photo_files(path):
                     self._notice(file.path, signature_of(file))
@@ -113,6 +113,11 @@ class Arrivals:
         since = now - arrival.quiet_s
         self._waiting.setdefault(str(arrival.path), _Waiting(arrival.signature, since, since + quiet_s))
 
+    def _is_behind_link(self, path: Path) -> bool:
+        """Whether a path is a linked folder or below one: the system tells of what changes there too."""
+        below = [path, *path.parents][: len(path.relative_to(self.folder).parts)]
+        return any(_is_folder(each) and os.path.islink(each) for each in below)  # noqa: PTH114 - as `_is_folder`
+
     def _notice(self, name: str, signature: Signature | None) -> None:
         if signature is None or self._done.get(name) == signature:
             return
@@ -133,6 +138,11 @@ def watched_folder(folder: Path) -> Path:
             return folder.resolve()
     except OSError as error:
         raise _missing(folder, error) from error
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder or a link to one; `Path.is_dir` raises where a folder above may not be entered."""
+    return os.path.isdir(path)  # noqa: PTH112 - see above
 
 
 def signature_of(file: "Path | os.DirEntry[str]") -> Signature | None:
@@ -196,10 +206,14 @@ def changes(
         on_warning: told when the system cannot tell and polling takes over.
     """
     yield [None]
-    if poll_s is None:
+    while poll_s is None and not stop.is_set():
         try:
             yield from _told(folder, tick_s, stop)
         except (OSError, RuntimeError) as error:  # the limit of watches is reached, or the folder was taken away
+            if "decode path" in str(error):  # watchfiles ends at a name that is no UTF-8: look, and listen again
+                yield [None]
+                yield from _until_all_is_due(_polled(FALLBACK_POLL_S, tick_s, stop))
+                continue
             poll_s = FALLBACK_POLL_S
             if not stop.is_set():
                 on_warning(f"the system does not tell of new files ({error}); looking every {poll_s:g} s instead.")
@@ -229,6 +243,14 @@ def _told(folder: Path, tick_s: float, stop: threading.Event) -> Iterator[Iterab
         if everything:
             first, next_look = False, time.monotonic() + FULL_LOOK_EVERY_S
         yield [None] if everything else [Path(path) for _, path in found]
+
+
+def _until_all_is_due(looks: Iterator[Iterable[Path | None]]) -> Iterator[Iterable[Path | None]]:
+    """The looks up to the first through everything: so often at the most is listening begun again."""
+    for paths in looks:
+        yield paths
+        if paths:
+            return
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

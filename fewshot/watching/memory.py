@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from fewshot.errors import FewshotError, WatchRunningError, WatchStateError
-from fewshot.watching.answers import Answer, answer_from
+from fewshot.watching.answers import BAD_IMAGE, Answer, answer_from
 from fewshot.watching.arrivals import Signature
 
 FILE_NAME = "memory.sqlite"
@@ -101,10 +101,10 @@ class Memory:
         with self._reading("SELECT path, size, mtime_ns, ctime_ns FROM files") as rows:
             return {Path(os.fsdecode(path)): (size, mtime, ctime) for path, size, mtime, ctime in rows}
 
-    def file_answered(self, key: str) -> str | None:
-        """The file whose answer has this key; None if there is no such answer yet."""
+    def answer(self, key: str) -> Answer | None:
+        """The answer that has this key; None if there is none yet."""
         with self._reading("SELECT body FROM answers WHERE key = ?", key) as rows:
-            return next((str(json.loads(body)["file"]) for (body,) in rows), None)
+            return next((answer_from(json.loads(body)) for (body,) in rows), None)
 
     def finish(self, photos: Sequence[Finished]) -> None:
         """Remember that photos are dealt with, and to whom their answers are due: all of it, or nothing."""
@@ -113,6 +113,12 @@ class Memory:
                 values = (os.fsencode(photo.path), *photo.signature)
                 connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", values)
                 if photo.answer is not None:
+                    # Memories of earlier versions hold photos that could not be read under their content's key.
+                    connection.execute(
+                        "UPDATE answers SET key = 'unread-' || answer_id || '-' || key "
+                        "WHERE key = ? AND json_extract(body, '$.reason') = ?",
+                        (photo.answer.key, BAD_IMAGE),
+                    )
                     cursor = connection.execute(
                         "INSERT INTO answers (key, body) VALUES (?, ?)", (photo.answer.key, photo.answer.as_line())
                     )

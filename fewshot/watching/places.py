@@ -16,21 +16,42 @@ LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, STATUS = 1, 2, 3, 4, 9
 # dates, versions and times of day are written with dots too.
 MIN_DECIMALS_IN_A_LONGER_NAME = 3
 
-_MINUSES = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{HYPHEN}", "-"))
-# One coordinate. A hemisphere's letter stands before or behind the number, never beside another letter.
+_MINUSES = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{FIGURE DASH}\N{HYPHEN}", "-"))
+# Signs that NFKC would turn into letters or accents, and those of minutes and seconds in one form.
+_MARKS = str.maketrans(
+    {
+        **dict.fromkeys("\N{MASCULINE ORDINAL INDICATOR}\N{RING ABOVE}", "°"),
+        **dict.fromkeys("\N{PRIME}\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}`", "'"),
+        **dict.fromkeys("\N{DOUBLE PRIME}\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT DOUBLE QUOTATION MARK}", '"'),
+    }
+)
+# One coordinate. A hemisphere stands before or behind the number, never beside another letter; `gap` is what stands
+# between the two.
 _NUMBER = re.compile(
     r"""
-    (?:(?<![a-z])(?P<word>latitude|longitude|lat|lon|lng|long)\s*[=:_]?\s*)?
-    (?:(?<![a-z])(?P<before>[nsew])\s*)?
+    (?:(?<![^\W\d_])(?P<word>latitude|longitude|lat|lon|lng|long)\s*[=:_]?\s*)?
+    (?:(?<![^\W\d_])(?P<before>north|south|east|west|[nsew])(?P<gap_before>[\s_]*))?
     (?P<minus>-)?
     (?<![\d.])(?P<number>\d{1,4}[.,]\d+)(?![\d.]*\d)
-    \s*°?\s*
-    (?:(?P<after>[nsew])(?![a-z0-9]))?
+    (?:\s*°)?
+    (?(before)|(?:(?P<gap_after>[\s_]*)(?P<after>north|south|east|west|[nsew])(?![^\W_]))?)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 # What may stand around two numbers without making the name "longer": separators, a copy's number.
 _AROUND = re.compile(r"[\s_,;()\[\]+-]*(?:\(\d+\)|[_\s-]\d{1,6})?[\s_,;()\[\]+-]*$")
+# What would change a number's meaning if it belonged to it: no coordinate is read beside these.
+_FOREIGN = re.compile(r"""[^\W_]|[°'"]""")
+_SIGN_WORDS = (
+    "minus|neg|negative|north|south|east|west|nord|norte|sud|süd|sued|sur|sul|est|este|ost|oest|oeste|ouest|[nsewo]"
+)
+_AXIS_WORDS = "latitude|longitude|lat|lon|lng|long"
+_SPOILED_BEFORE = re.compile(
+    rf"""(?:[^\W\d_]|[°'"][\s_]*|(?<![^\W_])(?:{_SIGN_WORDS})[\W_]*|^[\s_(\[]*-[\s_]+)$""", re.IGNORECASE
+)
+_SPOILED_BEHIND = re.compile(rf"""[^\W\d_]|[\s_]*[°'"]|[\W_]*(?:{_SIGN_WORDS})(?![^\W_])""", re.IGNORECASE)
+_AXIS_BEHIND = re.compile(rf"[\W_]*(?:{_AXIS_WORDS})(?![^\W_])", re.IGNORECASE)
+HOW_TO_WRITE = "write 33.8568S_151.2153E or lat-33.8568_lon151.2153"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +112,29 @@ def place_of_name(name: str) -> Located:
 
     Latitude comes first, unless letters or words say otherwise: `33.8568_151.2153.jpg`, `-33.8568,151.2153.jpg`,
     `33.8568S_151.2153E.jpg`, `lon151.2153 lat-33.8568.png`, `33,8568_151,2153.jpg`, `cam7_-33.8568_151.2153_0042.jpg`.
+    A name in which something stands beside the numbers that could change their meaning (degrees and minutes, a letter
+    of nobody's) is refused.
 
     >>> place_of_name("33.8568_151.2153.jpg").place
     Place(latitude=33.8568, longitude=151.2153, source='name')
     >>> place_of_name("133.8568_151.2153.jpg").note
     'file name: latitude 133.8568 is not between -90 and 90.'
     """
-    stem = unicodedata.normalize("NFKC", PurePath(name).stem).translate(_MINUSES)
+    stem = unicodedata.normalize("NFKC", PurePath(name).stem.translate(_MARKS)).translate(_MINUSES)
     found = list(_NUMBER.finditer(stem))
     if len(found) < 2:
         return Located(None)
-    if len(found) > 3:
-        return Located(None, f"file name: {len(found)} numbers with decimals; wanted latitude and longitude alone.")
-    first, second = found[:2]
-    marked = all(match["word"] or match["before"] or match["after"] for match in (first, second))
-    if not marked and not _is_whole_name(stem, first, second):
-        decimals = min(len(re.split("[.,]", match["number"])[1]) for match in (first, second))
-        if decimals < MIN_DECIMALS_IN_A_LONGER_NAME:
+    marked = [match for match in found if _is_marked(match)]
+    pair = marked if len(marked) == 2 else found[:2]
+    if len(marked) < 2 and not _is_whole_name(stem, *pair) and len(found) < 4 and "°" not in stem:
+        decimals = sorted(len(re.split("[.,]", match["number"])[1]) for match in found)
+        if decimals[-2] < MIN_DECIMALS_IN_A_LONGER_NAME:  # no two of them look like coordinates
             return Located(None)
-    if any(_is_doubtful_dash(stem, match) for match in (first, second)):
-        return Located(None, "file name: a dash before a number may be a minus or not; separate with _.")
+    problem = _choice_problem(found, marked) or _surroundings_problem(stem, *pair) or _letters_problem(found, *pair)
+    if problem:
+        return Located(None, f"file name: {problem}")
     values = {}
-    for match, unmarked in ((first, "latitude"), (second, "longitude")):
+    for match, unmarked in zip(pair, ("latitude", "longitude"), strict=True):
         axis, value, problem = _coordinate(match, unmarked)
         if problem:
             return Located(None, f"file name: {problem}")
@@ -122,6 +144,62 @@ def place_of_name(name: str) -> Located:
     return _checked(values["latitude"], values["longitude"], "name", "file name")
 
 
+def _is_marked(match: re.Match[str]) -> bool:
+    """Whether letters or a word say which axis a number is of."""
+    return bool(match["word"] or match["before"] or match["after"])
+
+
+def _choice_problem(found: list[re.Match[str]], marked: list[re.Match[str]]) -> str:
+    """Why it is not known which two of a name's numbers are the coordinates; nothing if it is.
+
+    A height or a score may stand beside them. Of three numbers without axes the first two are taken only where the last
+    two could be no place.
+    """
+    n = len(found)
+    if n == 2 or len(marked) == 2:
+        return ""
+    if n == 3 and not marked:
+        second, third = (float(match["number"].replace(",", ".")) for match in found[1:])
+        begins_the_name = not found[0].string[: found[0].start()].strip(" _([+")
+        if begins_the_name and (second > 90 or third > 180):
+            return ""
+    return f"{n} numbers with decimals; wanted latitude and longitude alone, or exactly two with their axis."
+
+
+def _surroundings_problem(stem: str, first: re.Match[str], second: re.Match[str]) -> str:
+    """What stands between or beside the two numbers and may belong to them; nothing if nothing does."""
+    if any(_is_doubtful_dash(stem, match) for match in (first, second)):
+        return "a dash before a number may be a minus or not; separate with _."
+    between = stem[first.end() : second.start()]
+    if _FOREIGN.search(between):
+        return f"{between.strip()!r} between the two numbers is not understood; {HOW_TO_WRITE}."
+    before, behind = _SPOILED_BEFORE.search(stem[: first.start()]), _SPOILED_BEHIND.match(stem, second.end())
+    if behind is None and second["word"] and not first["word"]:  # 33.8568lat_151.2153lon: whose is which?
+        behind = _AXIS_BEHIND.match(stem, second.end())
+    spoiled = before or behind
+    if spoiled:
+        return f"{spoiled.group().strip()!r} beside the numbers may be part of them; {HOW_TO_WRITE}."
+    return ""
+
+
+def _letters_problem(found: list[re.Match[str]], first: re.Match[str], second: re.Match[str]) -> str:
+    """Why it is not sure which number a hemisphere belongs to; nothing if it is.
+
+    A letter that stands apart, as in `33.8568_S_151.2153_E`, counts only where both numbers have one on the same side
+    and there is no third number that it could belong to.
+    """
+    pair = (first, second)
+    apart = [(bool(match["gap_before"]), bool(match["gap_after"])) for match in pair]
+    if any(map(any, apart)) and (apart[0] != apart[1] or len(found) > 2):
+        shown = next((match["before"] or match["after"]) for match, each in zip(pair, apart, strict=True) if any(each))
+        return f"{shown!r} stands apart from its number; {HOW_TO_WRITE}."
+    if second["before"] and not second["word"] and not _is_marked(first):
+        touching = first.string[first.end("number") : second.start("before")]
+        if not touching.strip("°"):  # 33.8568W70.5000
+            return f"{second['before']!r} stands between two numbers; {HOW_TO_WRITE}."
+    return ""
+
+
 def _is_whole_name(stem: str, first: re.Match[str], second: re.Match[str]) -> bool:
     around = stem[: first.start()].strip(" _([")
     return not around and bool(_AROUND.match(stem, second.end()))
@@ -129,14 +207,13 @@ def _is_whole_name(stem: str, first: re.Match[str], second: re.Match[str]) -> bo
 
 def _is_doubtful_dash(stem: str, match: re.Match[str]) -> bool:
     """Whether a dash may separate or be a sign: in `33.8568-151.2153` the two places are half a world apart."""
-    told = match["word"] or match["before"] or match["after"]
-    return bool(match["minus"]) and not told and stem[: match.start()][-1:].isalnum()
+    return bool(match["minus"]) and not _is_marked(match) and stem[: match.start()][-1:].isalnum()
 
 
 def _coordinate(match: re.Match[str], unmarked: str) -> tuple[str, float, str]:
     """Axis, value in degrees and what is wrong with it, of one number of a name."""
     value = float(match["number"].replace(",", "."))
-    letters = {letter.upper() for letter in (match["before"], match["after"]) if letter}
+    letters = {letter[0].upper() for letter in (match["before"], match["after"]) if letter}
     axes = {"latitude" if letter in "NS" else "longitude" for letter in letters}
     if match["word"]:
         axes.add("latitude" if match["word"].lower().startswith("la") else "longitude")

@@ -31,13 +31,13 @@ class Post:
 
     Args:
         url: http or https; user and password in it are sent as HTTP basic authentication.
-        token: sent as `Authorization: Bearer ...`.
+        token: sent as `Authorization: Bearer ...`, without white space around it.
         transport: instead of the network, for tests.
         first_wait_s: pause after a failure; it doubles with each further one up to `LONGEST_WAIT_S`, less a random
             part of up to half.
 
     Raises:
-        UsageError: that is no URL to post to.
+        UsageError: that is no URL to post to, or the token holds what HTTP cannot send.
     """
 
     def __init__(
@@ -57,6 +57,12 @@ class Post:
         # Secrets are neither shown nor kept; a password that was changed makes no other receiver.
         self.name = str(self._url.copy_with(username=None, password=None))
         headers = {"User-Agent": f"fewshot/{__version__}"}
+        token = (token or "").strip()
+        if not (token.isascii() and token.isprintable()):  # not shown, not even in part
+            raise UsageError(
+                "the token to post with holds a letter that HTTP cannot send.",
+                hint="Wanted are ASCII letters on one line; look at --token or $FEWSHOT_POST_TOKEN.",
+            )
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S, transport=transport, follow_redirects=False)
@@ -144,6 +150,10 @@ class Post:
         """
         try:
             response = self._client.post(self._url, json=answer.as_dict(), headers={"Idempotency-Key": answer.key})
+        except httpx.LocalProtocolError as error:  # its text would show the header that is wrong, secrets and all
+            raise DeliveryError(
+                f"what is to be posted to {self.name} is no HTTP.", hint="Look at the URL and the token."
+            ) from error
         except httpx.HTTPError as error:
             raise DeliveryError(
                 f"{self.name} cannot be reached: {error or type(error).__name__}.",

@@ -75,14 +75,25 @@ class AnswerFile:
         while due := memory.due(self.name):
             try:
                 size = self.path.stat().st_size if self.path.exists() else 0
-                base = memory.position(self.name)
-                if base is None or size < base:
-                    base = size
+                noted = memory.position(self.name)
+                base = self._line_begun(size) if noted is None or size <= noted else noted
+                if base != noted:
                     memory.handed_over(self.name, [], base)  # where the bytes begin, before the first of them
                 n_bytes = self._append(self._bytes([answer for _, answer in due], with_heading=base == 0), base)
             except OSError as error:
                 raise self._problem(error) from error
             memory.handed_over(self.name, [answer_id for answer_id, _ in due], n_bytes)
+
+    def _line_begun(self, size: int) -> int:
+        """End the file's last line if another left it without its end; how long the file is then."""
+        if size == 0:
+            return 0
+        with self.path.open("a+b") as file:
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return size
+            file.write(b"\n")
+            return size + 1
 
     def _append(self, wanted: bytes, base: int) -> int:
         """Write what is missing of `wanted` behind the first `base` bytes; how long the file is then."""

@@ -170,9 +170,9 @@ class Watcher:
                 continue
             located = locate(data, arrival.path.name, self._gallery.gps_tags)
             key = self._key(images.content_hash(data), located)
-            original = self._memory.file_answered(key)
-            if original is not None:
-                copies.append((arrival, original))
+            original = self._memory.answer(key)
+            if original is not None and not original.is_bad:
+                copies.append((arrival, original.file))
             elif key in asked:  # whether it is a copy, the answer of the first decides
                 self._arrivals.look_again(arrival, arrival.quiet_s)
             else:
@@ -187,14 +187,16 @@ class Watcher:
             return
         finished = [self._copied(arrival, original) for arrival, original in copies]
         for (key, (arrival, _, located)), prediction in zip(asked.items(), predictions, strict=True):
-            if prediction.reason != BAD_IMAGE or self._is_ripe(arrival):
+            if prediction.reason != BAD_IMAGE:
                 finished.append(self._finished(arrival, key, prediction, located))
+            elif self._is_ripe(arrival):
+                finished.append(
+                    self._refused(arrival, prediction, located) or Finished(arrival.path, arrival.signature)
+                )
         for arrival, problem in unread:
-            seen = images.content_hash(os.fsencode(arrival.path) + repr(arrival.signature).encode())
-            key = self._key(f"unread-{seen}", Located(None))
-            if self._is_ripe(arrival) and self._memory.file_answered(key) is None:
+            if self._is_ripe(arrival):
                 said = Prediction("", UNKNOWN, BAD_IMAGE, problem.said)
-                finished.append(self._finished(arrival, key, said, Located(None)))
+                finished += filter(None, [self._refused(arrival, said, Located(None))])
         self._memory.finish(finished)
         for photo in finished:
             self._arrivals.done(photo.path, photo.signature)
@@ -211,6 +213,16 @@ class Watcher:
             self.tally.n_copies += 1
             self._on_note(f"{self._shown(arrival.path)} is the same photo as {original}: not answered again")
         return Finished(arrival.path, arrival.signature)
+
+    def _refused(self, arrival: Arrival, prediction: Prediction, located: Located) -> Finished | None:
+        """A photo that could not be read, with its answer; None if that was told before.
+
+        It is known by its file as it stands and not by its content, which may be sound and have met a moment in which
+        the machine had no time or memory for it: sent once more, it is asked once more.
+        """
+        seen = images.content_hash(os.fsencode(arrival.path) + repr(arrival.signature).encode())
+        key = self._key(f"unread-{seen}", Located(None))
+        return None if self._memory.answer(key) else self._finished(arrival, key, prediction, located)
 
     def _is_ripe(self, arrival: Arrival) -> bool:
         """Whether a photo that cannot be read has been at rest for long; else it is looked at again."""
