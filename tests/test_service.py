@@ -316,6 +316,43 @@ def test_put_of_unusable_photos_leaves_the_class_as_it_is(client, filled, write,
     assert len(filled.supports("rust")) == 5
 
 
+CHANGES = [("put", "/v1/classes/rust"), ("post", "/v1/classes/rust/supports"), ("post", "/v1/query")]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("lost", ["inside the third photo", "before the closing boundary", "one byte"])
+def test_a_body_that_was_cut_off_is_refused_and_no_photo_is_lost(client, filled, write, tmp_path, method, path, lost):
+    photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
+    head = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="%s"\r\n\r\n'
+    parts = [head % photo.name.encode() + photo.read_bytes() + b"\r\n" for photo in photos]
+    whole = b"".join(parts) + b"--b--"
+    cut = {"inside the third photo": len(parts[-1]) // 2, "before the closing boundary": 5, "one byte": 1}[lost]
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    before = filled.about().generation
+    sent = getattr(client, method)(path, content=whole[:-cut], headers=write | kind)
+    error = error_of(sent, 422, "bad_request")
+    assert "ends before its closing boundary" in error["message"]
+    assert filled.about().generation == before
+    for tail in (b"", b"\r\n", b"\r\nand what a proxy wrote behind it"):
+        assert getattr(client, method)(path, content=whole + tail, headers=write | kind).is_success
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_a_file_in_another_field_is_refused_and_not_left_out(client, filled, write, tmp_path, method, path):
+    photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
+    before = filled.about().generation
+    mistyped = [*files(*photos[:2]), ("photo", ("new-2.png", photos[2].read_bytes(), "image/png"))]
+    error = error_of(getattr(client, method)(path, files=mistyped, headers=write), 422, "bad_request")
+    assert "a file in its field 'photo'" in error["message"]
+    assert "photos=@" in error["hint"]
+    nameless = [*files(*photos[:2]), ("photos", (None, photos[2].read_bytes()))]
+    error = error_of(getattr(client, method)(path, files=nameless, headers=write), 422, "bad_request")
+    assert "without a file name, in its field 'photos'" in error["message"]
+    assert filled.about().generation == before
+    beside = [*files(*photos), ("note", (None, b"from the field"))]  # text in a field of another name says no photo
+    assert getattr(client, method)(path, files=beside, headers=write).is_success
+
+
 def test_a_class_is_renamed(client, filled, write):
     body = client.patch("/v1/classes/rust", json={"label": "leaf-rust"}, headers=write).json()
     assert body == {"label": "leaf-rust", "was": "rust"}
