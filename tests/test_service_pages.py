@@ -95,6 +95,26 @@ def test_the_options_restrict_join_and_list_what_cannot_be_ruled_out(page, url, 
     assert "fits 'nothing-like-it'" in alert(page)
 
 
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_photos_of_one_name_and_one_plant_are_answered_beside_one_that_can_be_read(page, url, tmp_path, bad):
+    """Some phones call every photo the same."""
+    photos = [write_leaf(tmp_path / str(i) / "image.png", LEAF_COLOURS["rust"], 900 + i) for i in range(3)]
+    photos[bad].write_text("no photo")
+    page.goto(url)
+    page.get_by_text("Know more, ask better").click()
+    page.get_by_label("All photos show one plant").check()
+    choose(page, *photos)
+    page.locator(".answer").nth(1).wait_for()
+    told, answer = page.locator(".answer").nth(0), page.locator(".answer").nth(1)
+    names = ["image.png", "image (2).png", "image (3).png"]
+    assert told.locator(".file").inner_text() == names.pop(bad)
+    assert "Not readable" in told.inner_text()
+    assert answer.locator(".file").inner_text() == " + ".join(names)
+    assert answer.get_by_role("heading", level=2).inner_text().startswith("rust")
+    image = answer.locator(".asked img")
+    wait_until(lambda: image.evaluate("image => image.complete && image.naturalWidth > 0"))
+
+
 def test_a_dropped_photo_is_asked(page, url, rust):
     page.goto(url)
     page.locator(".drop").wait_for()
