@@ -185,6 +185,32 @@ def test_a_class_is_created_from_photos_and_then_recognised(page, url, filled, w
     assert card.get_by_role("heading", level=2).inner_text().startswith("blue leaf")
 
 
+def test_a_photo_chosen_while_others_are_sent_waits_for_its_turn(page, url, filled, word, tmp_path):
+    held = []
+    page.route("**/supports", lambda route: held.append(route))
+    page.goto(f"{url}/new?label=rust")
+    page.get_by_role("button", name="Token").click()
+    give_token(page, word)
+    choose(page, *blue(tmp_path, 2))
+    page.get_by_role("button", name="Enroll 2 photos").click()
+    page.get_by_role("progressbar").wait_for()
+    choose(page, *blue(tmp_path, 1, first=2))
+    later = page.get_by_label("Leave blue-2.png out")
+    later.wait_for()
+    assert later.is_enabled()
+    assert page.get_by_label("Leave blue-0.png out").is_disabled()
+    assert page.locator("form button.primary").is_disabled()
+    wait_until(lambda: page.evaluate("true") and held)
+    held.pop().continue_()
+    page.get_by_role("heading", name="rust: 2 photos enrolled").wait_for()
+    page.get_by_role("button", name="Enroll 1 photo").click()
+    wait_until(lambda: page.evaluate("true") and held)
+    held.pop().continue_()
+    page.get_by_role("heading", name="rust: 1 photo enrolled").wait_for()
+    assert page.locator(".tile").count() == 0
+    assert len(filled.supports("rust")) == 9
+
+
 def test_creating_a_class_shows_the_warnings_and_the_refused(page, url, word, tmp_path):
     note = tmp_path / "note.txt"
     note.write_text("no photo")
