@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 from service_client import error_of, files, serving, token
 
 from fewshot.cli import main
@@ -519,7 +519,9 @@ def test_enrolments_by_another_process_are_seen_without_a_restart(client, filled
     assert client.get("/v1/health").json()["classes"] == 5
 
 
-def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path, monkeypatch, rust):
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path, monkeypatch, rust, method, path):
+    """Whatever is asked first."""
     sizes = {"colours": 64, "others": 32}
 
     def open_colours(choice, *, source=None, on_notice=None):
@@ -533,16 +535,27 @@ def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path,
     with Gallery(tmp_path / "index", create=True) as gallery:
         list(gallery.enroll(class_folders(leaves(n=5))))
         with serving(gallery) as client:
+            word = token(gallery)
+
+            def asked():
+                return getattr(client, method)(path, files=files(rust), headers=word)
+
             assert client.post("/v1/query", files=files(rust)).status_code == 200
             with Gallery(tmp_path / "index", choice=EmbedderChoice("others")) as other:
                 other.reindex()
-            before = client.app.state.work.batcher._embedder
+            batcher = client.app.state.work.batcher
+            before = batcher._embedder
             assert before._runners is not None
-            error = error_of(client.post("/v1/query", files=files(rust)), 503, "index_changed")
+            error = error_of(asked(), 503, "index_changed")
             assert error["hint"] == "Ask again."
+            eventually(lambda: batcher.is_ready)  # without another photo: who is not ready may get none
             assert before._runners is None  # its threads have ended
+            assert batcher._embedder is not before
+            assert client.get("/v1/health/ready").status_code == 200
+            assert asked().is_success
             (found,) = client.post("/v1/query", files=files(rust)).json()["predictions"]
             assert found["answer"] == "rust"
+        assert gallery.problems() == []
 
 
 # ---- errors and headers of every route

@@ -83,6 +83,7 @@ class Batcher:
         self._closing = False
         self._photos_per_s = FIRST_PHOTOS_PER_S
         self._embedder: Embedder | None = None
+        self._outdated: list[Embedder] = []  # no longer the index's; the engine's thread ends theirs
         self.failure: Exception | None = None
         self._worker = threading.Thread(target=self._work, name="engine-batches", daemon=True)
 
@@ -111,8 +112,9 @@ class Batcher:
             self._closing = True
             self._changed.notify_all()
         self._worker.join()
-        if self._embedder is not None:
-            self._embedder.close()
+        for embedder in (*self._outdated, self._embedder):
+            if embedder is not None:
+                embedder.close()
 
     def submit(self, photos: Sequence[NamedBytes], question: Question | None) -> "Future[Any]":
         """Take photos in; the future's result is a list of predictions, or (outcomes, embedder) without a question.
@@ -133,6 +135,14 @@ class Batcher:
         for place in range(len(photos)):
             self._decoders.submit(self._decode, job, place)
         return job.future
+
+    def forget(self, embedder: Embedder) -> None:
+        """Take up the embedder that the index has got in place of this one, in the background; from any thread."""
+        with self._changed:
+            if self._embedder is embedder:  # and not what another has taken up already
+                self._embedder = None
+                self._outdated.append(embedder)
+                self._changed.notify()
 
     def _retry_after_s(self) -> int:
         return max(1, min(60, round(self._n_waiting / self._photos_per_s)))
@@ -184,31 +194,38 @@ class Batcher:
     # ---- in the engine's thread
 
     def _work(self) -> None:
-        try:
-            self._current_embedder().open_for_many()
-        except Exception as error:  # told by health, and by each request, which meets the same
-            log.exception("the engine cannot be opened")
-            self.failure = error
+        self._open()
         while True:
             with self._changed:
                 self._wait_for_work()
-                if not self._ready and not self._done:
+                if self._closing and not self._ready and not self._done:
                     return
+                outdated, self._outdated = self._outdated, []
                 done = list(self._done)
                 self._done.clear()
                 taken = self._take()
+            if outdated:  # here alone: no batch is in their engines now
+                for embedder in outdated:
+                    embedder.close()
+                self._open()
             try:
                 self._answer(done + self._embed(taken))
             except Exception as error:
                 for job in {*done, *(job for job, _, _ in taken)}:
                     job.fail(error)
-                if isinstance(error, MixedEmbeddingsError):
-                    self._forget_embedder()
+
+    def _open(self) -> None:
+        try:
+            self._current_embedder().open_for_many()
+            self.failure = None
+        except Exception as error:  # told by health, and by each request, which meets the same
+            log.exception("the engine cannot be opened")
+            self.failure = error
 
     def _wait_for_work(self) -> None:
         """Wait until there is something to do; with the lock held."""
         is_trimmed = False
-        while not self._ready and not self._done and not self._closing:
+        while not self._ready and not self._done and not self._outdated and not self._closing:
             is_heard = self._changed.wait(None if is_trimmed else IDLE_S)
             if not is_heard and not self._n_waiting:
                 self._changed.release()
@@ -217,12 +234,6 @@ class Batcher:
                 finally:
                     self._changed.acquire()
                 is_trimmed = True
-
-    def _forget_embedder(self) -> None:
-        """The index has got another embedder: it is opened for the next photo, and this one's threads end."""
-        forgotten, self._embedder = self._embedder, None
-        if forgotten is not None:
-            forgotten.close()
 
     def _take(self) -> list[tuple[Job, int, LoadedPhoto]]:
         """The next photos whose clients still wait, in order of their coming, at most a batch."""
@@ -235,6 +246,8 @@ class Batcher:
 
     def _embed(self, taken: list[tuple[Job, int, LoadedPhoto]]) -> list[Job]:
         """The jobs that are complete with this batch."""
+        if not taken:
+            return []
         embedder = self._current_embedder()
         fitting = []
         for item in taken:
@@ -272,7 +285,7 @@ class Batcher:
             try:
                 answers: list[list[Prediction]] = self._gallery.answer(asked, question, embedder)
             except MixedEmbeddingsError as error:
-                self._forget_embedder()
+                self.forget(embedder)
                 for job in asking:
                     job.fail(IndexChangedError(error.message))
                 continue

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
-from fewshot.errors import BusyError
+from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.records import NamedBytes, Prediction, Question
 from fewshot.service.batching import Batcher
@@ -82,6 +82,23 @@ class Work:
         change = asyncio.wrap_future(self._writer.submit(function, *arguments))
         change.add_done_callback(self._written)
         return await asyncio.shield(change)
+
+    async def enroll(self, change: Callable[[], Result], made_by: Embedder) -> Result:
+        """As `write`, for a change that brings in what an embedder made.
+
+        Raises:
+            BusyError: too many changes are waiting.
+            IndexChangedError: the index has got another embedder meanwhile, which is taken up now.
+        """
+
+        def checked() -> Result:
+            try:
+                return change()
+            except MixedEmbeddingsError as error:
+                self.batcher.forget(made_by)
+                raise IndexChangedError(error.message) from error
+
+        return await self.write(checked)
 
     def _written(self, _change: object) -> None:
         self._n_writes -= 1
