@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from fewshot.gallery import Gallery
 from fewshot.memory import give_back_memory
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.service.settings import Settings, guard_of
+from fewshot.service.threads import Threads
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
@@ -71,7 +72,7 @@ class Batcher:
         self._gallery = gallery
         self._settings = settings
         self._on_batch = on_batch
-        self._decoders = ThreadPoolExecutor(settings.n_decoders, "decode")
+        self._decoders = Threads(settings.n_decoders, "decode")
         self._own_guard: Guard | None = None
         if guard is None and settings.guarded:
             guard = self._own_guard = guard_of(settings)
@@ -103,15 +104,17 @@ class Batcher:
             self._own_guard.start()
         self._worker.start()
 
-    def close(self) -> None:
-        """Answer what was accepted, then stop."""
-        self._decoders.shutdown(wait=True)
-        if self._own_guard is not None:
+    def close(self, timeout_s: float) -> None:
+        """Answer what was accepted, then stop; after `timeout_s`, without what is not answered."""
+        until = time.monotonic() + timeout_s
+        if self._decoders.close(timeout_s) and self._own_guard is not None:
             self._own_guard.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._worker.join()
+        self._worker.join(max(0.0, until - time.monotonic()))
+        if self._worker.is_alive():
+            return  # a batch is in the engine
         for embedder in (*self._outdated, self._embedder):
             if embedder is not None:
                 embedder.close()
