@@ -223,7 +223,7 @@ class Gallery:
         """Keep the copies of an index in a database in step with it until stopped, however it is changed elsewhere.
 
         Every question is answered from the database's state at that moment, followed or not; following only makes what
-        a change costs before a question pays for it.
+        a change costs before a question pays for it. What goes wrong is told in the log, and ends it never.
 
         Args:
             stop: set from another thread.
@@ -233,22 +233,29 @@ class Gallery:
         if not isinstance(self._store, ServerStore):
             return
         failed = ""
-        for _ in self._store.changes(stop, poll_s):
+        while not stop.is_set():
             try:
-                if on_look is not None:
-                    on_look()
-                with self._store.read() as reader:
-                    if reader.about().fingerprint is not None:
-                        self._neighbours.catch_up(reader)
-                        self._calibrations.of(reader)
-                failed = ""
-            except FewshotError as error:
-                if error.message != failed:  # told once, however long it lasts
-                    log.warning("following the index: %s", error.message)
-                failed = error.message
+                for _ in self._store.changes(stop, poll_s):
+                    failed = self._looked(on_look, failed)
+            except Exception as error:  # nobody would follow any more
+                failed = _told("listening to the index", error, failed)
+                stop.wait(poll_s)
 
-    def kept_tokens(self) -> list[dict[str, Any]]:
-        """What the database of this index keeps of its tokens."""
+    def _looked(self, on_look: Callable[[], None] | None, failed: str) -> str:
+        """Bring the copies up to now; what failed, which is told unless it is what `failed` before."""
+        try:
+            if on_look is not None:
+                on_look()
+            with self._store.read() as reader:
+                if reader.about().fingerprint is not None:
+                    self._neighbours.catch_up(reader)
+                    self._calibrations.of(reader)
+        except Exception as error:
+            return _told("following the index", error, failed)
+        return ""
+
+    def kept_tokens(self) -> list[Any]:
+        """What the database of this index keeps of its tokens: the facts of each, if nobody meddled."""
         with self._store.read() as reader:
             return reader.kept_tokens()
 
@@ -721,6 +728,14 @@ class Gallery:
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
+
+
+def _told(what: str, error: Exception, before: str) -> str:
+    """What went wrong at something; told in the log, but not anew while it stays what was told `before`."""
+    said = error.message if isinstance(error, FewshotError) else repr(error)
+    if said != before:
+        log.warning("%s: %s", what, said, exc_info=None if isinstance(error, FewshotError) else error)
+    return said
 
 
 def _most_in_memory() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import LEAF_COLOURS, colour_embedder, write_leaf
+from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 from service_client import error_of, files, serving, token
 
 from fewshot.cli import main
@@ -316,6 +316,43 @@ def test_put_of_unusable_photos_leaves_the_class_as_it_is(client, filled, write,
     assert len(filled.supports("rust")) == 5
 
 
+CHANGES = [("put", "/v1/classes/rust"), ("post", "/v1/classes/rust/supports"), ("post", "/v1/query")]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("lost", ["inside the third photo", "before the closing boundary", "one byte"])
+def test_a_body_that_was_cut_off_is_refused_and_no_photo_is_lost(client, filled, write, tmp_path, method, path, lost):
+    photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
+    head = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="%s"\r\n\r\n'
+    parts = [head % photo.name.encode() + photo.read_bytes() + b"\r\n" for photo in photos]
+    whole = b"".join(parts) + b"--b--"
+    cut = {"inside the third photo": len(parts[-1]) // 2, "before the closing boundary": 5, "one byte": 1}[lost]
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    before = filled.about().generation
+    sent = getattr(client, method)(path, content=whole[:-cut], headers=write | kind)
+    error = error_of(sent, 422, "bad_request")
+    assert "ends before its closing boundary" in error["message"]
+    assert filled.about().generation == before
+    for tail in (b"", b"\r\n", b"\r\nand what a proxy wrote behind it"):
+        assert getattr(client, method)(path, content=whole + tail, headers=write | kind).is_success
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_a_file_in_another_field_is_refused_and_not_left_out(client, filled, write, tmp_path, method, path):
+    photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
+    before = filled.about().generation
+    mistyped = [*files(*photos[:2]), ("photo", ("new-2.png", photos[2].read_bytes(), "image/png"))]
+    error = error_of(getattr(client, method)(path, files=mistyped, headers=write), 422, "bad_request")
+    assert "a file in its field 'photo'" in error["message"]
+    assert "photos=@" in error["hint"]
+    nameless = [*files(*photos[:2]), ("photos", (None, photos[2].read_bytes()))]
+    error = error_of(getattr(client, method)(path, files=nameless, headers=write), 422, "bad_request")
+    assert "without a file name, in its field 'photos'" in error["message"]
+    assert filled.about().generation == before
+    beside = [*files(*photos), ("note", (None, b"from the field"))]  # text in a field of another name says no photo
+    assert getattr(client, method)(path, files=beside, headers=write).is_success
+
+
 def test_a_class_is_renamed(client, filled, write):
     body = client.patch("/v1/classes/rust", json={"label": "leaf-rust"}, headers=write).json()
     assert body == {"label": "leaf-rust", "was": "rust"}
@@ -482,7 +519,9 @@ def test_enrolments_by_another_process_are_seen_without_a_restart(client, filled
     assert client.get("/v1/health").json()["classes"] == 5
 
 
-def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path, monkeypatch, rust):
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path, monkeypatch, rust, method, path):
+    """Whatever is asked first."""
     sizes = {"colours": 64, "others": 32}
 
     def open_colours(choice, *, source=None, on_notice=None):
@@ -496,16 +535,27 @@ def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path,
     with Gallery(tmp_path / "index", create=True) as gallery:
         list(gallery.enroll(class_folders(leaves(n=5))))
         with serving(gallery) as client:
+            word = token(gallery)
+
+            def asked():
+                return getattr(client, method)(path, files=files(rust), headers=word)
+
             assert client.post("/v1/query", files=files(rust)).status_code == 200
             with Gallery(tmp_path / "index", choice=EmbedderChoice("others")) as other:
                 other.reindex()
-            before = client.app.state.work.batcher._embedder
+            batcher = client.app.state.work.batcher
+            before = batcher._embedder
             assert before._runners is not None
-            error = error_of(client.post("/v1/query", files=files(rust)), 503, "index_changed")
+            error = error_of(asked(), 503, "index_changed")
             assert error["hint"] == "Ask again."
+            eventually(lambda: batcher.is_ready)  # without another photo: who is not ready may get none
             assert before._runners is None  # its threads have ended
+            assert batcher._embedder is not before
+            assert client.get("/v1/health/ready").status_code == 200
+            assert asked().is_success
             (found,) = client.post("/v1/query", files=files(rust)).json()["predictions"]
             assert found["answer"] == "rust"
+        assert gallery.problems() == []
 
 
 # ---- errors and headers of every route

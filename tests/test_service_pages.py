@@ -95,6 +95,26 @@ def test_the_options_restrict_join_and_list_what_cannot_be_ruled_out(page, url, 
     assert "fits 'nothing-like-it'" in alert(page)
 
 
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_photos_of_one_name_and_one_plant_are_answered_beside_one_that_can_be_read(page, url, tmp_path, bad):
+    """Some phones call every photo the same."""
+    photos = [write_leaf(tmp_path / str(i) / "image.png", LEAF_COLOURS["rust"], 900 + i) for i in range(3)]
+    photos[bad].write_text("no photo")
+    page.goto(url)
+    page.get_by_text("Know more, ask better").click()
+    page.get_by_label("All photos show one plant").check()
+    choose(page, *photos)
+    page.locator(".answer").nth(1).wait_for()
+    told, answer = page.locator(".answer").nth(0), page.locator(".answer").nth(1)
+    names = ["image.png", "image (2).png", "image (3).png"]
+    assert told.locator(".file").inner_text() == names.pop(bad)
+    assert "Not readable" in told.inner_text()
+    assert answer.locator(".file").inner_text() == " + ".join(names)
+    assert answer.get_by_role("heading", level=2).inner_text().startswith("rust")
+    image = answer.locator(".asked img")
+    wait_until(lambda: image.evaluate("image => image.complete && image.naturalWidth > 0"))
+
+
 def test_a_dropped_photo_is_asked(page, url, rust):
     page.goto(url)
     page.locator(".drop").wait_for()
@@ -163,6 +183,32 @@ def test_a_class_is_created_from_photos_and_then_recognised(page, url, filled, w
     page.get_by_role("link", name="Ask about a photo").click()
     card = ask(page, *blue(tmp_path, 1, first=50)).first
     assert card.get_by_role("heading", level=2).inner_text().startswith("blue leaf")
+
+
+def test_a_photo_chosen_while_others_are_sent_waits_for_its_turn(page, url, filled, word, tmp_path):
+    held = []
+    page.route("**/supports", lambda route: held.append(route))
+    page.goto(f"{url}/new?label=rust")
+    page.get_by_role("button", name="Token").click()
+    give_token(page, word)
+    choose(page, *blue(tmp_path, 2))
+    page.get_by_role("button", name="Enroll 2 photos").click()
+    page.get_by_role("progressbar").wait_for()
+    choose(page, *blue(tmp_path, 1, first=2))
+    later = page.get_by_label("Leave blue-2.png out")
+    later.wait_for()
+    assert later.is_enabled()
+    assert page.get_by_label("Leave blue-0.png out").is_disabled()
+    assert page.locator("form button.primary").is_disabled()
+    wait_until(lambda: page.evaluate("true") and held)
+    held.pop().continue_()
+    page.get_by_role("heading", name="rust: 2 photos enrolled").wait_for()
+    page.get_by_role("button", name="Enroll 1 photo").click()
+    wait_until(lambda: page.evaluate("true") and held)
+    held.pop().continue_()
+    page.get_by_role("heading", name="rust: 1 photo enrolled").wait_for()
+    assert page.locator(".tile").count() == 0
+    assert len(filled.supports("rust")) == 9
 
 
 def test_creating_a_class_shows_the_warnings_and_the_refused(page, url, word, tmp_path):

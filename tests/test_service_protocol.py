@@ -207,6 +207,8 @@ def test_what_is_wrong_with_a_certificate_is_told_before_anything_is_served(fill
         (["--tls-key", str(KEY)], "go together"),
         (["--trust-proxy", "*"], "no address and no network"),
         (["--trust-proxy", "proxy.example.org"], "no address and no network"),
+        (["--trust-proxy", "10.0.0.5/8"], "wanted 10.0.0.5 for that one proxy, or 10.0.0.0/8 for the network"),
+        (["--trust-proxy", "127.0.0.1", "--trust-proxy", "2001:db8::1/32"], "or 2001:db8::/32 for the network"),
     ],
 )
 def test_options_that_cannot_be_are_misuse(filled, words, told):

@@ -25,8 +25,10 @@ from fewshot.service.tokens import TokenFile
 
 TESTS = Path(__file__).parent
 # The program itself, with the colour embedder in place of a backbone; HOLD keeps photos in the engine for so long.
+# Where MAP names a file, a map makes that file when it is begun and never ends, and requests have no time to end.
 PROGRAM = """
 import os, sys, time
+from pathlib import Path
 import conftest
 from conftest import ColourEngine, colour_embedder
 import fewshot.gallery
@@ -36,6 +38,13 @@ def slow(self, pixels):
     return run(self, pixels)
 ColourEngine.run = slow
 fewshot.gallery.open_embedder = lambda *_, **__: colour_embedder()
+def endless(*_):
+    Path(os.environ["MAP"]).touch()
+    time.sleep(3600)
+if "MAP" in os.environ:
+    import fewshot.projection.coordinates, fewshot.service.server
+    fewshot.projection.coordinates.coordinates = endless
+    fewshot.service.server.GRACE_S = 0.1
 sys.argv[0] = "fewshot"
 from fewshot.cli import main
 main()
@@ -49,9 +58,9 @@ def filled(gallery, leaves, monkeypatch):
     return gallery
 
 
-def started(folder, *words, hold="0"):
+def started(folder, *words, hold="0", **variables):
     """A running `fewshot serve` and its URL."""
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "HOLD": hold}
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "HOLD": hold, **variables}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "serve", "--index", str(folder), "--port", "0", "--json", *words],
         stdout=subprocess.PIPE,
@@ -87,6 +96,27 @@ def test_a_stop_finishes_what_was_accepted(filled, tmp_path, sent):
     assert b'"answer":"rust"' in answer
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_stop_waits_for_no_map_and_who_asked_for_it_is_told(filled, tmp_path):
+    begun = tmp_path / "begun"
+    process, url = started(filled.folder, MAP=str(begun))
+    try:
+        asked = raw(url, "GET /v1/projection HTTP/1.1\nHost: 127.0.0.1\n\n", wait=False)
+        wait_until(begun.exists)
+        process.send_signal(signal.SIGTERM)
+        with asked:
+            answer = b"".join(iter(lambda: asked.recv(65536), b""))
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in head.lower()
+    error = json.loads(body)["error"]
+    assert error["code"] == "busy"
+    assert "stopped before this was answered" in error["message"]
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(filled):

@@ -1,13 +1,15 @@
 """Several services over one index in a database: what one enrolls all answer, and what the database's absence does."""
 
+import threading
+
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
 from service_client import error_of, files, serving
 
 from fewshot.datasets import class_folders
-from fewshot.errors import TokenError, UnauthorizedError
+from fewshot.errors import DatabaseUnreachableError, TokenError, UnauthorizedError
 from fewshot.gallery import Gallery
-from fewshot.service.shared_tokens import TokenTable, tokens_of
+from fewshot.service.shared_tokens import FRESH_S, TokenTable, tokens_of
 from fewshot.service.tokens import TokenFile
 
 
@@ -106,6 +108,88 @@ def test_a_revoked_token_is_refused_by_a_running_service(filled, other):
         assert client.get("/v1/session", headers=word).json()["token"] == "phone"
         tokens_of(filled).revoke("phone")
         eventually(lambda: client.get("/v1/session", headers=word).status_code == 401)
+
+
+@pytest.mark.parametrize("facts", [{"kind": "argon2"}, {"scopes": None}, {"of a later version": 1}, ["no", "facts"]])
+def test_a_row_that_is_no_token_lets_nobody_in_and_keeps_no_revoked_one_alive(filled, other, caplog, facts):
+    word = header(filled, "phone")
+    with serving(other) as client:
+        assert client.get("/v1/session", headers=word).json()["token"] == "phone"
+        odd = {**filled.kept_tokens()[0], "token_id": "0" * 8, "name": "odd", **facts} if type(facts) is dict else facts
+        with filled._store.write() as writer:
+            writer.keep_token("0" * 8, "odd", odd)
+        later = header(filled, "later")
+        assert client.get("/v1/session", headers=later).json()["token"] == "later"
+        tokens_of(filled).revoke("phone")
+        eventually(lambda: client.get("/v1/session", headers=word).status_code == 401)
+        assert client.get("/v1/session", headers=later).status_code == 200
+        service = client.app.state.access._tokens
+    assert [each.name for each in service.all()] == ["later"]
+    told = [record for record in caplog.records if "cannot be read" in record.message]
+    assert sum("it lets nobody in" in record.message for record in told) == len(told) > 0
+    caplog.clear()
+    service.look()
+    assert not caplog.records, "it is told once"
+
+
+def test_what_follows_an_index_survives_whatever_goes_wrong(filled, monkeypatch, caplog):
+    stop, looks, listens = threading.Event(), [], []
+    changes = filled._store.changes
+
+    def breaking(*words):
+        listens.append(words)
+        if len(listens) < 3:
+            raise RuntimeError("nobody listens")
+        return changes(*words)
+
+    def look():
+        looks.append(1)
+        if len(looks) < 3:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(filled._store, "changes", breaking)
+    thread = threading.Thread(target=filled.follow, args=(stop,), kwargs={"poll_s": 0.01, "on_look": look})
+    thread.start()
+    try:
+        eventually(lambda: len(looks) > 3)
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join(20)
+    told = [record.message for record in caplog.records if record.name == "fewshot.gallery"]
+    assert told == [
+        "listening to the index: RuntimeError('nobody listens')",
+        "following the index: ZeroDivisionError()",
+    ]
+
+
+def test_while_nobody_looks_a_token_is_known_only_after_another_look(filled, other, monkeypatch):
+    now = [0.0]
+    made, word = tokens_of(filled).create("phone", ("read",))
+    tokens = TokenTable(other, followed=True, clock=lambda: now[0])
+    assert tokens.check(word) == made
+    assert tokens.known(word) == made
+    now[0] += FRESH_S + 1
+    assert tokens.known(word) is None
+    assert tokens.check(word) == made
+    assert tokens.known(word) == made
+    now[0] += FRESH_S + 1
+    monkeypatch.setattr(other, "kept_tokens", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tokens.check(word)
+    assert tokens.known(word) is None
+
+    def away():
+        raise DatabaseUnreachableError("it is away.")
+
+    monkeypatch.setattr(other, "kept_tokens", away)
+    assert tokens.check(word) == made, "while the database is away, the tokens last seen hold"
+    assert tokens.known(word) == made
+    monkeypatch.undo()
+    tokens_of(filled).revoke("phone")
+    now[0] += FRESH_S + 1
+    with pytest.raises(UnauthorizedError):
+        tokens.check(word)
 
 
 def test_an_index_in_a_folder_keeps_its_token_file(tmp_path):

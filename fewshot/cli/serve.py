@@ -223,14 +223,20 @@ def _token(tokens: "TokenFile", action: str, name: str | None, scope: str, as_js
 
 
 def _check_networks(proxies: tuple[str, ...]) -> None:
-    """Refuse what is no address: "*" would let every client say that it is another."""
+    """Refuse what is no address: "*" would let every client say that it is another, and a slip would trust nobody."""
     for proxy in proxies:
         try:
-            ipaddress.ip_network(proxy, strict=False)
+            network = ipaddress.ip_network(proxy, strict=False)
         except ValueError as error:
             raise click.UsageError(
                 f"--trust-proxy {proxy!r} is no address and no network, such as 127.0.0.1 or 10.0.0.0/8."
             ) from error
+        address = proxy.partition("/")[0]
+        if "/" in proxy and ipaddress.ip_address(address) != network.network_address:
+            raise click.UsageError(
+                f"--trust-proxy {proxy!r} is an address inside a network, and could mean either; wanted {address} for "
+                f"that one proxy, or {network} for the network."
+            )
 
 
 def _check_reach(gallery: "Gallery", host: str, here_only: bool, needs_token: bool, *, has_tls: bool) -> None:

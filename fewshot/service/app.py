@@ -1,5 +1,6 @@
 """An opened index -> the ASGI application that serves it."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,8 @@ DESCRIPTION = """Recognise a plant disease from a few enrolled photos.
 
 Ask with `POST /v1/query`; enroll with `POST /v1/classes/{label}/supports`. Every error has the one shape
 `{"error": {"code", "message", "hint"}}`. Routes that change the index need a token with the scope `write`."""
+# What threads still do when every request has been answered or given up is waited for so long together.
+END_S = 3.0
 
 
 def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard | None = None) -> FastAPI:
@@ -40,8 +43,9 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
         work.start()
         follower.start()
         yield
-        follower.close()
-        work.close()
+        until = time.monotonic() + END_S
+        follower.close(END_S)
+        work.close(max(0.0, until - time.monotonic()))
         app.state.maps.close()
         app.state.access.close()
 

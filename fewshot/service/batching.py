@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from fewshot.gallery import Gallery
 from fewshot.memory import give_back_memory
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.service.settings import Settings, guard_of
+from fewshot.service.threads import Threads
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
@@ -71,7 +72,7 @@ class Batcher:
         self._gallery = gallery
         self._settings = settings
         self._on_batch = on_batch
-        self._decoders = ThreadPoolExecutor(settings.n_decoders, "decode")
+        self._decoders = Threads(settings.n_decoders, "decode")
         self._own_guard: Guard | None = None
         if guard is None and settings.guarded:
             guard = self._own_guard = guard_of(settings)
@@ -83,6 +84,7 @@ class Batcher:
         self._closing = False
         self._photos_per_s = FIRST_PHOTOS_PER_S
         self._embedder: Embedder | None = None
+        self._outdated: list[Embedder] = []  # no longer the index's; the engine's thread ends theirs
         self.failure: Exception | None = None
         self._worker = threading.Thread(target=self._work, name="engine-batches", daemon=True)
 
@@ -102,17 +104,20 @@ class Batcher:
             self._own_guard.start()
         self._worker.start()
 
-    def close(self) -> None:
-        """Answer what was accepted, then stop."""
-        self._decoders.shutdown(wait=True)
-        if self._own_guard is not None:
+    def close(self, timeout_s: float) -> None:
+        """Answer what was accepted, then stop; after `timeout_s`, without what is not answered."""
+        until = time.monotonic() + timeout_s
+        if self._decoders.close(timeout_s) and self._own_guard is not None:
             self._own_guard.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._worker.join()
-        if self._embedder is not None:
-            self._embedder.close()
+        self._worker.join(max(0.0, until - time.monotonic()))
+        if self._worker.is_alive():
+            return  # a batch is in the engine
+        for embedder in (*self._outdated, self._embedder):
+            if embedder is not None:
+                embedder.close()
 
     def submit(self, photos: Sequence[NamedBytes], question: Question | None) -> "Future[Any]":
         """Take photos in; the future's result is a list of predictions, or (outcomes, embedder) without a question.
@@ -133,6 +138,14 @@ class Batcher:
         for place in range(len(photos)):
             self._decoders.submit(self._decode, job, place)
         return job.future
+
+    def forget(self, embedder: Embedder) -> None:
+        """Take up the embedder that the index has got in place of this one, in the background; from any thread."""
+        with self._changed:
+            if self._embedder is embedder:  # and not what another has taken up already
+                self._embedder = None
+                self._outdated.append(embedder)
+                self._changed.notify()
 
     def _retry_after_s(self) -> int:
         return max(1, min(60, round(self._n_waiting / self._photos_per_s)))
@@ -184,31 +197,38 @@ class Batcher:
     # ---- in the engine's thread
 
     def _work(self) -> None:
-        try:
-            self._current_embedder().open_for_many()
-        except Exception as error:  # told by health, and by each request, which meets the same
-            log.exception("the engine cannot be opened")
-            self.failure = error
+        self._open()
         while True:
             with self._changed:
                 self._wait_for_work()
-                if not self._ready and not self._done:
+                if self._closing and not self._ready and not self._done:
                     return
+                outdated, self._outdated = self._outdated, []
                 done = list(self._done)
                 self._done.clear()
                 taken = self._take()
+            if outdated:  # here alone: no batch is in their engines now
+                for embedder in outdated:
+                    embedder.close()
+                self._open()
             try:
                 self._answer(done + self._embed(taken))
             except Exception as error:
                 for job in {*done, *(job for job, _, _ in taken)}:
                     job.fail(error)
-                if isinstance(error, MixedEmbeddingsError):
-                    self._forget_embedder()
+
+    def _open(self) -> None:
+        try:
+            self._current_embedder().open_for_many()
+            self.failure = None
+        except Exception as error:  # told by health, and by each request, which meets the same
+            log.exception("the engine cannot be opened")
+            self.failure = error
 
     def _wait_for_work(self) -> None:
         """Wait until there is something to do; with the lock held."""
         is_trimmed = False
-        while not self._ready and not self._done and not self._closing:
+        while not self._ready and not self._done and not self._outdated and not self._closing:
             is_heard = self._changed.wait(None if is_trimmed else IDLE_S)
             if not is_heard and not self._n_waiting:
                 self._changed.release()
@@ -217,12 +237,6 @@ class Batcher:
                 finally:
                     self._changed.acquire()
                 is_trimmed = True
-
-    def _forget_embedder(self) -> None:
-        """The index has got another embedder: it is opened for the next photo, and this one's threads end."""
-        forgotten, self._embedder = self._embedder, None
-        if forgotten is not None:
-            forgotten.close()
 
     def _take(self) -> list[tuple[Job, int, LoadedPhoto]]:
         """The next photos whose clients still wait, in order of their coming, at most a batch."""
@@ -235,6 +249,8 @@ class Batcher:
 
     def _embed(self, taken: list[tuple[Job, int, LoadedPhoto]]) -> list[Job]:
         """The jobs that are complete with this batch."""
+        if not taken:
+            return []
         embedder = self._current_embedder()
         fitting = []
         for item in taken:
@@ -272,7 +288,7 @@ class Batcher:
             try:
                 answers: list[list[Prediction]] = self._gallery.answer(asked, question, embedder)
             except MixedEmbeddingsError as error:
-                self._forget_embedder()
+                self.forget(embedder)
                 for job in asking:
                     job.fail(IndexChangedError(error.message))
                 continue

@@ -69,7 +69,7 @@ async def replace_class(request: Request, work: AtWork, label: Label, strict: St
         report, n_removed = work.gallery.replace(label, outcomes, embedder, strict=strict)
         return {**_enrolled(work, report), "removed": n_removed}
 
-    return await work.write(change)
+    return await work.enroll(change, embedder)
 
 
 @router.patch(
@@ -127,7 +127,7 @@ async def enroll(
             raise no_usable_photo(report.refused)
         return _enrolled(work, report)
 
-    found = await work.write(change)
+    found = await work.enroll(change, embedder)
     if not found["enrolled"]:
         response.status_code = 200
     return found

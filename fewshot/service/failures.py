@@ -1,5 +1,6 @@
 """Errors -> HTTP responses: one shape everywhere, whatever went wrong."""
 
+import asyncio
 import logging
 import math
 
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewshot.errors import (
+    BusyError,
     FewshotError,
     IndexLockedError,
     MethodError,
@@ -41,7 +43,10 @@ def error_response(error: FewshotError) -> JSONResponse:
 
 
 class Unforeseen:
-    """Middleware that answers what nobody foresaw with an opaque 500; its text goes to the log alone."""
+    """Middleware that answers what nobody foresaw with an opaque 500; its text goes to the log alone.
+
+    A request that a stop of the service cuts off is answered with 503.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -57,6 +62,13 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not started:
+                cut_off = BusyError(
+                    "the service was stopped before this was answered; it may have been done all the same."
+                )
+                await error_response(cut_off)(scope, receive, send)
+            raise
         except Exception:
             if scope["type"] != "http":
                 raise

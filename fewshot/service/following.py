@@ -26,11 +26,11 @@ class Follower:
         if self._gallery.is_shared:
             self._thread.start()
 
-    def close(self) -> None:
-        """Stop."""
+    def close(self, timeout_s: float) -> None:
+        """Stop; a look that takes longer than `timeout_s` is not waited for."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def _follow(self) -> None:
         self._gallery.follow(self._stop, on_look=self._look)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -14,6 +13,7 @@ from fewshot.gallery import Gallery
 from fewshot.service import shapes
 from fewshot.service.access import READ
 from fewshot.service.routes import AtWork, errors
+from fewshot.service.threads import Threads
 
 router = APIRouter(prefix="/v1", tags=["map"], dependencies=[READ])
 MOST_POINTS = 5000
@@ -35,7 +35,7 @@ class Maps:
         self._gallery = gallery
         self._made: OrderedDict[Key, dict[str, Any]] = OrderedDict()
         self._under_way: dict[Key, asyncio.Future[dict[str, Any]]] = {}
-        self._thread = ThreadPoolExecutor(1, "map")
+        self._thread = Threads(1, "map")
 
     async def get(self, generation: int, method: str, n_dims: int) -> dict[str, Any]:
         """The map of a generation; requests for one that is under way wait for it together.
@@ -60,8 +60,10 @@ class Maps:
         return found
 
     def close(self) -> None:
-        """Stop after the map that is under way."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Stop. A map that is under way is for nobody any more, and nobody waits for it."""
+        for job in list(self._under_way.values()):
+            job.cancel()
+        self._thread.close(0.0, drop=True)
 
     def _make(self, method: str, n_dims: int) -> dict[str, Any]:
         need("project", "the map")

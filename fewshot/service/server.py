@@ -13,8 +13,9 @@ from starlette.types import ASGIApp
 from fewshot.errors import AddressError, TlsError
 from fewshot.service.protocol import Protocol
 
-# What a client that never finishes its request may delay a stop by.
-GRACE_S = 30
+# What a request that does not end may delay a stop by. With what `app.END_S` grants the threads after that, a stop
+# takes at most 30 s, which the documentation promises and more than which what starts services grants (deploy/).
+GRACE_S = 26
 BACKLOG = 1024
 
 

@@ -2,10 +2,12 @@
 
 import re
 import unicodedata
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fewshot.errors import RequestError, TooManyFilesError
@@ -39,10 +41,10 @@ BODY: dict[str, Any] = {
 
 
 async def uploaded_photos(request: Request, max_files: int) -> list[NamedBytes]:
-    """The photos of a multipart request, in order.
+    """The photos of a multipart request, in order: all that were sent, or an error.
 
     Raises:
-        RequestError: no multipart body, or no photo in it.
+        RequestError: no multipart body, one that was cut off, no photo in it, or a file outside of its field `photos`.
         TooManyFilesError: more than `max_files`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -52,15 +54,26 @@ async def uploaded_photos(request: Request, max_files: int) -> list[NamedBytes]:
             hint=f"As curl does it: curl -F {FIELD}=@leaf.jpg URL",
         )
     try:
-        form = await request.form(max_files=max_files, max_fields=max_files)
-    except HTTPException as error:
-        if "Too many files" in error.detail:
+        async with aclosing(request.stream()) as stream:
+            form = await _Parser(request.headers, stream, max_files=max_files, max_fields=max_files).parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
             raise TooManyFilesError(
                 f"the request holds more than {max_files} photos.", hint="Send them in several requests."
             ) from error
-        raise RequestError(f"the request's multipart body cannot be read: {error.detail}") from error
+        raise RequestError(f"the request's multipart body cannot be read: {error.message}") from error
     try:
-        found = [item for item in form.getlist(FIELD) if isinstance(item, UploadFile)]
+        found = []
+        for field, item in form.multi_items():
+            if field == FIELD and isinstance(item, UploadFile):
+                found.append(item)
+            elif field == FIELD or isinstance(item, UploadFile):
+                what = "a file" if isinstance(item, UploadFile) else "text, a part without a file name,"
+                raise RequestError(
+                    f"the request holds {what} in its field {field[:50]!r}; wanted photos, each a file in {FIELD!r}. "
+                    "None was taken.",
+                    hint=f"As curl does it: curl -F {FIELD}=@leaf.jpg URL",
+                )
         if not found:
             raise RequestError(
                 f"the request holds no photo in its field {FIELD!r}.",
@@ -69,6 +82,32 @@ async def uploaded_photos(request: Request, max_files: int) -> list[NamedBytes]:
         return [NamedBytes(shown_name(item.filename, i), await item.read()) for i, item in enumerate(found, 1)]
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """starlette's, which takes a body that was cut off for a whole one that has no last photo."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int) -> None:
+        super().__init__(headers, self._whole(stream), **limits)
+        self._is_at_end = False
+
+    def on_end(self) -> None:
+        """The boundary that closes the body was there."""
+        self._is_at_end = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """
+        Raises:
+            RequestError: the stream has ended and the body has not; what was read of it is closed then.
+        """
+        async for chunk in stream:
+            yield chunk
+        if not self._is_at_end:
+            raise RequestError(
+                "the request's multipart body ends before its closing boundary: a part of it was lost. No photo was "
+                "taken.",
+                hint="Send it again, whole.",
+            )
 
 
 def shown_name(filename: str | None, number: int) -> str:

@@ -1,20 +1,22 @@
 """What the routes share: the opened index, its batches, and how a request waits for work done in threads."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
-from fewshot.errors import BusyError
+from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
 from fewshot.records import NamedBytes, Prediction, Question
 from fewshot.service.batching import Batcher
 from fewshot.service.metrics import Metrics
 from fewshot.service.settings import Settings
+from fewshot.service.threads import Threads
 
 Result = TypeVar("Result")
 N_READERS = 4
@@ -35,8 +37,8 @@ class Work:
         self.metrics = Metrics(self._index_size)
         self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe, guard)
         self.metrics.waiting.set_function(lambda: self.batcher.n_waiting)
-        self._readers = ThreadPoolExecutor(N_READERS, "read")
-        self._writer = ThreadPoolExecutor(1, "write")  # SQLite has one writer; more would only wait in threads
+        self._readers = Threads(N_READERS, "read")
+        self._writer = Threads(1, "write")  # SQLite has one writer; more would only wait in threads
         self._n_writes = 0
         self.last_seen = (0, 0, 0)  # classes, photos and generation when the index was last looked at for health
 
@@ -44,11 +46,12 @@ class Work:
         """Begin to answer."""
         self.batcher.start()
 
-    def close(self) -> None:
-        """Finish what was accepted, then stop."""
-        self.batcher.close()
-        self._writer.shutdown(wait=True)
-        self._readers.shutdown(wait=True)
+    def close(self, timeout_s: float) -> None:
+        """Finish what was accepted, then stop; after `timeout_s`, without what is not finished."""
+        until = time.monotonic() + timeout_s
+        self.batcher.close(timeout_s)
+        self._writer.close(until - time.monotonic())
+        self._readers.close(until - time.monotonic())
 
     async def ask(self, request: Request, photos: Sequence[NamedBytes], question: Question) -> list[Prediction]:
         """Answer a request's photos.
@@ -82,6 +85,23 @@ class Work:
         change = asyncio.wrap_future(self._writer.submit(function, *arguments))
         change.add_done_callback(self._written)
         return await asyncio.shield(change)
+
+    async def enroll(self, change: Callable[[], Result], made_by: Embedder) -> Result:
+        """As `write`, for a change that brings in what an embedder made.
+
+        Raises:
+            BusyError: too many changes are waiting.
+            IndexChangedError: the index has got another embedder meanwhile, which is taken up now.
+        """
+
+        def checked() -> Result:
+            try:
+                return change()
+            except MixedEmbeddingsError as error:
+                self.batcher.forget(made_by)
+                raise IndexChangedError(error.message) from error
+
+        return await self.write(checked)
 
     def _written(self, _change: object) -> None:
         self._n_writes -= 1

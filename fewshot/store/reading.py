@@ -366,10 +366,9 @@ class Reader:
         """
         return None if self._is_file else searching.nearest(self._connection, vectors, k, within)
 
-    def kept_tokens(self) -> list[dict[str, Any]]:
-        """What a server keeps of the tokens of its index, oldest first."""
-        rows = self._connection.execute(sa.select(tokens.c.facts).order_by(tokens.c.place)).scalars()
-        return [dict(row) for row in rows]
+    def kept_tokens(self) -> list[Any]:
+        """What a server keeps of the tokens of its index, oldest first: the facts of each, if nobody meddled."""
+        return list(self._connection.execute(sa.select(tokens.c.facts).order_by(tokens.c.place)).scalars())
 
     def thumbnail(self, support_id: int) -> bytes | None:
         """The kept photo of a support: a WebP file.

@@ -37,6 +37,7 @@ export async function askView() {
     }
     if (!files.length) return;
     const together = options.together();
+    if (together) files = toldApart(files);
     if (together && files.length > session.max_files) {
       notice(`At most ${session.max_files} photos can be asked together; these are ${files.length}.`);
       return;
@@ -96,12 +97,24 @@ export async function askView() {
 // Each answer and the photo it is about; asked together, the one answer stands beside the first photo that was read.
 function pair(found, files, together) {
   if (!together) return found.map((prediction, i) => [prediction, files[i]]);
-  const unreadable = new Set(found.filter((each) => each.reason === "bad_image").map((each) => each.file));
-  const readable = files.filter((file) => !unreadable.has(file.name));
-  return found.map((prediction) => [
-    prediction,
-    prediction.reason === "bad_image" ? files.find((file) => file.name === prediction.file) : readable[0],
-  ]);
+  const left = [...files]; // those that cannot be read come first, in the order of the photos, and each is one of these
+  return found.map((prediction) => {
+    if (prediction.reason !== "bad_image") return [prediction, left[0]];
+    const place = left.findIndex((file) => file.name === prediction.file);
+    return [prediction, left.splice(Math.max(0, place), 1)[0]];
+  });
+}
+
+// The photos, no two of one name: the name is all that is said of one that cannot be read, and some phones call every
+// photo image.jpg.
+function toldApart(files) {
+  const taken = new Set();
+  return files.map((file) => {
+    let name = file.name;
+    for (let n = 2; taken.has(name); n += 1) name = file.name.replace(/(\.[^.]*)?$/, ` (${n})$1`);
+    taken.add(name);
+    return name === file.name ? file : new File([file], name, { type: file.type, lastModified: file.lastModified });
+  });
 }
 
 export function* parts(files, mostFiles, mostBytes) {

@@ -11,6 +11,7 @@ const PLENTY = 20;
 export async function newClassView(given) {
   const session = await currentSession();
   let files = [];
+  let sent = []; // those of them that are on their way
   const name = h("input", {
     id: "label", type: "text", required: true, maxLength: session.max_label_length, value: given,
     autocapitalize: "none", placeholder: "corn-rust", "aria-describedby": "label-help",
@@ -22,11 +23,11 @@ export async function newClassView(given) {
   const button = h("button", { class: "primary", disabled: true }, "Enroll");
 
   const draw = () => {
-    previews.replaceChildren(...files.map((file) => preview(file, () => {
+    previews.replaceChildren(...files.map((file) => preview(file, sent.includes(file), () => {
       files = files.filter((other) => other !== file);
       draw();
     })));
-    button.disabled = files.length === 0;
+    button.disabled = sent.length > 0 || files.length === 0;
     button.textContent = files.length ? `Enroll ${plural(files.length, "photo")}` : "Enroll";
     state.textContent = advice(files.length, given !== "");
   };
@@ -50,16 +51,17 @@ export async function newClassView(given) {
     event.preventDefault();
     notice("");
     result.replaceChildren();
-    button.disabled = true;
+    sent = [...files];
+    draw();
     const progress = progressBar("Enrolling");
     busy.replaceChildren(progress.node);
     const total = { enrolled: 0, already_there: 0, refused: [], warnings: [], label: name.value };
     let done = 0;
     try {
-      for (const part of parts(files, session.max_files, session.max_body_bytes)) {
+      for (const part of parts(sent, session.max_files, session.max_body_bytes)) {
         const report = await enroll(name.value, part, {
           onProgress: (share, words) =>
-            progress.set(share === null ? null : (done + share * part.length) / files.length, words),
+            progress.set(share === null ? null : (done + share * part.length) / sent.length, words),
         });
         done += part.length;
         total.label = report.label;
@@ -68,13 +70,13 @@ export async function newClassView(given) {
         total.refused.push(...report.refused);
         total.warnings = [...total.warnings.filter((each) => !each.startsWith("class ")), ...report.warnings];
       }
-      files = [];
-      draw();
     } catch (error) {
-      files = files.slice(done); // what went in before stays in
-      draw();
       told(error);
     } finally {
+      const through = sent.slice(0, done); // what came to it meanwhile waits to be enrolled, as does what failed
+      files = files.filter((file) => !through.includes(file));
+      sent = [];
+      draw();
       busy.replaceChildren();
     }
     if (done) result.replaceChildren(report(total));
@@ -99,13 +101,13 @@ function advice(n, isMore) {
   return `${plural(n, "photo")}: more than needed, which does no harm.`;
 }
 
-function preview(file, onRemove) {
+function preview(file, isSent, onRemove) {
   const image = h("img", { alt: file.name, src: URL.createObjectURL(file) });
   image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
   image.addEventListener("error", () => image.classList.add("broken"), { once: true });
   return h("li", { class: "tile" }, image,
     h("span", { class: "small name" }, file.name),
-    h("button", { type: "button", class: "corner", "aria-label": `Leave ${file.name} out`, onclick: onRemove }, "×"));
+    h("button", { type: "button", class: "corner", "aria-label": `Leave ${file.name} out`, disabled: isSent, onclick: onRemove }, "×"));
 }
 
 function report({ label, enrolled, already_there, refused, warnings }) {
