@@ -17,6 +17,8 @@ from fewshot.service.settings import Settings
 # Photos come as multipart, and are read once a token has been looked at. Anything else is read before, and is short.
 MAX_OTHER_BYTES = 64_000
 MAX_KNOWN_CALLERS = 10_000
+# What a body comes with at least, in the long run: a phone at the edge of its network still does.
+LEAST_BYTES_PER_S = 8_000
 FREE_MISTAKES = 5
 LONGEST_WAIT_S = 900.0
 FORGOTTEN_AFTER_S = 3600.0
@@ -28,14 +30,18 @@ class BodyBudget:
     def __init__(self, n_bytes: int) -> None:
         self._n_left = n_bytes
 
-    def take(self, n_bytes: int) -> None:
-        """Reserve bytes.
+    def check(self, n_bytes: int) -> None:
+        """See whether bytes could be taken now.
 
         Raises:
-            BusyError: the service holds as much as it may.
+            BusyError: the service holds too much for that.
         """
         if n_bytes > self._n_left:
             raise BusyError("the service is receiving as many photos as it can hold.", retry_after_s=2)
+
+    def take(self, n_bytes: int) -> None:
+        """Hold bytes; errors as of `check`."""
+        self.check(n_bytes)
         self._n_left -= n_bytes
 
     def give_back(self, n_bytes: int) -> None:
@@ -43,10 +49,52 @@ class BodyBudget:
         self._n_left += n_bytes
 
 
+class Patience:
+    """How long somebody who sends is waited for: so long in silence, and longer for as much as a slow network brings.
+
+    Waiting uses it up, bytes give it back, up to what it was: who sends a byte now and then is out of it as soon as who
+    sends nothing.
+
+    Args:
+        most_s: how long silence may last.
+        clock: seconds.
+    """
+
+    def __init__(self, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s = most_s
+        self._clock = clock
+        self.left_s = most_s
+
+    async def next(self, receive: Receive) -> Message:
+        """The next message; only the time in which it is waited for counts, none in which nobody asks for it.
+
+        Raises:
+            SlowClientError: the patience is at an end.
+        """
+        began = self._clock()
+        try:
+            with anyio.fail_after(self.left_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        self.left_s -= self._clock() - began
+        if self.left_s <= 0:
+            raise self._too_slow()
+        self.left_s = min(self._most_s, self.left_s + len(message.get("body", b"")) / LEAST_BYTES_PER_S)
+        return message
+
+    def _too_slow(self) -> SlowClientError:
+        return SlowClientError(
+            f"the request came too slowly: a body may be silent for {self._most_s:g} s, and brings at least "
+            f"{LEAST_BYTES_PER_S / 1e3:g} kB a second."
+        )
+
+
 class Limits:
     """The outer limits, kept before a body is read: as middleware around all routes.
 
-    A body whose size is announced is reserved whole; one that is not, as it comes in.
+    A body is counted as it comes in, so that who announces much and sends little keeps nobody out. One whose announced
+    size does not fit beside what is held is refused at once.
 
     Args:
         app: what is guarded.
@@ -97,6 +145,7 @@ class _Body:
 
     def __init__(self, receive: Receive, budget: BodyBudget, settings: Settings, headers: Headers) -> None:
         self._receive = receive
+        self._patience = Patience(settings.body_timeout_s)
         self._budget = budget
         self._settings = settings
         self._kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -107,20 +156,16 @@ class _Body:
         self._is_complete = self._announced == "0"
 
     def announce(self) -> None:
-        """Reserve what the client says that it will send."""
+        """Refuse what the client says that it will send, if that is too much, or too much now."""
         if self._announced.isdigit():
             self._check_size(int(self._announced))
-            self._hold(int(self._announced))
+            self._budget.check(int(self._announced))
 
     async def receive(self) -> Message:
         """The next message of the client."""
         if self._is_complete and (self._n_read or self._announced != "0"):
             return await self._receive()  # only that the client has left can still come
-        try:
-            with anyio.fail_after(self._settings.body_timeout_s):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise SlowClientError(f"nothing of the request came for {self._settings.body_timeout_s:g} s.") from error
+        message = await self._patience.next(self._receive)
         self._is_complete = not message.get("more_body", False)
         self._n_read += len(message.get("body", b""))
         self._check_size(self._n_read)
@@ -140,7 +185,7 @@ class _Body:
                 self._is_complete = not message.get("more_body", False)
 
     def release(self) -> None:
-        """Give back what is reserved."""
+        """Give back what is held."""
         self._budget.give_back(self._n_held)
         self._n_held = 0
 
