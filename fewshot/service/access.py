@@ -1,6 +1,7 @@
 """Who may do what: a request's token against the scope that its route wants."""
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from fewshot.errors import BusyError, ForbiddenError, UnauthorizedError
+from fewshot.errors import BusyError, ForbiddenError, TokenError, UnauthorizedError, UnforeseenError
 from fewshot.service.limits import Backoff, RateLimit
 from fewshot.service.settings import Settings, is_loopback
 from fewshot.service.tokens import Token, TokenFile
@@ -19,9 +20,9 @@ _bearer = HTTPBearer(
     description="A token that `fewshot token create NAME` made. Routes that change the index need the scope `write`; "
     "the others need `read` only where the service was started so.",
 )
-
-
 MOST_CHECKS_WAITING = 16
+
+log = logging.getLogger(__name__)
 
 
 class Access:
@@ -55,7 +56,15 @@ class Access:
             ForbiddenError: the token may not.
             TooManyRequestsError: the caller asks too often, or sent too many wrong tokens.
             BusyError: too many tokens wait to be checked.
+            UnforeseenError: the tokens cannot be read; only the log is told why, and where they are.
         """
+        try:
+            return await self._checked(request, scope)
+        except TokenError as error:
+            log.error("request %s: %s %s", request.scope.get("request_id", "?"), error.message, error.hint)
+            raise UnforeseenError("the tokens of the index cannot be read.") from error
+
+    async def _checked(self, request: Request, scope: str | None) -> Token | None:
         address = request.client.host if request.client else "unknown"
         word = _word(request)
         if word is None:
