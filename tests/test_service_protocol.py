@@ -77,6 +77,19 @@ def test_what_is_no_http_is_told_so_in_the_one_shape(filled):
         assert json.load(urlopen(f"{url}/v1/health"))["live"]
 
 
+def test_a_probe_that_asks_for_the_head_alone_gets_it(filled):
+    with listening(filled) as url:
+        for path in ("/v1/health", "/v1/health/live", "/v1/health/ready"):
+            asked = f"{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+            head = sent(url, b"HEAD " + asked)
+            assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503") if path.endswith("ready") else b"HTTP/1.1 200")
+            assert head.endswith(b"\r\n\r\n")  # and nothing behind it
+            assert b"content-type: application/json" in head
+            refused = sent(url, b"POST " + asked)
+            assert refused.startswith(b"HTTP/1.1 405")
+            assert b"allow: GET" in refused
+
+
 def test_a_client_that_never_ends_its_head_is_hung_up(filled, monkeypatch):
     monkeypatch.setattr("fewshot.service.protocol.HEAD_S", 0.5)
     with listening(filled) as url:
