@@ -118,7 +118,7 @@ async def reading_app(scope, receive, send):
 def test_who_announces_much_and_sends_little_keeps_nobody_out():
     """Three that announce all that may be held and send a byte; and one who really sends."""
     settings = Settings(max_body_bytes=1000, max_flying_bytes=3000)
-    app = Limits(reading_app, settings, error_response)
+    app = Limits(reading_app, settings, error_response, count=lambda _: None)
     scope = {"type": "http", "headers": [*FORM, (b"content-length", b"1000")]}
 
     async def statuses():
@@ -214,7 +214,7 @@ def test_a_body_that_trickles_in_is_refused(monkeypatch):
     async def send(message):
         answers.append(message)
 
-    asyncio.run(Limits(reading_app, Settings(), error_response)(scope, receive, send))
+    asyncio.run(Limits(reading_app, Settings(), error_response, lambda _: None)(scope, receive, send))
     assert answers[0]["status"] == 408
     assert b'"too_slow"' in answers[1]["body"]
     assert b"silent for 30 s, and brings at least 8 kB a second" in answers[1]["body"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import anyio
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewshot.errors import BodyTooLargeError, BusyError, HostError, ServiceError, SlowClientError, TooManyRequestsError
@@ -100,12 +101,20 @@ class Limits:
         app: what is guarded.
         settings: `hosts`, `max_body_bytes`, `max_flying_bytes` and `body_timeout_s`.
         respond: how an error becomes a response.
+        count: counts every request, whether anything answers to it or not; raises `TooManyRequestsError`.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, respond: Callable[[ServiceError], ASGIApp]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        respond: Callable[[ServiceError], ASGIApp],
+        count: Callable[[HTTPConnection], None],
+    ) -> None:
         self._app = app
         self._settings = settings
         self._respond = respond
+        self._count = count
         self._budget = BodyBudget(settings.max_flying_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +131,7 @@ class Limits:
             await send(message)
 
         try:
+            self._count(HTTPConnection(scope))
             self._check_host(headers.get("host", ""))
             body.announce()
             await self._app(scope, body.receive, send_behind_body)
@@ -265,7 +275,7 @@ class Backoff:
             TooManyRequestsError: it has to wait.
         """
         with self._lock:
-            n_mistakes, last = self._callers.get(_network(address), (0, 0.0))
+            n_mistakes, last = self._callers.get(network(address), (0, 0.0))
         wait_s = last + self._wait_s(n_mistakes) - self._clock()
         if n_mistakes > FREE_MISTAKES - 1 and wait_s > 0:
             raise TooManyRequestsError(
@@ -277,10 +287,10 @@ class Backoff:
         """Count a wrong token."""
         now = self._clock()
         with self._lock:
-            n_mistakes, last = self._callers.pop(_network(address), (0, now))
+            n_mistakes, last = self._callers.pop(network(address), (0, now))
             if now - last > FORGOTTEN_AFTER_S:
                 n_mistakes = 0
-            self._callers[_network(address)] = (n_mistakes + 1, now)
+            self._callers[network(address)] = (n_mistakes + 1, now)
             while len(self._callers) > MAX_KNOWN_CALLERS:
                 self._callers.popitem(last=False)
 
@@ -289,9 +299,10 @@ class Backoff:
         return min(LONGEST_WAIT_S, 2.0 ** min(30, n_mistakes - FREE_MISTAKES))
 
 
-def _network(address: str) -> str:
-    """
-    >>> _network("192.0.2.7"), _network("2001:db8::1:2"), _network("2001:db8::ffff:ffff"), _network("unknown")
+def network(address: str) -> str:
+    """What counts as one caller: an IPv4 address, or the /64 network of an IPv6 one.
+
+    >>> network("192.0.2.7"), network("2001:db8::1:2"), network("2001:db8::ffff:ffff"), network("unknown")
     ('192.0.2.7', '2001:db8::', '2001:db8::', 'unknown')
     """
     try:

@@ -22,7 +22,7 @@ class Settings:
         max_batch: photos that the engine is given at once.
         max_writes: changes that wait for the index; more are answered 503.
         rate_per_minute: requests a minute of one token, or of one address that sends none; 0: no limit. Requests
-            without a token from this machine are not counted.
+            without a token from this machine are not counted; see `access.Access.count`.
         body_timeout_s: how long a client may stay silent while it sends its photos; see `limits.Patience`.
         n_decoders: processes that decode photos, and as many threads that feed them.
         decode_cpu_s: processor seconds that one photo may take to decode.
