@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 from starlette.datastructures import Headers
@@ -20,6 +20,8 @@ MAX_OTHER_BYTES = 64_000
 MAX_KNOWN_CALLERS = 10_000
 # What a body comes with at least, in the long run: a phone at the edge of its network still does.
 LEAST_BYTES_PER_S = 8_000
+# What of an answer is given to a connection at once; the next part waits until the system has taken this one.
+PART_BYTES = 240_000
 FREE_MISTAKES = 5
 LONGEST_WAIT_S = 900.0
 FORGOTTEN_AFTER_S = 3600.0
@@ -128,7 +130,8 @@ class Limits:
         async def send_behind_body(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await body.drain()
-            await send(message)
+            for part in _parts(message):
+                await send(part)
 
         try:
             self._count(HTTPConnection(scope))
@@ -148,6 +151,18 @@ class Limits:
                 f"this service does not answer for host {name[:100]!r}.",
                 hint="Ask it by the name it was started for, or start it with --allow-host NAME.",
             )
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A message; a large body in several, so that who does not read it has not all of it copied for them."""
+    content = message.get("body", b"")
+    if len(content) <= PART_BYTES:
+        yield message
+        return
+    for start in range(0, len(content), PART_BYTES):
+        is_last = start + PART_BYTES >= len(content)
+        part = content[start : start + PART_BYTES]
+        yield {**message, "body": part, "more_body": not is_last or message.get("more_body", False)}
 
 
 class _Body:

@@ -16,6 +16,8 @@ from fewshot.service.protocol import Protocol
 # What a client that never finishes its request may delay a stop by.
 GRACE_S = 30
 BACKLOG = 1024
+# What the system keeps of an answer beyond what is on its way; left to itself, 4 MB for each client that does not read.
+UNSENT_BYTES = 128 * 1024
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -30,6 +32,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # of its connections too
         try:
             bound.bind(address)
         except OSError:
