@@ -114,7 +114,7 @@ class Calibration:
         needed = np.full(len(class_ids), _lower_quantile(everyone, coverage), np.float32)
         for i, class_id in enumerate(class_ids.tolist()):
             own = np.sort(self.margins[self.class_ids == class_id])
-            if int((len(own) + 1) * (1 - coverage) + 1e-9) >= 1:
+            if _place(len(own), coverage):
                 needed[i] = _lower_quantile(own, coverage)
         return needed
 
@@ -425,5 +425,14 @@ def student_t_quantile(z: float, df: int) -> float:
 
 def _lower_quantile(ascending: Float32s, coverage: float) -> float:
     """The value that a new one falls below with probability at most 1 - coverage; -inf where too few are known."""
-    place = int((len(ascending) + 1) * (1 - coverage) + 1e-9)
-    return float(ascending[place - 1]) if place >= 1 else -np.inf
+    place = _place(len(ascending), coverage)
+    return float(ascending[place - 1]) if place else -np.inf
+
+
+def _place(n_known: int, coverage: float) -> int:
+    """Which of `n_known` values in ascending order bounds a new one from below, counted from 1; 0: too few are known.
+
+    >>> [_place(9, coverage) for coverage in (0.95, 0.9, 0.5, 1e-12)], _place(0, 1e-12)
+    ([0, 1, 5, 9], 0)
+    """
+    return min(n_known, int((n_known + 1) * (1 - coverage) + 1e-9))

@@ -199,6 +199,16 @@ def test_a_class_of_few_photos_is_judged_by_all_and_no_photos_rule_nothing_out()
     assert nothing.needed_margins(np.array([1]), 0.9).tolist() == [-np.inf]
 
 
+@pytest.mark.parametrize("coverage", [1e-300, 1e-10, 1 - 1e-10])
+def test_a_coverage_beside_its_bounds_takes_the_margins_that_there_are(coverage):
+    margins = np.linspace(-0.5, 0.5, 12).astype(np.float32)
+    found = Calibration(20.0, 0.0, np.array([7] * 9 + [8] * 3), margins)
+    needed = found.needed_margins(np.array([7, 8, 9]), coverage)  # no photo of 9 is known
+    assert needed.tolist() == ([-np.inf] * 3 if coverage > 0.5 else [margins[8], margins[11], margins[11]])
+    nothing = Calibration(20.0, None, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert nothing.needed_margins(np.array([1]), coverage).tolist() == [-np.inf]
+
+
 # ---- over a store
 
 

@@ -164,6 +164,15 @@ def test_a_body_that_is_no_multipart_is_told_so(client):
     error_of(client.post("/v1/query", content=b"", headers={"Content-Type": "multipart/form-data"}), 422, "bad_request")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "rot13", "unicode_escape", "no-such"])
+def test_a_body_in_a_charset_that_is_none_is_answered_or_refused(client, rust, charset):
+    body = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="\xff\\ud800.png"\r\n\r\n'
+    headers = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=b"}
+    response = client.post("/v1/query", content=body + rust.read_bytes() + b"\r\n--b--\r\n", headers=headers)
+    if response.status_code != 200:
+        assert "charset" in error_of(response, 422, "bad_request")["message"]
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"top": 0}, {"top": "x"}, {"nearest": -1}, {"coverage": 1}, {"coverage": "nan"}, {"together": "maybe"}],

@@ -15,6 +15,7 @@ from fewshot.service.app import create_app
 from fewshot.service.limits import MAX_KNOWN_CALLERS, Backoff
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import SCRYPT, TokenFile
+from fewshot.service.web import PAGES, is_of_page
 
 # method and path as the app has them: (the scope that it wants, the path to ask). "nothing": no data of the index, and
 # open to all. A new route without an entry fails the first test.
@@ -169,6 +170,77 @@ def test_other_methods_and_paths_beside_the_routes_reveal_nothing(filled):
             response = client.get(path, follow_redirects=True)
             assert response.status_code in (401, 404), path
             assert "digest" not in response.text
+
+
+# ---- who asks much
+
+
+ASK = ["/v1/classes", "/v1/session", "/v1/openapi.json", "/v1/nothing", "/nothing", "/metrics"]
+
+
+@pytest.mark.parametrize("path", ASK)
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer guessed"}, {"Authorization": "Basic x"}])
+def test_whatever_a_stranger_asks_is_counted(filled, monkeypatch, path, header):
+    stop_the_clock(monkeypatch)
+    monkeypatch.setattr(Backoff, "check", lambda *_: None)
+    with serving(filled, Settings(rate_per_minute=60), client=ELSEWHERE) as client:
+        codes = [client.get(path, headers=header).status_code for _ in range(12)]
+    assert 429 not in codes[:10]
+    assert codes[10:] == [429] * 2
+
+
+def test_a_known_token_s_requests_are_its_own_wherever_they_go(filled, headers, monkeypatch):
+    stop_the_clock(monkeypatch)
+    with serving(filled, Settings(rate_per_minute=60), client=ELSEWHERE) as client:
+        codes = [client.get("/v1/classes", headers=headers["read"]).status_code for _ in range(2)]
+        codes += [client.get("/v1/nothing", headers=headers["read"]).status_code for _ in range(9)]
+        assert codes == [200] * 2 + [404] * 8 + [429]
+        # Of its address there is one request less: the first, before the token was known.
+        codes = [client.get("/v1/nothing").status_code for _ in range(10)]
+        assert codes == [404] * 9 + [429]
+
+
+def test_neither_the_page_nor_a_probe_is_kept_from_its_files_by_other_requests(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
+    names = [path.name for path in PAGES.iterdir() if path.is_file()]
+    assert len(names) > 10
+    with serving(filled, Settings(rate_per_minute=60), client=ELSEWHERE) as client:
+        while client.get("/v1/nothing").status_code != 429:
+            pass
+        for _ in range(3):  # three people open it at once
+            assert all(client.get(path).status_code == 200 for path in ["/", *(f"/static/{name}" for name in names)])
+        codes = [client.get("/v1/health/live").status_code for _ in range(12)]
+        assert codes == [200] * 10 + [429] * 2
+        codes = [client.get("/static/main.js").status_code for _ in range(60)]
+        assert codes[0] == 200
+        error_of(client.get("/"), 429, "too_many_requests")
+
+
+def test_every_path_of_the_page_is_known_as_one():
+    assert {path for (_, path), (wants, _) in ROUTES.items() if is_of_page(path)} == {
+        path for (_, path) in ROUTES if not path.startswith("/v1/") and path != "/metrics"
+    }
+
+
+def test_requests_of_this_machine_without_a_token_are_not_counted(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
+    with serving(filled, Settings(rate_per_minute=1), client=HERE) as client:
+        for path in ("/v1/health", "/", "/v1/nothing", "/v1/classes"):
+            assert 429 not in {client.get(path).status_code for _ in range(20)}
+
+
+def test_a_network_of_ipv6_is_one_caller(filled, monkeypatch):
+    stop_the_clock(monkeypatch)
+    app = create_app(filled, Settings(rate_per_minute=60, guarded=False))
+    with TestClient(app, base_url="http://localhost"):
+        for path, n_allowed in (("/v1/classes", 10), ("/v1/health", 10), ("/static/main.js", 60)):
+            codes = [
+                TestClient(app, base_url="http://localhost", client=(f"2001:db8::{i:x}:1", 5)).get(path).status_code
+                for i in range(n_allowed + 2)
+            ]
+            assert codes == [200] * n_allowed + [429] * 2
+            neighbour = TestClient(app, base_url="http://localhost", client=("2001:db8:0:1::1", 5))
+            assert neighbour.get(path).status_code == 200
 
 
 # ---- who guesses

@@ -1,5 +1,6 @@
 """What a request may cost is kept before it costs it."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -9,9 +10,10 @@ from conftest import LEAF_COLOURS, write_leaf
 from service_client import error_of, files, listening, serving, slow_embedder, token
 
 from fewshot.datasets import class_folders
-from fewshot.errors import BusyError, TooManyRequestsError
+from fewshot.errors import BusyError, SlowClientError, TooManyRequestsError
 from fewshot.gallery import Gallery
-from fewshot.service.limits import MAX_KNOWN_CALLERS, BodyBudget, RateLimit
+from fewshot.service.failures import error_response
+from fewshot.service.limits import LEAST_BYTES_PER_S, MAX_KNOWN_CALLERS, BodyBudget, Limits, Patience, RateLimit
 from fewshot.service.settings import Settings
 
 
@@ -100,6 +102,122 @@ def test_what_a_request_held_is_free_when_it_is_answered(filled, rust):
         for _ in range(5):
             error_of(client.post("/v1/query", content=rust.read_bytes()), 422, "bad_request")
         assert client.post("/v1/query", files=files(rust)).status_code == 200
+
+
+FORM = [(b"content-type", b"multipart/form-data; boundary=b")]
+
+
+async def reading_app(scope, receive, send):
+    """An app that reads a body to its end."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_who_announces_much_and_sends_little_keeps_nobody_out():
+    """Three that announce all that may be held and send a byte; and one who really sends."""
+    settings = Settings(max_body_bytes=1000, max_flying_bytes=3000)
+    app = Limits(reading_app, settings, error_response, count=lambda _: None)
+    scope = {"type": "http", "headers": [*FORM, (b"content-length", b"1000")]}
+
+    async def statuses():
+        waits, answers = asyncio.Event(), []
+
+        async def ask(*bodies, more_to_come=False):
+            left = list(bodies)
+
+            async def receive():
+                if not left:
+                    await waits.wait()
+                    return {"type": "http.disconnect"}
+                return {"type": "http.request", "body": left.pop(0), "more_body": bool(left) or more_to_come}
+
+            async def send(message):
+                if message["type"] == "http.response.start":
+                    answers.append(message["status"])
+
+            await app(scope, receive, send)
+
+        stalling = [asyncio.create_task(ask(b"x", more_to_come=True)) for _ in range(3)]
+        await asyncio.sleep(0)  # they run until they wait
+        await ask(b"x" * 500, b"x" * 500)
+        # What was really sent counts: with 2,100 bytes of others held, no third thousand fits.
+        stalling += [asyncio.create_task(ask(b"x" * 700, more_to_come=True)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await ask(b"x" * 500, b"x" * 500)
+        waits.set()
+        await asyncio.gather(*stalling)
+        return answers[:2]
+
+    assert asyncio.run(statuses()) == [200, 503]
+
+
+def all_read(parts):
+    """Read parts, each (seconds that it takes to come, bytes); those that came before the patience was at an end."""
+    read, now = [], [0.0]
+    patience = Patience(30.0, clock=lambda: now[0])
+
+    async def read_all():
+        for seconds, n_bytes in parts:
+
+            async def receive(seconds=seconds, n_bytes=n_bytes):
+                now[0] += seconds
+                return {"type": "http.request", "body": b"x" * n_bytes, "more_body": True}
+
+            await patience.next(receive)
+            read.append(n_bytes)
+
+    try:
+        asyncio.run(read_all())
+    except SlowClientError:
+        pass
+    return read
+
+
+def test_a_byte_now_and_then_is_waited_for_no_longer_than_silence():
+    assert len(all_read([(22, 1)] * 9)) == 1
+    assert len(all_read([(0.5, 1)] * 500)) == 60
+    assert len(all_read([(0, 1_000_000)] + [(10, LEAST_BYTES_PER_S)] * 9)) == 4  # nothing is saved up
+
+
+def test_a_slow_phone_is_waited_for_as_long_as_it_sends():
+    second = (1, LEAST_BYTES_PER_S)
+    assert len(all_read([second] * 5000)) == 5000
+    assert len(all_read([(25, 8), *[(0.5, LEAST_BYTES_PER_S)] * 50] * 20)) == 20 * 51  # out of reach for a while
+
+
+def test_a_body_that_nobody_asks_for_is_not_late():
+    now = [0.0]
+    patience = Patience(30.0, clock=lambda: now[0])
+
+    async def receive():
+        now[0] += 1
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    for _ in range(20):
+        asyncio.run(patience.next(receive))
+        now[0] += 100  # the service is busy
+
+
+def test_a_body_that_trickles_in_is_refused(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("fewshot.service.limits.Patience", lambda most_s: Patience(most_s, clock=lambda: clock[0]))
+    scope = {"type": "http", "headers": [*FORM, (b"content-length", b"90")]}
+    answers, n_asked = [], [0]
+
+    async def receive():
+        n_asked[0] += 1
+        clock[0] += 22 if n_asked[0] <= 5 else 0
+        return {"type": "http.request", "body": b"x", "more_body": n_asked[0] < 90}
+
+    async def send(message):
+        answers.append(message)
+
+    asyncio.run(Limits(reading_app, Settings(), error_response, lambda _: None)(scope, receive, send))
+    assert answers[0]["status"] == 408
+    assert b'"too_slow"' in answers[1]["body"]
+    assert b"silent for 30 s, and brings at least 8 kB a second" in answers[1]["body"]
 
 
 def test_a_host_that_is_none_of_ours_is_refused(filled):

@@ -1,26 +1,33 @@
 """What is no HTTP, who takes for ever to ask, TLS, and whose word is taken for where a request comes from."""
 
+import asyncio
 import json
 import socket
 import ssl
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
+import uvicorn
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service_client import files, listening, serving, stop_the_clock
+from uvicorn.server import ServerState
 
 from fewshot.cli import main
 from fewshot.datasets import class_folders
 from fewshot.errors import TlsError
 from fewshot.gallery import Gallery
+from fewshot.service.limits import PART_BYTES
+from fewshot.service.protocol import Protocol
 from fewshot.service.server import Tls
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import TokenFile
+from fewshot.service.web import FILES, _file
 
 CERTIFICATES = Path(__file__).parent / "tls"
 CERT, KEY = CERTIFICATES / "cert.pem", CERTIFICATES / "key.pem"
@@ -77,6 +84,19 @@ def test_what_is_no_http_is_told_so_in_the_one_shape(filled):
         assert json.load(urlopen(f"{url}/v1/health"))["live"]
 
 
+def test_a_probe_that_asks_for_the_head_alone_gets_it(filled):
+    with listening(filled) as url:
+        for path in ("/v1/health", "/v1/health/live", "/v1/health/ready"):
+            asked = f"{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+            head = sent(url, b"HEAD " + asked)
+            assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503") if path.endswith("ready") else b"HTTP/1.1 200")
+            assert head.endswith(b"\r\n\r\n")  # and nothing behind it
+            assert b"content-type: application/json" in head
+            refused = sent(url, b"POST " + asked)
+            assert refused.startswith(b"HTTP/1.1 405")
+            assert b"allow: GET" in refused
+
+
 def test_a_client_that_never_ends_its_head_is_hung_up(filled, monkeypatch):
     monkeypatch.setattr("fewshot.service.protocol.HEAD_S", 0.5)
     with listening(filled) as url:
@@ -87,6 +107,116 @@ def test_a_client_that_never_ends_its_head_is_hung_up(filled, monkeypatch):
         # One request in time and half of another on the same connection: it does not stay open either.
         half = b"GET /v1/session HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/sess"
         assert sent(url, half).startswith(b"HTTP/1.1 200")
+
+
+class Later:
+    """A loop whose clock stands until it is moved."""
+
+    def __init__(self):
+        self.now, self._timers = 0.0, []
+
+    def call_later(self, seconds, function):
+        timer = SimpleNamespace(at=self.now + seconds, function=function)
+        timer.cancel = lambda: self._timers.remove(timer)
+        self._timers.append(timer)
+        return timer
+
+    def move(self, seconds):
+        self.now += seconds
+        for timer in [each for each in self._timers if each.at <= self.now]:
+            self._timers.remove(timer)
+            timer.function()
+
+
+class Wire(asyncio.Transport):
+    """A connection that notes whether it was cut."""
+
+    is_cut = False
+
+    def abort(self):
+        self.is_cut = True
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """What a client has not taken is known only to a real one."""
+
+    def is_closing(self):
+        return self.is_cut
+
+
+def connected():
+    loop, wire = Later(), Wire()
+    protocol = Protocol(uvicorn.Config(lambda: None, lifespan="off"), ServerState(), {}, _loop=loop)
+    protocol.connection_made(wire)
+    protocol._stop_waiting()  # it has asked
+    return protocol, loop, wire
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off():
+    protocol, loop, wire = connected()
+    protocol.pause_writing()
+    loop.move(29.9)
+    assert not wire.is_cut
+    loop.move(0.2)
+    assert wire.is_cut
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_all_of_it():
+    protocol, loop, wire = connected()
+    for _ in range(100):
+        protocol.pause_writing()
+        loop.move(25)
+        protocol.resume_writing()
+    loop.move(1000)
+    assert not wire.is_cut
+
+
+def test_who_has_left_is_not_cut_off_again():
+    protocol, loop, wire = connected()
+    protocol.pause_writing()
+    protocol.connection_lost(OSError("gone"))
+    loop.move(31)
+    assert not wire.is_cut
+
+
+def test_what_a_client_does_not_read_is_not_kept_for_it(filled, monkeypatch):
+    """An answer of megabytes, over a real connection whose client reads nothing until the service has given up."""
+    monkeypatch.setattr("fewshot.service.protocol.TAKE_S", 0.3)
+    cut_off, lost, buffered = threading.Event(), Protocol.connection_lost, []
+
+    def noting(self, exc):
+        lost(self, exc)
+        cut_off.set()
+
+    def noting_size(self):
+        buffered.append(self.transport.get_write_buffer_size())
+        paused(self)
+
+    paused = Protocol.pause_writing
+    monkeypatch.setattr(Protocol, "connection_lost", noting)
+    monkeypatch.setattr(Protocol, "pause_writing", noting_size)
+    monkeypatch.setitem(FILES, "main.js", SimpleNamespace(read_bytes=lambda: b"x" * 4_000_000))
+    _file.cache_clear()
+    asked = b"GET /static/main.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    try:
+        with listening(filled) as url, socket.socket() as connection:
+            assert len(sent(url, asked)) > 4_000_000  # who reads it gets it whole
+            cut_off.clear()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            host, port = url.split("//")[1].split(":")
+            connection.settimeout(20)
+            connection.connect((host, int(port)))
+            connection.sendall(asked)
+            assert cut_off.wait(20)
+            n_kept = 0
+            try:
+                while part := connection.recv(65536):
+                    n_kept += len(part)
+            except ConnectionResetError:
+                pass
+    finally:
+        _file.cache_clear()
+    assert max(buffered) <= PART_BYTES
+    assert n_kept < 1_000_000
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4), st.sampled_from([b"", *MALFORMED[:6]]))

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import fastapi.routing
 import pytest
-from service_client import listening, serving
+from conftest import LEAF_COLOURS, write_leaf
+from service_client import files, listening, serving
 
 from fewshot.cli.serve import serve
 from fewshot.datasets import class_folders
+from fewshot.records import ClassSummary, Prediction, Support
 from fewshot.service import shapes
 from fewshot.service.settings import Settings
 from fewshot.service.tokens import TokenFile
@@ -97,6 +101,52 @@ def test_every_option_of_serve_with_a_limit_is_in_the_documentation():
 def test_every_shape_has_an_example_that_fits_it(described):
     for name, shape in described["components"]["schemas"].items():
         getattr(shapes, name).model_validate(shape["example"], strict=True)
+
+
+# The routes whose answers may be large: method, path, and the shape that they state.
+LARGE = [
+    ("POST", "/v1/query?top=4&nearest=12", shapes.Answers),
+    ("POST", "/v1/query?coverage=0.8", shapes.Answers),
+    ("POST", "/v1/query?together=true", shapes.Answers),
+    ("GET", "/v1/classes", shapes.Classes),
+    ("GET", "/v1/classes/rust", shapes.Class),
+    ("GET", "/v1/classes/rust?order=suspicious", shapes.Class),
+    ("GET", "/v1/projection?dims=2", shapes.Projection),
+    ("GET", "/v1/projection?dims=3", shapes.Projection),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "shape"), LARGE)
+def test_a_large_answer_is_made_beside_the_loop_and_is_what_its_shape_says(
+    filled, tmp_path, monkeypatch, method, path, shape
+):
+    photos = [write_leaf(tmp_path / "new-rüst.png", LEAF_COLOURS["rust"], 900), tmp_path / "note.txt"]
+    photos[1].write_text("no photo")
+    threads = set()
+
+    def noting(as_dict):
+        def noted(self):
+            threads.add(threading.current_thread().name.partition("-")[0])
+            return as_dict(self)
+
+        return noted
+
+    async def on_the_loop(**_):
+        raise AssertionError("the framework serialises this answer on the loop")
+
+    with serving(filled) as client:
+        for record in (Prediction, Support, ClassSummary):
+            monkeypatch.setattr(record, "as_dict", noting(record.as_dict))
+        monkeypatch.setattr(fastapi.routing, "serialize_response", on_the_loop)
+        response = client.request(method, path, files=files(*photos) if method == "POST" else None)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert threads <= {"read"}
+    # Every name that the shape wants is there and no other, each value of the type that it states.
+    found = shape.model_validate_json(response.content, strict=True)
+    assert found.model_dump(mode="json", exclude_unset=True) == response.json()
+    facts = response.json()
+    assert sum(len(value) for value in facts.values() if isinstance(value, list)) >= 2
 
 
 def test_routes_that_want_a_token_say_so(described):

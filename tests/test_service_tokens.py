@@ -185,6 +185,26 @@ def test_a_damaged_file_lets_nobody_in_and_says_so(tokens, gallery, content):
         TokenFile(gallery.folder).check(word)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_file_that_is_damaged_while_it_is_served_is_told_to_the_log_alone(filled, caplog, is_known):
+    header = token(filled)
+    with serving(filled) as client:
+        if is_known:
+            assert client.get("/v1/classes", headers=header).status_code == 200
+        (filled.folder / FILE_NAME).write_text('{"tokens": [7]}')
+        response = client.get("/v1/classes", headers=header)
+        error_of(response, 500, "unforeseen")
+        assert str(filled.folder) not in response.text
+        assert FILE_NAME not in response.text
+        assert client.get("/v1/classes").status_code == 200  # who needs no token is answered
+        (filled.folder / FILE_NAME).unlink()
+        error_of(client.get("/v1/classes", headers=header), 401, "unauthorized")
+    (told,) = [record for record in caplog.records if FILE_NAME in record.getMessage()]
+    assert response.headers["X-Request-Id"] in told.getMessage()
+    assert "Restore the file from a copy" in told.getMessage()
+    assert told.levelname == "ERROR"
+
+
 def test_what_another_process_revokes_is_refused_at_once(filled):
     header = token(filled)
     with serving(filled) as client:

@@ -61,12 +61,12 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
     )
     app.state.work = work
     app.state.maps = maps.Maps(gallery)
-    app.state.access = Access(tokens, settings)
+    access = app.state.access = Access(tokens, settings)
     for module in (queries, classes, supports, maps, system, web):
         app.include_router(module.router)
     failures.add_handlers(app)
     # The last one added is the first to see a request.
-    app.add_middleware(limits.Limits, settings=settings, respond=failures.error_response)
+    app.add_middleware(limits.Limits, settings=settings, respond=failures.error_response, count=access.count)
     app.add_middleware(failures.Unforeseen)
     app.add_middleware(metrics.Measured, metrics=work.metrics)
     app.add_middleware(headers.Headers)

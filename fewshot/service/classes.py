@@ -26,14 +26,14 @@ Order = Annotated[
 @router.get(
     "/classes", response_model=shapes.Classes, responses=errors(), dependencies=[READ], summary="List the classes"
 )
-async def list_classes(work: AtWork) -> dict[str, Any]:
+async def list_classes(work: AtWork) -> Response:
     """Every class with its counts, in label order."""
 
-    def listed() -> list[dict[str, Any]]:
+    def listed() -> dict[str, Any]:
         covers = work.gallery.covers()
-        return [{**each.as_dict(), "cover": covers.get(each.label)} for each in work.gallery.classes()]
+        return {"classes": [{**each.as_dict(), "cover": covers.get(each.label)} for each in work.gallery.classes()]}
 
-    return {"classes": await work.read(listed)}
+    return await work.read_json(listed)
 
 
 @router.get(
@@ -43,9 +43,9 @@ async def list_classes(work: AtWork) -> dict[str, Any]:
     dependencies=[READ],
     summary="Show a class from inside",
 )
-async def show_class(work: AtWork, label: Label, order: Order = "enrolled") -> dict[str, Any]:
+async def show_class(work: AtWork, label: Label, order: Order = "enrolled") -> Response:
     """Its photos, how alike they are, which classes it is easily confused with, which photos look mislabelled."""
-    return _class_facts(*await work.read(work.gallery.describe, label), order)
+    return await work.read_json(lambda: _class_facts(*work.gallery.describe(label), order))
 
 
 @router.put(

@@ -5,10 +5,11 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewshot.errors import BodyTooLargeError, BusyError, HostError, ServiceError, SlowClientError, TooManyRequestsError
@@ -17,6 +18,10 @@ from fewshot.service.settings import Settings
 # Photos come as multipart, and are read once a token has been looked at. Anything else is read before, and is short.
 MAX_OTHER_BYTES = 64_000
 MAX_KNOWN_CALLERS = 10_000
+# What a body comes with at least, in the long run: a phone at the edge of its network still does.
+LEAST_BYTES_PER_S = 8_000
+# What of an answer is given to a connection at once; the next part waits until the system has taken this one.
+PART_BYTES = 240_000
 FREE_MISTAKES = 5
 LONGEST_WAIT_S = 900.0
 FORGOTTEN_AFTER_S = 3600.0
@@ -28,14 +33,18 @@ class BodyBudget:
     def __init__(self, n_bytes: int) -> None:
         self._n_left = n_bytes
 
-    def take(self, n_bytes: int) -> None:
-        """Reserve bytes.
+    def check(self, n_bytes: int) -> None:
+        """See whether bytes could be taken now.
 
         Raises:
-            BusyError: the service holds as much as it may.
+            BusyError: the service holds too much for that.
         """
         if n_bytes > self._n_left:
             raise BusyError("the service is receiving as many photos as it can hold.", retry_after_s=2)
+
+    def take(self, n_bytes: int) -> None:
+        """Hold bytes; errors as of `check`."""
+        self.check(n_bytes)
         self._n_left -= n_bytes
 
     def give_back(self, n_bytes: int) -> None:
@@ -43,21 +52,71 @@ class BodyBudget:
         self._n_left += n_bytes
 
 
+class Patience:
+    """How long somebody who sends is waited for: so long in silence, and longer for as much as a slow network brings.
+
+    Waiting uses it up, bytes give it back, up to what it was: who sends a byte now and then is out of it as soon as who
+    sends nothing.
+
+    Args:
+        most_s: how long silence may last.
+        clock: seconds.
+    """
+
+    def __init__(self, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s = most_s
+        self._clock = clock
+        self.left_s = most_s
+
+    async def next(self, receive: Receive) -> Message:
+        """The next message; only the time in which it is waited for counts, none in which nobody asks for it.
+
+        Raises:
+            SlowClientError: the patience is at an end.
+        """
+        began = self._clock()
+        try:
+            with anyio.fail_after(self.left_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        self.left_s -= self._clock() - began
+        if self.left_s <= 0:
+            raise self._too_slow()
+        self.left_s = min(self._most_s, self.left_s + len(message.get("body", b"")) / LEAST_BYTES_PER_S)
+        return message
+
+    def _too_slow(self) -> SlowClientError:
+        return SlowClientError(
+            f"the request came too slowly: a body may be silent for {self._most_s:g} s, and brings at least "
+            f"{LEAST_BYTES_PER_S / 1e3:g} kB a second."
+        )
+
+
 class Limits:
     """The outer limits, kept before a body is read: as middleware around all routes.
 
-    A body whose size is announced is reserved whole; one that is not, as it comes in.
+    A body is counted as it comes in, so that who announces much and sends little keeps nobody out. One whose announced
+    size does not fit beside what is held is refused at once.
 
     Args:
         app: what is guarded.
         settings: `hosts`, `max_body_bytes`, `max_flying_bytes` and `body_timeout_s`.
         respond: how an error becomes a response.
+        count: counts every request, whether anything answers to it or not; raises `TooManyRequestsError`.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, respond: Callable[[ServiceError], ASGIApp]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        respond: Callable[[ServiceError], ASGIApp],
+        count: Callable[[HTTPConnection], None],
+    ) -> None:
         self._app = app
         self._settings = settings
         self._respond = respond
+        self._count = count
         self._budget = BodyBudget(settings.max_flying_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,9 +130,11 @@ class Limits:
         async def send_behind_body(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await body.drain()
-            await send(message)
+            for part in _parts(message):
+                await send(part)
 
         try:
+            self._count(HTTPConnection(scope))
             self._check_host(headers.get("host", ""))
             body.announce()
             await self._app(scope, body.receive, send_behind_body)
@@ -92,11 +153,24 @@ class Limits:
             )
 
 
+def _parts(message: Message) -> Iterator[Message]:
+    """A message; a large body in several, so that who does not read it has not all of it copied for them."""
+    content = message.get("body", b"")
+    if len(content) <= PART_BYTES:
+        yield message
+        return
+    for start in range(0, len(content), PART_BYTES):
+        is_last = start + PART_BYTES >= len(content)
+        part = content[start : start + PART_BYTES]
+        yield {**message, "body": part, "more_body": not is_last or message.get("more_body", False)}
+
+
 class _Body:
     """One request's body on its way in: counted, and never waited for too long."""
 
     def __init__(self, receive: Receive, budget: BodyBudget, settings: Settings, headers: Headers) -> None:
         self._receive = receive
+        self._patience = Patience(settings.body_timeout_s)
         self._budget = budget
         self._settings = settings
         self._kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -107,20 +181,16 @@ class _Body:
         self._is_complete = self._announced == "0"
 
     def announce(self) -> None:
-        """Reserve what the client says that it will send."""
+        """Refuse what the client says that it will send, if that is too much, or too much now."""
         if self._announced.isdigit():
             self._check_size(int(self._announced))
-            self._hold(int(self._announced))
+            self._budget.check(int(self._announced))
 
     async def receive(self) -> Message:
         """The next message of the client."""
         if self._is_complete and (self._n_read or self._announced != "0"):
             return await self._receive()  # only that the client has left can still come
-        try:
-            with anyio.fail_after(self._settings.body_timeout_s):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise SlowClientError(f"nothing of the request came for {self._settings.body_timeout_s:g} s.") from error
+        message = await self._patience.next(self._receive)
         self._is_complete = not message.get("more_body", False)
         self._n_read += len(message.get("body", b""))
         self._check_size(self._n_read)
@@ -140,7 +210,7 @@ class _Body:
                 self._is_complete = not message.get("more_body", False)
 
     def release(self) -> None:
-        """Give back what is reserved."""
+        """Give back what is held."""
         self._budget.give_back(self._n_held)
         self._n_held = 0
 
@@ -220,7 +290,7 @@ class Backoff:
             TooManyRequestsError: it has to wait.
         """
         with self._lock:
-            n_mistakes, last = self._callers.get(_network(address), (0, 0.0))
+            n_mistakes, last = self._callers.get(network(address), (0, 0.0))
         wait_s = last + self._wait_s(n_mistakes) - self._clock()
         if n_mistakes > FREE_MISTAKES - 1 and wait_s > 0:
             raise TooManyRequestsError(
@@ -232,10 +302,10 @@ class Backoff:
         """Count a wrong token."""
         now = self._clock()
         with self._lock:
-            n_mistakes, last = self._callers.pop(_network(address), (0, now))
+            n_mistakes, last = self._callers.pop(network(address), (0, now))
             if now - last > FORGOTTEN_AFTER_S:
                 n_mistakes = 0
-            self._callers[_network(address)] = (n_mistakes + 1, now)
+            self._callers[network(address)] = (n_mistakes + 1, now)
             while len(self._callers) > MAX_KNOWN_CALLERS:
                 self._callers.popitem(last=False)
 
@@ -244,9 +314,10 @@ class Backoff:
         return min(LONGEST_WAIT_S, 2.0 ** min(30, n_mistakes - FREE_MISTAKES))
 
 
-def _network(address: str) -> str:
-    """
-    >>> _network("192.0.2.7"), _network("2001:db8::1:2"), _network("2001:db8::ffff:ffff"), _network("unknown")
+def network(address: str) -> str:
+    """What counts as one caller: an IPv4 address, or the /64 network of an IPv6 one.
+
+    >>> network("192.0.2.7"), network("2001:db8::1:2"), network("2001:db8::ffff:ffff"), network("unknown")
     ('192.0.2.7', '2001:db8::', '2001:db8::', 'unknown')
     """
     try:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
+from starlette.responses import Response
 
 from fewshot.errors import BusyError
 from fewshot.extras import need
@@ -100,8 +101,9 @@ async def projection(
     work: AtWork,
     method: Annotated[Literal["pca", "tsne", "umap"], Query(description="How the map is drawn.")] = "pca",
     dims: Annotated[int, Query(ge=2, le=3, description="Dimensions.")] = 2,
-) -> dict[str, Any]:
+) -> Response:
     """Near points are photos that look alike to the backbone. Where more than 5,000 are enrolled, some of all."""
     about = await work.read(work.gallery.about)
     maps: Maps = request.app.state.maps
-    return await maps.get(about.generation, method, dims)
+    found = await maps.get(about.generation, method, dims)
+    return await work.read_json(lambda: found)

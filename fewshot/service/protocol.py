@@ -1,4 +1,4 @@
-"""HTTP on the wire: what is no HTTP is told so in the one shape of errors, and nobody may take for ever to ask."""
+"""HTTP on the wire: what is no HTTP is told so in the one shape of errors, and nobody may ask or read for ever."""
 
 import asyncio
 
@@ -12,16 +12,21 @@ from fewshot.service.headers import SECURITY
 
 # How long a client may take for the head of a request; its body has a patience of its own.
 HEAD_S = 30.0
+# How long it may leave a part of an answer (`limits.PART_BYTES`) untaken.
+TAKE_S = 30.0
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which would answer malformed requests in plain text and wait for ever for the rest of a head."""
+    """uvicorn's, which would answer malformed requests in plain text and wait for ever for who does not ask or read."""
 
     _patience: asyncio.TimerHandle | None = None
+    _untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(transport)
+        # What the system does not take at once is untaken: there is never more of it than one part of an answer.
+        transport.set_write_buffer_limits(high=1, low=0)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
@@ -32,7 +37,19 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """A client is gone."""
         self._stop_waiting()
+        self._stop_watching_answer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """A client takes nothing more for now."""
+        super().pause_writing()
+        if self._untaken is None:
+            self._untaken = self.loop.call_later(TAKE_S, self._never_takes)
+
+    def resume_writing(self) -> None:
+        """A client has taken what there was."""
+        self._stop_watching_answer()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Tell a client that what it sent is no HTTP, and hang up."""
@@ -56,6 +73,15 @@ class Protocol(H11Protocol):
         self._patience = None
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._hang_up(SlowClientError(f"the head of the request did not come within {HEAD_S:g} s."))
+
+    def _never_takes(self) -> None:
+        self._untaken = None
+        self.transport.abort()  # to close it would wait until the client has taken the rest
+
+    def _stop_watching_answer(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
 
     def _hang_up(self, error: FewshotError) -> None:
         response: JSONResponse = error_response(error)

@@ -1,9 +1,10 @@
 """`POST /v1/query`: recognise photos."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
+from starlette.responses import Response
 
 from fewshot.datasets import MAX_LABEL_LENGTH
 from fewshot.records import Question
@@ -19,7 +20,6 @@ Pattern = Annotated[str, Query(max_length=MAX_LABEL_LENGTH)]
 @router.post(
     "/query",
     response_model=shapes.Answers,
-    response_model_exclude_none=True,
     responses=errors(409),
     openapi_extra=BODY,
     summary="Recognise photos",
@@ -38,7 +38,7 @@ async def query(
         Query(gt=0, lt=1, description="Also list the labels that cover the truth in so many of all cases."),
     ] = None,
     together: Annotated[bool, Query(description="All photos show one plant: give one answer.")] = False,
-) -> dict[str, Any]:
+) -> Response:
     """One answer a photo, in order: what `fewshot query --json` says of them.
 
     A photo that cannot be read is answered with reason `bad_image`, and the others are answered beside it; asked
@@ -46,4 +46,5 @@ async def query(
     """
     photos = await uploaded_photos(request, work.settings.max_files)
     question = Question(top, nearest, tuple(within) if within else None, coverage, together)
-    return {"predictions": [found.as_dict() for found in await work.ask(request, photos, question)]}
+    found = await work.ask(request, photos, question)
+    return await work.read_json(lambda: {"predictions": [prediction.as_dict() for prediction in found]})

@@ -17,6 +17,8 @@ from fewshot.service.protocol import Protocol
 # takes at most 30 s, which the documentation promises and more than which what starts services grants (deploy/).
 GRACE_S = 26
 BACKLOG = 1024
+# What the system keeps of an answer beyond what is on its way; left to itself, 4 MB for each client that does not read.
+UNSENT_BYTES = 128 * 1024
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -31,6 +33,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # of its connections too
         try:
             bound.bind(address)
         except OSError:

@@ -15,15 +15,15 @@ class Settings:
         require_read_token: reading needs a token too; writing always does.
         hosts: the host names that requests may name; None: any.
         max_body_bytes: the largest request.
-        max_flying_bytes: how much of requests' bodies is held at once; more are answered 503 before they are read.
+        max_flying_bytes: how much of requests' bodies is held at once; what comes beyond that is answered 503.
         max_files: photos a request.
         max_pixels: of a photo, width times height.
         max_waiting: photos that wait for an answer; more are answered 503.
         max_batch: photos that the engine is given at once.
         max_writes: changes that wait for the index; more are answered 503.
         rate_per_minute: requests a minute of one token, or of one address that sends none; 0: no limit. Requests
-            without a token from this machine are not counted.
-        body_timeout_s: how long a client may stay silent while it sends its photos.
+            without a token from this machine are not counted; see `access.Access.count`.
+        body_timeout_s: how long a client may stay silent while it sends its photos; see `limits.Patience`.
         n_decoders: processes that decode photos, and as many threads that feed them.
         decode_cpu_s: processor seconds that one photo may take to decode.
         guarded: decode in those processes, which a hostile photo cannot leave; else in the threads themselves.

@@ -17,18 +17,21 @@ from fewshot.service.work import Work
 router = APIRouter(tags=["system"])
 
 
+@router.head("/v1/health", include_in_schema=False)
 @router.get("/v1/health", response_model=shapes.Health, responses=errors(), summary="Live and ready?")
 async def health(work: AtWork) -> dict[str, Any]:
     """`live`: the service answers. `ready`: its engine is open and its index can be read, so it can answer photos."""
     return await work.read(_health, work)
 
 
+@router.head("/v1/health/live", include_in_schema=False)
 @router.get("/v1/health/live", response_model=shapes.Health, responses=errors(), summary="For a liveness probe")
 async def live(work: AtWork) -> dict[str, Any]:
     """The same, under a path of its own."""
     return await work.read(_health, work)
 
 
+@router.head("/v1/health/ready", include_in_schema=False)
 @router.get("/v1/health/ready", response_model=shapes.Health, responses=errors(), summary="For a readiness probe")
 async def ready(work: AtWork) -> dict[str, Any]:
     """The same, but 503 until photos can be answered."""

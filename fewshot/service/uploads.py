@@ -62,6 +62,11 @@ async def uploaded_photos(request: Request, max_files: int) -> list[NamedBytes]:
                 f"the request holds more than {max_files} photos.", hint="Send them in several requests."
             ) from error
         raise RequestError(f"the request's multipart body cannot be read: {error.message}") from error
+    except (LookupError, UnicodeError) as error:  # of a `charset` that Python knows and that is none for names
+        raise RequestError(
+            "the names in the request's multipart body cannot be read in the charset that it states.",
+            hint="Leave `charset` out of the Content-Type, and send names as UTF-8.",
+        ) from error
     try:
         found = []
         for field, item in form.multi_items():

@@ -24,9 +24,19 @@ KINDS = {
 }
 # What may be asked for, once and for all: a name that a client sends is looked up here and nowhere else.
 FILES = {path.name: path for path in sorted(PAGES.iterdir()) if path.suffix in KINDS}
+VIEWS = ("/", "/classes", "/new", "/map")
 COMPRESS_FROM = 1000
 
 router = APIRouter(include_in_schema=False)
+
+
+def is_of_page(path: str) -> bool:
+    """Whether a path is one of the page's own.
+
+    >>> [is_of_page(path) for path in ("/", "/classes/corn-rust", "/static/main.js", "/v1/classes", "/metrics")]
+    [True, True, True, False, False]
+    """
+    return path in VIEWS or path.startswith(("/classes/", "/static/"))
 
 
 @dataclass(frozen=True, slots=True)
