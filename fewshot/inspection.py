@@ -17,9 +17,9 @@ NEAR_COPY_BITS = 10
 # How much nearer another class must be before a photo is called suspicious. In classes that a backbone can hardly
 # tell apart a quarter of all photos lie a little nearer to the wrong side; naming those would hide the wrong labels.
 SUSPICIOUS_MARGIN = 0.05
-# Photos of a class are taken for several shots of each plant where three in four have another one within this part of the
-# median distance between two: 0.36 to 0.49 for three shots of each leaf (crops, turned and brightened), 0.56 and more
-# in 91 sets of 10 to 80 photos of different leaves (docs/log.md).
+# Photos of a class are taken for several shots of each plant where three in four have another one within this part of
+# the median distance between two: 0.36 to 0.49 for three shots of each leaf (crops, turned and brightened), 0.56 and
+# more in 91 sets of 10 to 80 photos of different leaves (docs/log.md).
 SHOTS_APART = 0.52
 SHOTS_SHARE = 0.75
 FEWEST_FOR_SHOTS = 6
