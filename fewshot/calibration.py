@@ -261,7 +261,9 @@ def asked_enrolled(
         return asked_in(metric, support, groups, prototypes, owners), metric
     rows = np.flatnonzero(np.isin(owners, within))
     narrowed = replace(metric, counts=metric.counts[rows])
-    fitted = np.isin(support_ids, reader.asked_supports(MOST_ASKED)[0])
+    fitted = None  # all of them, unless the metric saw a sample of the index
+    if metric.counts.sum() > MOST_ASKED:
+        fitted = np.isin(support_ids, reader.asked_supports(MOST_ASKED)[0])
     asked = asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows], fitted)
     return asked, metric
 

@@ -14,6 +14,7 @@ from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.store import Transactions, Writer
 
 STAGE_CHUNK = 256  # photos that an interruption may cost
+KEPT_INSTEAD = "%s: the photo that the index keeps is taken instead."  # with what is wrong with the original
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _stage(
             if isinstance(outcome, EmbeddedPhoto):
                 vectors[support_id] = outcome.embedding
             elif support_id in from_originals:
-                log.warning("%s: the photo that the index keeps is taken instead.", message.rstrip("."))
+                log.warning(KEPT_INSTEAD, message.rstrip("."))
                 refused.append(photo)
                 continue
             elif _is_enrolled(store, support_id):  # else another process removed it before its turn
@@ -116,9 +117,9 @@ def _original(path: Path | None, sha256: str) -> NamedBytes | None:
         data = images.read_bytes(path)
         if images.content_hash(data) == sha256:
             return NamedBytes(path.name, data)
-        log.warning("%s was changed meanwhile: the photo that the index keeps is taken instead.", path.name)
+        log.warning(KEPT_INSTEAD, f"{path.name} was changed meanwhile")
     except ImageError as error:
-        log.warning("%s: the photo that the index keeps is taken instead.", error.message.rstrip("."))
+        log.warning(KEPT_INSTEAD, error.message.rstrip("."))
     return None
 
 

@@ -294,12 +294,17 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
         raise TrainingError(f"{file} is damaged.", hint="Remove its folder, or choose another --out.") from error
     earlier = found.get("weights", weights)
     others = [name for name, key in weights.items() if earlier.get(name) != key]
-    if changed or others or found.get("photos") != names or found.get("sizes", sizes) != sizes:
-        what = f"another {', '.join(changed)}" if changed else f"other weights of {', '.join(others)}" if others else ""
-        what = what or "other photos"
-        raise TrainingError(
-            f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
-        )
+    if changed:
+        what = f"another {', '.join(changed)}"
+    elif others:
+        what = f"other weights of {', '.join(others)}"
+    elif found.get("photos") != names or found.get("sizes", sizes) != sizes:
+        what = "other photos"
+    else:
+        return
+    raise TrainingError(
+        f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
+    )
 
 
 def _named_weights(recipe: Recipe) -> list[str]:
