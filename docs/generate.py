@@ -54,6 +54,7 @@ FLOW = [
     "metric",
     "neighbours",
     "classifier",
+    "subjects",
     "inspection",
     "calibration",
     "answering",

@@ -15,6 +15,7 @@ from fewshot.neighbours import Neighbours
 from fewshot.records import Float32s, Int64s
 from fewshot.sealed import read_sealed, write_sealed
 from fewshot.store import Reader
+from fewshot.subjects import first_shots, subject_means, subjects_of_classes
 
 # The part of enrolled photos that may be called unknown, were they asked without being enrolled.
 REJECTED_PART = 0.05
@@ -34,7 +35,7 @@ SCALE_FACTOR = 2.0
 # Two photos of one class are one observation: each is as near to the other as the other to it.
 FEWEST_FOR_A_THRESHOLD = 3
 # Of the cached file: another number than the file's, and it is made anew.
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,27 +250,41 @@ def asked_enrolled(
     """
     if reader.n_prototypes() > MOST_MOVED:
         return leave_one_out(reader, neighbours, within), None
-    support_ids, class_ids, _ = reader.asked_supports(_most_asked(within), within)
+    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED, within)
     support = reader.support_vectors(support_ids)
     prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
     owner = reader.prototype_classes(prototype_ids.tolist())
     owners = np.array([owner[i] for i in prototype_ids.tolist()], np.int64)
-    groups = np.where(class_ids[:, None] == owners, support @ prototypes.T, -np.inf).argmax(axis=1)
+    shown = subjects_of_classes(support, class_ids)
+    first = first_shots(shown)
+    near = np.where(class_ids[first, None] == owners, subject_means(support, shown) @ prototypes.T, -np.inf)
+    groups = near.argmax(axis=1)[shown]
     if metric is None:
         metric = fit_metric(support, groups, _photos_of_prototypes(groups, owners, reader.class_sizes()))
     if within is None:
-        return asked_in(metric, support, groups, prototypes, owners), metric
+        return asked_in(metric, support, groups, prototypes, owners, subjects=shown, asked=first), metric
     rows = np.flatnonzero(np.isin(owners, within))
     narrowed = replace(metric, counts=metric.counts[rows])
     fitted = None  # all of them, unless the metric saw a sample of the index
-    if metric.counts.sum() > MOST_ASKED:
+    if reader.n_supports() > MOST_ASKED:
         fitted = np.isin(support_ids, reader.asked_supports(MOST_ASKED)[0])
-    asked = asked_in(narrowed, support, np.searchsorted(rows, groups), prototypes[rows], owners[rows], fitted)
+    asked = asked_in(
+        narrowed,
+        support,
+        np.searchsorted(rows, groups),
+        prototypes[rows],
+        owners[rows],
+        fitted,
+        subjects=shown,
+        asked=first[_evenly_drawn(support_ids[first], MOST_ASKED_WITHIN)],
+    )
     return asked, metric
 
 
-def _most_asked(within: Sequence[int] | None) -> int:
-    return MOST_ASKED if within is None else MOST_ASKED_WITHIN
+def _evenly_drawn(ids: Int64s, n_most: int) -> Int64s:
+    """Rows of at most so many of them, ascending, chosen as `Reader.asked_supports` chooses."""
+    places = ids * 2654435761 % 2**32
+    return np.sort(np.argsort(places, kind="stable")[:n_most])
 
 
 def _photos_of_prototypes(groups: Int64s, owners: Int64s, class_sizes: dict[int, int]) -> Int64s:
@@ -301,27 +316,35 @@ def asked_in(
     prototypes: Float32s,
     owners: Int64s,
     fitted: NDArray[np.bool_] | None = None,
+    *,
+    subjects: Int64s | None = None,
+    asked: Int64s | None = None,
 ) -> LeaveOneOut:
-    """Photos asked in the metric fitted on them, as if each had not been there.
+    """Photos asked in the metric fitted on them, as if each had not been there, nor other shots of what it shows.
 
     Args:
         metric: fitted on these photos, among others perhaps, with the counts of these prototypes.
         support: (n, dim) float32, rows of unit length.
-        groups: (n,) int64, rows of `prototypes`; every photo's class has another photo.
+        groups: (n,) int64, rows of `prototypes`; every photo's class has another photo, of another subject.
         prototypes: (n_prototypes, dim) float32, rows of unit length.
         owners: (n_prototypes,) int64, the prototypes' classes.
-        fitted: (n,) bool, which of these photos the metric was fitted on; None: all.
+        fitted, subjects: see `metric.without_each`.
+        asked: rows of `support` to ask; None: all.
     """
+    asked = np.arange(len(support)) if asked is None else asked
+    if subjects is not None and subjects.max(initial=-1) + 1 == len(support):
+        subjects = None  # each another
     order = np.argsort(owners, kind="stable")
     class_ids, first = np.unique(owners[order], return_index=True)
-    cosines = without_each(metric, support, groups, prototypes, fitted)
-    by_class = np.maximum.reduceat(cosines[:, order], first, axis=1)  # (n, n_way)
-    place = np.searchsorted(class_ids, owners[groups])
-    rows = np.arange(len(support))
+    cosines = without_each(metric, support, groups, prototypes, fitted, subjects=subjects, asked=asked)
+    by_class = np.maximum.reduceat(cosines[:, order], first, axis=1)  # (n_asked, n_way)
+    own_class = owners[groups[asked]]
+    place = np.searchsorted(class_ids, own_class)
+    rows = np.arange(len(asked))
     own = by_class[rows, place].copy()
     by_class[rows, place] = -np.inf
     n_rivals = max(1, min(N_SCORED, len(class_ids)) - 1)
-    return LeaveOneOut(owners[groups], own, -np.sort(-by_class, axis=1)[:, :n_rivals])
+    return LeaveOneOut(own_class, own, -np.sort(-by_class, axis=1)[:, :n_rivals])
 
 
 def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] | None = None) -> LeaveOneOut:
@@ -333,7 +356,7 @@ def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] 
         within: the classes whose photos are asked, among these classes; None: all.
     """
     n_way = reader.n_classes() if within is None else len(within)
-    n_most = min(_most_asked(within), max(500, MOST_COMPARISONS // max(1, n_way)))
+    n_most = min(MOST_ASKED if within is None else MOST_ASKED_WITHIN, max(500, MOST_COMPARISONS // max(1, n_way)))
     support_ids, class_ids, own = reader.asked_supports(n_most, within)
     n_rivals = min(N_SCORED, n_way) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)

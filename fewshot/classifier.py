@@ -53,12 +53,16 @@ def class_prototypes(support: Float32s, class_index: Int64s, n_way: int) -> Floa
     return prototypes
 
 
-def own_similarities(support: Float32s, groups: Int64s | None = None) -> Float32s | None:
+def own_similarities(
+    support: Float32s, groups: Int64s | None = None, subjects: Int64s | None = None
+) -> Float32s | None:
     """The cosine of each support to its class's nearest prototype, made *without* it: what a true query would score.
 
     Args:
         support: (n_support, dim) float32, rows of unit length, all of one class.
         groups: (n_support,) int64 from 0, which prototype each support belongs to; None: there is one prototype.
+        subjects: (n_support,) int64 from 0, what each support shows (`subjects.subjects`): prototypes are made without
+            all of that; None: each shows another.
 
     Returns:
         (n_support,) float32 in [-1, 1], or None for a class of fewer than two supports.
@@ -67,14 +71,18 @@ def own_similarities(support: Float32s, groups: Int64s | None = None) -> Float32
         return None
     if groups is None:
         groups = np.zeros(len(support), np.int64)
+    if subjects is None:
+        subjects = np.arange(len(support))
+    n_subjects = int(subjects.max()) + 1
     best = np.full(len(support), -np.inf)
     for group in range(int(groups.max()) + 1):
         inside = groups == group
-        others = support[inside].sum(axis=0, dtype=np.float64) - inside[:, None] * support  # (n_support, dim)
+        same = group_sums(support[inside], subjects[inside], n_subjects)[subjects]  # (n_support, dim)
+        others = support[inside].sum(axis=0, dtype=np.float64) - same
         norms = np.maximum(np.linalg.norm(others, axis=1), 1e-12)
         cosines = (others * support).sum(axis=1) / norms
-        if inside.sum() == 1:  # a prototype that is this support alone is not there without it
-            cosines[inside] = -np.inf
+        # A prototype that is this support's subject alone is not there without it.
+        cosines[np.bincount(subjects[inside], minlength=n_subjects)[subjects] == inside.sum()] = -np.inf
         best = np.maximum(best, cosines)
     similarities: Float32s = best.astype(np.float32)
     return similarities

@@ -11,6 +11,7 @@ from fewshot.embedder import Embedder, Outcome, refused
 from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
 from fewshot.store import Writer
+from fewshot.subjects import grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,9 @@ def remove_support(writer: Writer, support_id: int) -> Support:
 def learn_class(writer: Writer, class_id: int) -> None:
     """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
     ids, _, vectors = writer.class_vectors([class_id])
-    groups = classifier.support_groups(vectors)
+    groups, shown = grouped(vectors)
     writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
-    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups))
+    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups, shown))
 
 
 def no_usable_photo(photos: Sequence[Refused]) -> NoUsablePhotoError:

@@ -1,17 +1,18 @@
 """Labelled embeddings -> few-shot episodes, and what they say of accuracy, rejection, calibration and coverage."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from fewshot.calibration import LeaveOneOut, asked_in, calibrate, student_t_quantile
-from fewshot.classifier import class_prototypes, familiarity, probabilities, support_groups
+from fewshot.classifier import class_prototypes, familiarity, probabilities
 from fewshot.errors import TooFewPhotosError, UsageError
 from fewshot.metric import Metric, fit_metric
 from fewshot.records import Float32s, Int64s
+from fewshot.subjects import first_shots, grouped
 
 _Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 _FEWEST_EPISODES = 5  # fewer say too little of how much they differ
@@ -197,7 +198,7 @@ def _episode(
 
     learnt = learn_classes(support)
     similarities = learnt.similarities(query)
-    asked = asked_in(*learnt.parts) if plan.n_shot > 1 else nothing_asked(plan.n_way)
+    asked = learnt.left_out() if plan.n_shot > 1 else nothing_asked(plan.n_way)
     found = calibrate(asked, plan.n_way)
     order = np.argsort(-similarities, axis=1, kind="stable")
     ordered = np.take_along_axis(similarities, order, axis=1)
@@ -220,19 +221,28 @@ class LearntClasses:
     Attributes:
         metric: what they are compared in.
         support: (n_support, dim) float32, and `groups`: (n_support,) int64, rows of `prototypes`.
+        subjects: (n_support,) int64, what each of them shows.
         prototypes: (n_prototypes, dim) float32, and `owners`: (n_prototypes,) int64, their classes from 0.
     """
 
     metric: Metric
     support: Float32s
     groups: Int64s
+    subjects: Int64s
     prototypes: Float32s
     owners: Int64s
 
-    @property
-    def parts(self) -> tuple[Metric, Float32s, Int64s, Float32s, Int64s]:
-        """All of it, as `calibration.asked_in` takes it."""
-        return self.metric, self.support, self.groups, self.prototypes, self.owners
+    def left_out(self) -> LeaveOneOut:
+        """The supports, asked as if each had not been enrolled."""
+        return asked_in(
+            self.metric,
+            self.support,
+            self.groups,
+            self.prototypes,
+            self.owners,
+            subjects=self.subjects,
+            asked=first_shots(self.subjects),
+        )
 
     def similarities(self, vectors: Float32s) -> Float32s:
         """Each vector's similarity to each class's nearest prototype: (n, n_way) float32."""
@@ -248,14 +258,24 @@ def learn_classes(support: list[Float32s]) -> LearntClasses:
     Args:
         support: for each class (n_shot, dim) float32, rows of unit length.
     """
-    groups = [support_groups(each) for each in support]
-    counts = [int(each.max()) + 1 for each in groups]
-    prototypes = [class_prototypes(x, g, n) for x, g, n in zip(support, groups, counts, strict=True)]
-    starts = np.cumsum([0, *counts[:-1]])
-    together = np.concatenate([g + start for g, start in zip(groups, starts, strict=True)])
+    groups, shown = zip(*(grouped(each) for each in support), strict=True)
+    together, counts = _numbered_through(groups)
     everything = np.concatenate(support)
-    owners = np.repeat(np.arange(len(support)), counts)
-    return LearntClasses(fit_metric(everything, together), everything, together, np.concatenate(prototypes), owners)
+    return LearntClasses(
+        metric=fit_metric(everything, together),
+        support=everything,
+        groups=together,
+        subjects=_numbered_through(shown)[0],
+        prototypes=class_prototypes(everything, together, sum(counts)),
+        owners=np.repeat(np.arange(len(support)), counts),
+    )
+
+
+def _numbered_through(parts: Sequence[Int64s]) -> tuple[Int64s, list[int]]:
+    """Numbers from 0 in each part -> numbers from 0 in all together, and how many there are in each part."""
+    counts = [int(part.max()) + 1 for part in parts]
+    starts = np.cumsum([0, *counts[:-1]])
+    return np.concatenate([part + start for part, start in zip(parts, starts, strict=True)]), counts
 
 
 def nothing_asked(n_way: int) -> LeaveOneOut:

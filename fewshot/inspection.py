@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.neighbours import Neighbours
-from fewshot.records import ClassInspection, ClassView, Float32s, Int64s, Support, Suspicious
+from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
 from fewshot.store import Reader
+from fewshot.subjects import subjects
 
 FEW_SUPPORTS = 5
 # Two photos whose difference hashes differ in at most so many of 128 bits are taken for one photo saved twice. Of
@@ -17,13 +18,6 @@ NEAR_COPY_BITS = 10
 # How much nearer another class must be before a photo is called suspicious. In classes that a backbone can hardly
 # tell apart a quarter of all photos lie a little nearer to the wrong side; naming those would hide the wrong labels.
 SUSPICIOUS_MARGIN = 0.05
-# Photos of a class are taken for several shots of each plant where three in four have another one within this part of
-# the median distance between two: 0.36 to 0.49 for three shots of each leaf (crops, turned and brightened), 0.56 and
-# more in 91 sets of 10 to 80 photos of different leaves (docs/log.md).
-SHOTS_APART = 0.52
-SHOTS_SHARE = 0.75
-FEWEST_FOR_SHOTS = 6
-MOST_FOR_SHOTS = 200  # photos whose nearest one is looked for, evenly chosen
 N_CONFUSABLE = 3
 N_NAMED = 3  # photos that a warning names before it counts the rest
 
@@ -99,14 +93,16 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
     for label in dict.fromkeys(record.label for record in new_records.values()):
         class_id = reader.wanted_class_id(label)
         ids, _, vectors = reader.class_vectors([class_id])
+        n_subjects = int(subjects(vectors).max()) + 1
         if len(ids) < FEW_SUPPORTS:
             sentences.append(
                 f"class {label!r} has {_count(len(ids))}; wanted {FEW_SUPPORTS} to 20 for answers to trust."
             )
-        elif are_shots_of_few(vectors):
+        elif n_subjects < len(ids):
+            wanted_more = f"; wanted {FEW_SUPPORTS} to 20" if n_subjects < FEW_SUPPORTS else ""
             sentences.append(
-                f"the photos of {label!r} come in small sets that are nearly alike: several shots of each plant? Then "
-                "photos of other plants may be called unknown; enroll one of each, and more plants."
+                f"the {_count(len(ids))} of {label!r} look like several shots each of {n_subjects} plants (or places), "
+                f"and count as so many{wanted_more}."
             )
         new = np.isin(ids, wanted)
         nearest = neighbours.other_classes(reader, vectors[new], class_id, N_CONFUSABLE)
@@ -123,22 +119,6 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
         around = {class_id, *(other for row in nearest for other, _ in row)}
         sentences += _near_copies(reader, label, set(ids[new].tolist()), sorted(around))
     return sentences
-
-
-def are_shots_of_few(embeddings: Float32s) -> bool:
-    """Whether photos of a class, (n, dim) rows of unit length, look like several shots of each of fewer plants.
-
-    Asked as if one were not enrolled, such a photo is recognised by the others of its plant. What the index learns from
-    that, what is unknown and how sure an answer is, holds for plants that are enrolled and not for others.
-    """
-    n = len(embeddings)
-    if n < FEWEST_FOR_SHOTS:
-        return False
-    rows = np.unique(np.linspace(0, n - 1, min(n, MOST_FOR_SHOTS)).astype(np.int64))
-    distances = 1 - embeddings[rows] @ embeddings.T
-    distances[np.arange(len(rows)), rows] = np.nan  # to itself
-    nearest = np.quantile(np.nanmin(distances, axis=1), SHOTS_SHARE)
-    return bool(nearest < SHOTS_APART * np.nanmedian(distances))
 
 
 def near_copies(hashes: NDArray[np.uint8], rows: Int64s) -> dict[int, int]:

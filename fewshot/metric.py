@@ -134,12 +134,20 @@ def _means(support: Float32s, groups: Int64s) -> tuple[np.ndarray, Int64s]:
 
 
 def without_each(
-    metric: Metric, support: Float32s, groups: Int64s, prototypes: Float32s, fitted: NDArray[np.bool_] | None = None
+    metric: Metric,
+    support: Float32s,
+    groups: Int64s,
+    prototypes: Float32s,
+    fitted: NDArray[np.bool_] | None = None,
+    *,
+    subjects: Int64s | None = None,
+    asked: Int64s | None = None,
 ) -> Float32s:
     """Each photo's similarity to every prototype, in the metric and with the prototypes that there were without it.
 
-    A photo is in its prototype and in the metric, and both flatter it. Taking it out of the mean is a subtraction;
-    taking it out of the scatter changes the inverse by a matrix of rank one, so no metric is fitted again.
+    A photo is in its prototype and in the metric, and both flatter it; so do other shots of what it shows, and all of
+    them are left out. Taking them out of the mean is a subtraction; taking them out of the scatter, as if all lay at
+    their mean, changes the inverse by a matrix of rank one, so no metric is fitted again.
 
     Args:
         metric: fitted on these photos, among others perhaps.
@@ -147,25 +155,30 @@ def without_each(
         groups: (n,) int64, rows of `prototypes`.
         prototypes: (n_prototypes, dim) float32, rows of unit length, made from as many photos as `metric.counts` says.
         fitted: (n,) bool, which of the photos the metric was fitted on; None: all of them.
+        subjects: (n,) int64 from 0, what each photo shows: all of one subject are of one group; None: each another.
+        asked: rows of `support` to ask; None: all.
 
     Returns:
-        (n, n_prototypes) float32, cosines times `Metric.gains`; -inf for the prototype that a photo is alone in.
+        (n_asked, n_prototypes) float32, cosines times `Metric.gains`; -inf for the prototype that a photo's subject is
+        alone in.
 
     Source:
         Sherman & Morrison 1950, "Adjustment of an inverse matrix".
     """
+    asked = np.arange(len(support)) if asked is None else asked
     means, counts = _means(support, groups)
     moved_prototypes, moved_means = metric.moved(prototypes), metric.moved(means.astype(np.float32))
     lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
     gains = metric.gains(metric.counts)
-    found = np.empty((len(support), len(prototypes)), np.float32)
-    for start in range(0, len(support), 500):
-        rows = slice(start, start + 500)
+    found = np.empty((len(asked), len(prototypes)), np.float32)
+    for start in range(0, len(asked), 500):
+        rows = asked[start : start + 500]
         x, group = metric.moved(support[rows]), groups[rows]
-        d = x - moved_means[group]  # the map is linear: the deviation, moved
+        shot, n_shots = (x, np.ones(len(rows))) if subjects is None else _sisters(metric, support, subjects, rows)
+        d = shot - moved_means[group]  # the map is linear: the deviation, moved
         n = counts[group].astype(np.float64)
-        # Without the photo the scatter is less by n / (n - 1) times its deviation squared.
-        less = np.where(n > 1, n / np.maximum(n - 1, 1), 0.0) / metric.prior
+        # Without k photos in one place the scatter is less by k n / (n - k) times their deviation squared.
+        less = np.where(n > n_shots, n_shots * n / np.maximum(n - n_shots, 1), 0.0) / metric.prior
         if fitted is not None:
             less = np.where(fitted[rows], less, 0.0)
         gain = less / np.maximum(1 - less * (d**2).sum(axis=1), _LEAST_LENGTH)  # (n,)
@@ -178,17 +191,29 @@ def without_each(
             lengths_squared = own * (length + k * along**2)
             return np.asarray((product + k * by * along) / np.sqrt(np.maximum(lengths_squared, _LEAST_LENGTH)))
 
-        found[rows] = cosine(
+        similarities = cosine(
             x @ moved_prototypes.T, d @ moved_prototypes.T, lengths, gain[:, None], xd[:, None], x_length[:, None]
         )
-        found[rows] *= gains
-        # The own prototype, without the photo: the sum of its group, less the photo.
+        similarities *= gains
+        # The own prototype, without the photo and its sisters: the sum of its group, less theirs. Where the photos here
+        # are a sample of those that the sum is of, so are the sisters.
         n_group = metric.counts[group].astype(np.float64)
-        # Its length from the photos here, which may be a sample of those that it is the sum of: a mean of few would be
-        # longer, and leave the photo in it.
+        out = 1 + (n_shots - 1) * n_group / n
+        # Its length from the photos here: a mean of few would be longer, and leave the photo in it.
         scale = n_group * (means[group] * prototypes[group]).sum(axis=1)
-        rest = (scale[:, None] * moved_prototypes[group] - x).astype(np.float32)
+        others = (n_group / n)[:, None] * (n_shots[:, None] * shot - x)
+        rest = (scale[:, None] * moved_prototypes[group] - x - others).astype(np.float32)
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
-        own = own * metric.gains(np.asarray(n_group - 1, np.int64))
-        found[np.arange(len(support))[rows], group] = np.where(n_group > 1, own, -np.inf)
+        n_left = np.rint(n_group - out).astype(np.int64)
+        similarities[np.arange(len(rows)), group] = np.where(n_left > 0, own * metric.gains(n_left), -np.inf)
+        found[start : start + 500] = similarities
     return found
+
+
+def _sisters(metric: Metric, support: Float32s, subjects: Int64s, rows: Int64s) -> tuple[Float32s, np.ndarray]:
+    """The mean, moved, of all photos of the subject of each of some rows, (n, dim), and how many those are."""
+    numbers, place = np.unique(subjects[rows], return_inverse=True)
+    known = np.searchsorted(numbers, subjects)
+    here = np.flatnonzero(numbers[np.minimum(known, len(numbers) - 1)] == subjects)
+    means, counts = _means(support[here], known[here])
+    return metric.moved(means.astype(np.float32))[place], counts[place].astype(np.float64)

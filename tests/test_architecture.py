@@ -27,6 +27,7 @@ LAYERS = [
     {"engines", "tuning", "embedder", "cluster"},
     {"store", "search"},
     {"metric", "neighbours", "classifier", "backup"},
+    {"subjects"},
     {
         "inspection",
         "calibration",

@@ -118,6 +118,8 @@ def test_roc_and_calibration_agree_with_their_definitions():
 
 def test_a_class_is_as_similar_as_its_nearest_prototype():
     eye = np.eye(3, dtype=np.float32)
-    learnt = LearntClasses(plain_metric(3, np.ones(3, np.int64)), eye, np.arange(3), eye, np.array([0, 0, 1]))
+    learnt = LearntClasses(
+        plain_metric(3, np.ones(3, np.int64)), eye, np.arange(3), np.arange(3), eye, np.array([0, 0, 1])
+    )
     found = learnt.similarities(np.array([[0, 1, 0], [0.6, 0, 0.8]], np.float32))
     np.testing.assert_allclose(found, [[1, 0], [0.6, 0.8]], atol=1e-6)

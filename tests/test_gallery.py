@@ -26,7 +26,6 @@ from fewshot.errors import (
 from fewshot.gallery import Gallery
 from fewshot.records import ClassSummary, Question
 from fewshot.store.schema import embeddings
-from fewshot.transforms import unit_rows
 
 # ---- what goes in, and what does not
 
@@ -196,21 +195,13 @@ def test_a_class_of_one_photo_works_and_says_that_it_is_few(gallery, tmp_path):
     assert (inspection.supports, inspection.similarity, inspection.spread) == (1, None, None)
 
 
-@pytest.mark.parametrize(("n_plants", "n_shots", "told"), [(5, 3, True), (3, 2, True), (15, 1, False), (2, 2, False)])
-def test_several_shots_of_each_plant_are_told(n_plants, n_shots, told):
-    rng = np.random.default_rng(n_plants)
-    plants = rng.normal(0, 1, (n_plants, 64)) + rng.normal(0, 1, 64)
-    shots = np.repeat(plants, n_shots, axis=0) + 0.4 * rng.normal(0, 1, (n_plants * n_shots, 64))
-    embeddings = unit_rows(shots.astype(np.float32))
-    assert inspection.are_shots_of_few(embeddings) is told
-    many = unit_rows(rng.normal(0, 1, (500, 64)).astype(np.float32))
-    assert not inspection.are_shots_of_few(many)
-
-
-def test_enrolling_tells_of_several_shots_of_each_plant(gallery, leaves, monkeypatch):
-    monkeypatch.setattr(inspection, "SHOTS_APART", 1.1)
-    sentences = doubts_of(gallery, enroll(gallery, leaves(n=6) / "rust", "rust"))
-    assert any("several shots of each plant" in sentence for sentence in sentences)
+def test_enrolling_tells_of_how_many_plants_several_shots_are(gallery, leaves, monkeypatch):
+    monkeypatch.setattr(inspection, "subjects", lambda support: np.arange(len(support)) // 2)
+    (sentence,) = doubts_of(gallery, enroll(gallery, leaves(n=6) / "rust", "rust"))[:1]
+    assert "6 photos of 'rust' look like several shots each of 3 plants (or places), and count as so many" in sentence
+    assert sentence.endswith("wanted 5 to 20.")
+    sentences = doubts_of(gallery, enroll(gallery, leaves(n=12) / "rust", "rust"))
+    assert any("count as so many." in sentence for sentence in sentences)
 
 
 def test_near_copies_raise_a_doubt_that_names_both(gallery, tmp_path):

@@ -54,6 +54,7 @@ def evaluate(
     from fewshot.episodes import EpisodePlan, evaluate_episodes
     from fewshot.inspection import near_copies
     from fewshot.records import EmbeddedPhoto, Refused
+    from fewshot.subjects import first_shots, subjects_of_classes
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     plan.check()
@@ -87,8 +88,15 @@ def evaluate(
             f"{names[original]}. Episodes that enroll the one and ask the other flatter: leave one of them out."
         )
     embeddings = np.stack(vectors) if vectors else np.zeros((0, opened.dim), np.float32)
+    of_class = np.array(classes, np.int64)
+    n_further = len(embeddings) - len(first_shots(subjects_of_classes(embeddings, of_class)))
+    if n_further:
+        warn(
+            f"{n_further} of {len(photos)} photos look like further shots of a plant, or place, that another photo of "
+            "their class shows. Episodes that enroll the one and ask the other flatter: leave one of them out."
+        )
     with progress("episodes", n_episode) as step:
-        report = evaluate_episodes(embeddings, np.array(classes, np.int64), plan, on_episode=step)
+        report = evaluate_episodes(embeddings, of_class, plan, on_episode=step)
     if as_json:
         json_line({"backbone": opened.fingerprint, **report.as_dict()})
         return
