@@ -15,7 +15,7 @@ from fewshot.neighbours import Neighbours
 from fewshot.records import Float32s, Int64s
 from fewshot.sealed import read_sealed, write_sealed
 from fewshot.store import Reader
-from fewshot.subjects import first_shots, subject_means, subjects_of_classes
+from fewshot.subjects import first_shots, subject_means
 
 # The part of enrolled photos that may be called unknown, were they asked without being enrolled.
 REJECTED_PART = 0.05
@@ -35,7 +35,7 @@ SCALE_FACTOR = 2.0
 # Two photos of one class are one observation: each is as near to the other as the other to it.
 FEWEST_FOR_A_THRESHOLD = 3
 # Of the cached file: another number than the file's, and it is made anew.
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,41 +250,28 @@ def asked_enrolled(
     """
     if reader.n_prototypes() > MOST_MOVED:
         return leave_one_out(reader, neighbours, within), None
-    support_ids, class_ids, _ = reader.asked_supports(MOST_ASKED, within)
+    support_ids, class_ids, _, shots_of = reader.asked_supports(_most_asked(within), within)
     support = reader.support_vectors(support_ids)
     prototype_ids, prototypes = reader.changed_vectors("prototype", since=-1)
     owner = reader.prototype_classes(prototype_ids.tolist())
     owners = np.array([owner[i] for i in prototype_ids.tolist()], np.int64)
-    shown = subjects_of_classes(support, class_ids)
-    first = first_shots(shown)
+    _, first, shown = np.unique(shots_of, return_index=True, return_inverse=True)
     near = np.where(class_ids[first, None] == owners, subject_means(support, shown) @ prototypes.T, -np.inf)
     groups = near.argmax(axis=1)[shown]
     if metric is None:
         metric = fit_metric(support, groups, _photos_of_prototypes(groups, owners, reader.class_sizes()))
     if within is None:
-        return asked_in(metric, support, groups, prototypes, owners, subjects=shown, asked=first), metric
+        return asked_in(metric, support, groups, prototypes, owners, subjects=shown), metric
     rows = np.flatnonzero(np.isin(owners, within))
-    narrowed = replace(metric, counts=metric.counts[rows])
+    narrowed, groups = replace(metric, counts=metric.counts[rows]), np.searchsorted(rows, groups)
     fitted = None  # all of them, unless the metric saw a sample of the index
-    if reader.n_supports() > MOST_ASKED:
+    if metric.counts.sum() > MOST_ASKED:
         fitted = np.isin(support_ids, reader.asked_supports(MOST_ASKED)[0])
-    asked = asked_in(
-        narrowed,
-        support,
-        np.searchsorted(rows, groups),
-        prototypes[rows],
-        owners[rows],
-        fitted,
-        subjects=shown,
-        asked=first[_evenly_drawn(support_ids[first], MOST_ASKED_WITHIN)],
-    )
-    return asked, metric
+    return asked_in(narrowed, support, groups, prototypes[rows], owners[rows], fitted, subjects=shown), metric
 
 
-def _evenly_drawn(ids: Int64s, n_most: int) -> Int64s:
-    """Rows of at most so many of them, ascending, chosen as `Reader.asked_supports` chooses."""
-    places = ids * 2654435761 % 2**32
-    return np.sort(np.argsort(places, kind="stable")[:n_most])
+def _most_asked(within: Sequence[int] | None) -> int:
+    return MOST_ASKED if within is None else MOST_ASKED_WITHIN
 
 
 def _photos_of_prototypes(groups: Int64s, owners: Int64s, class_sizes: dict[int, int]) -> Int64s:
@@ -318,9 +305,10 @@ def asked_in(
     fitted: NDArray[np.bool_] | None = None,
     *,
     subjects: Int64s | None = None,
-    asked: Int64s | None = None,
 ) -> LeaveOneOut:
     """Photos asked in the metric fitted on them, as if each had not been there, nor other shots of what it shows.
+
+    Of several shots of one plant the first is asked.
 
     Args:
         metric: fitted on these photos, among others perhaps, with the counts of these prototypes.
@@ -329,10 +317,9 @@ def asked_in(
         prototypes: (n_prototypes, dim) float32, rows of unit length.
         owners: (n_prototypes,) int64, the prototypes' classes.
         fitted, subjects: see `metric.without_each`.
-        asked: rows of `support` to ask; None: all.
     """
-    asked = np.arange(len(support)) if asked is None else asked
-    if subjects is not None and subjects.max(initial=-1) + 1 == len(support):
+    asked = np.arange(len(support)) if subjects is None else first_shots(subjects)
+    if len(asked) == len(support):
         subjects = None  # each another
     order = np.argsort(owners, kind="stable")
     class_ids, first = np.unique(owners[order], return_index=True)
@@ -356,8 +343,10 @@ def leave_one_out(reader: Reader, neighbours: Neighbours, within: Sequence[int] 
         within: the classes whose photos are asked, among these classes; None: all.
     """
     n_way = reader.n_classes() if within is None else len(within)
-    n_most = min(MOST_ASKED if within is None else MOST_ASKED_WITHIN, max(500, MOST_COMPARISONS // max(1, n_way)))
-    support_ids, class_ids, own = reader.asked_supports(n_most, within)
+    n_most = min(_most_asked(within), max(500, MOST_COMPARISONS // max(1, n_way)))
+    support_ids, class_ids, own, shots_of = reader.asked_supports(n_most, within)
+    first = first_shots(shots_of)
+    support_ids, class_ids, own = support_ids[first], class_ids[first], own[first]
     n_rivals = min(N_SCORED, n_way) - 1
     rivals = np.full((len(own), max(1, n_rivals)), -np.inf, np.float32)
     if len(own) and n_rivals > 0:

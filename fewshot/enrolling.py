@@ -103,7 +103,7 @@ def learn_class(writer: Writer, class_id: int) -> None:
     ids, _, vectors = writer.class_vectors([class_id])
     groups, shown = grouped(vectors)
     writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
-    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups, shown))
+    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups, shown), shown)
 
 
 def no_usable_photo(photos: Sequence[Refused]) -> NoUsablePhotoError:

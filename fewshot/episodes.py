@@ -12,7 +12,7 @@ from fewshot.classifier import class_prototypes, familiarity, probabilities
 from fewshot.errors import TooFewPhotosError, UsageError
 from fewshot.metric import Metric, fit_metric
 from fewshot.records import Float32s, Int64s
-from fewshot.subjects import first_shots, grouped
+from fewshot.subjects import grouped
 
 _Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 _FEWEST_EPISODES = 5  # fewer say too little of how much they differ
@@ -241,7 +241,6 @@ class LearntClasses:
             self.prototypes,
             self.owners,
             subjects=self.subjects,
-            asked=first_shots(self.subjects),
         )
 
     def similarities(self, vectors: Float32s) -> Float32s:

@@ -127,9 +127,9 @@ def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Int64s]:
     return (support - means[groups]).astype(np.float32), counts
 
 
-def _means(support: Float32s, groups: Int64s) -> tuple[np.ndarray, Int64s]:
+def _means(support: Float32s, groups: Int64s, n_groups: int = 0) -> tuple[np.ndarray, Int64s]:
     """The groups' means, (n_groups, dim) float64, not of unit length, and how many photos each has."""
-    counts = np.bincount(groups)
+    counts = np.bincount(groups, minlength=n_groups)
     return group_sums(support, groups, len(counts)) / np.maximum(counts, 1)[:, None], counts
 
 
@@ -154,8 +154,9 @@ def without_each(
         support: (n, dim) float32, rows of unit length.
         groups: (n,) int64, rows of `prototypes`.
         prototypes: (n_prototypes, dim) float32, rows of unit length, made from as many photos as `metric.counts` says.
-        fitted: (n,) bool, which of the photos the metric was fitted on; None: all of them.
-        subjects: (n,) int64 from 0, what each photo shows: all of one subject are of one group; None: each another.
+        fitted: (n,) bool, which of the photos the metric was fitted on, all shots of a subject or none; None: all.
+        subjects: (n,) int64 from 0, what each photo shows; all photos of one subject are here, and in one group. None:
+            each shows another.
         asked: rows of `support` to ask; None: all.
 
     Returns:
@@ -167,21 +168,27 @@ def without_each(
     """
     asked = np.arange(len(support)) if asked is None else asked
     means, counts = _means(support, groups)
-    moved_prototypes, moved_means = metric.moved(prototypes), metric.moved(means.astype(np.float32))
+    fitted_means, n_fitted = (means, counts) if fitted is None else _means(support[fitted], groups[fitted], len(counts))
+    moved_prototypes = metric.moved(prototypes)
     lengths = (moved_prototypes**2).sum(axis=1)  # squared, (n_prototypes,)
     gains = metric.gains(metric.counts)
     found = np.empty((len(asked), len(prototypes)), np.float32)
     for start in range(0, len(asked), 500):
         rows = asked[start : start + 500]
         x, group = metric.moved(support[rows]), groups[rows]
-        shot, n_shots = (x, np.ones(len(rows))) if subjects is None else _sisters(metric, support, subjects, rows)
-        d = shot - moved_means[group]  # the map is linear: the deviation, moved
-        n = counts[group].astype(np.float64)
+        shot, n_shots = _shots(support, subjects, rows)
+        away = shot - fitted_means[group]
+        d, shot = metric.moved(away.astype(np.float32)), metric.moved(shot)  # the map is linear
+        n = n_fitted[group].astype(np.float64)
         # Without k photos in one place the scatter is less by k n / (n - k) times their deviation squared.
         less = np.where(n > n_shots, n_shots * n / np.maximum(n - n_shots, 1), 0.0) / metric.prior
         if fitted is not None:
             less = np.where(fitted[rows], less, 0.0)
-        gain = less / np.maximum(1 - less * (d**2).sum(axis=1), _LEAST_LENGTH)  # (n,)
+        # Their part of the scatter along the way; at most that of the only ones, as the mean may be of others than were
+        # fitted.
+        length, most = (d**2).sum(axis=1), less * (away**2).sum(axis=1)
+        part = np.minimum(less * length, most / (1 + most))
+        gain = part / np.maximum((1 - part) * length, _LEAST_LENGTH)  # (n,)
         xd = (x * d).sum(axis=1)
         x_length = (x**2).sum(axis=1) + gain * xd**2
 
@@ -195,25 +202,25 @@ def without_each(
             x @ moved_prototypes.T, d @ moved_prototypes.T, lengths, gain[:, None], xd[:, None], x_length[:, None]
         )
         similarities *= gains
-        # The own prototype, without the photo and its sisters: the sum of its group, less theirs. Where the photos here
-        # are a sample of those that the sum is of, so are the sisters.
+        # The own prototype, without the photo and its sisters: the sum of its group, less theirs.
         n_group = metric.counts[group].astype(np.float64)
-        out = 1 + (n_shots - 1) * n_group / n
-        # Its length from the photos here: a mean of few would be longer, and leave the photo in it.
+        # Its length from the photos here, which may be a sample of those that it is the sum of: a mean of few would be
+        # longer, and leave the photo in it.
         scale = n_group * (means[group] * prototypes[group]).sum(axis=1)
-        others = (n_group / n)[:, None] * (n_shots[:, None] * shot - x)
-        rest = (scale[:, None] * moved_prototypes[group] - x - others).astype(np.float32)
+        rest = (scale[:, None] * moved_prototypes[group] - n_shots[:, None] * shot).astype(np.float32)
         own = cosine((x * rest).sum(axis=1), (d * rest).sum(axis=1), (rest**2).sum(axis=1), gain, xd, x_length)
-        n_left = np.rint(n_group - out).astype(np.int64)
+        n_left = np.asarray(n_group - n_shots, np.int64)
         similarities[np.arange(len(rows)), group] = np.where(n_left > 0, own * metric.gains(n_left), -np.inf)
         found[start : start + 500] = similarities
     return found
 
 
-def _sisters(metric: Metric, support: Float32s, subjects: Int64s, rows: Int64s) -> tuple[Float32s, np.ndarray]:
-    """The mean, moved, of all photos of the subject of each of some rows, (n, dim), and how many those are."""
+def _shots(support: Float32s, subjects: Int64s | None, rows: Int64s) -> tuple[Float32s, np.ndarray]:
+    """The mean of all photos of what each of some rows shows, (n, dim) float32, and how many those are."""
+    if subjects is None:
+        return support[rows], np.ones(len(rows))
     numbers, place = np.unique(subjects[rows], return_inverse=True)
     known = np.searchsorted(numbers, subjects)
     here = np.flatnonzero(numbers[np.minimum(known, len(numbers) - 1)] == subjects)
     means, counts = _means(support[here], known[here])
-    return metric.moved(means.astype(np.float32))[place], counts[place].astype(np.float64)
+    return means[place].astype(np.float32), counts[place].astype(np.float64)

@@ -252,7 +252,7 @@ def test_a_sample_says_of_how_many_photos_each_prototype_is(store, tmp_path, mon
     enroll(store, support[kept], class_index[kept])
     monkeypatch.setattr(calibration, "MOST_ASKED", 60)
     with store.read() as reader:
-        sampled, _, _ = reader.asked_supports(60)
+        sampled, *_ = reader.asked_supports(60)
         assert len(sampled) < 61
         _, metric = calibration.asked_enrolled(reader, Neighbours(tmp_path / "cache"))
     assert metric.counts.tolist() == [40, 40, 40, 3, 40, 40, 40, 40]
@@ -279,7 +279,7 @@ def test_classes_enrolled_in_turn_are_both_asked_where_not_all_can_be(store):
         writer.note("enroll", "both")
     with store.read() as reader:
         for n_most in (30, 60):
-            ids, asked, _ = reader.asked_supports(n_most)
+            ids, asked, *_ = reader.asked_supports(n_most)
             assert n_most / 2 < len(ids) < n_most * 1.5
             assert np.bincount(asked, minlength=3)[class_ids].min() > n_most / 4
             assert set(reader.support_ids(n_most).tolist()) == set(ids.tolist())

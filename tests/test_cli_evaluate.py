@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from cli_steps import lines, run
 from conftest import colour_embedder
@@ -50,6 +51,14 @@ def test_evaluate_warns_of_photos_that_are_one_saved_twice(leaves, monkeypatch):
     assert "1 of 29 photos are near-copies of one before, such as" in result.stderr
     assert "saved-again.png of" in result.stderr
     assert "flatter" in result.stderr
+
+
+def test_evaluate_warns_of_several_shots_of_each_plant(leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.subjects.subjects", lambda support: np.arange(len(support)) // 2)
+    result = run("evaluate", leaves(n=7), "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
+    assert "12 of 28 photos look like further shots of a plant, or place, that another photo" in result.stderr
+    assert result.exit_code == 0
 
 
 def test_evaluate_refuses_what_cannot_be_drawn_before_it_embeds_anything(leaves, monkeypatch):

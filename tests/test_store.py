@@ -488,12 +488,13 @@ def test_changed_vectors_gives_what_was_written_since_and_nothing_else(store):
 def test_photos_that_can_be_asked_are_those_with_an_own_similarity_evenly_chosen(store):
     ids = add_class(store, "rust", *(f"{i}.png" for i in range(6)))
     with store.read() as reader:
-        assert [len(part) for part in reader.asked_supports(100)] == [0, 0, 0]
+        assert [len(part) for part in reader.asked_supports(100)] == [0, 0, 0, 0]
     with store.write() as writer:
         writer.set_own_similarities(np.array(ids[1:]), np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32))
         writer.note("enroll", "rust")
     with store.read() as reader:
-        found, class_ids, own = reader.asked_supports(100)
+        found, class_ids, own, shown = reader.asked_supports(100)
+        assert shown.tolist() == ids[1:]
         assert found.tolist() == ids[1:]
         assert set(class_ids.tolist()) == {reader.class_id("rust")}
         assert own.tolist() == pytest.approx([0.5, 0.1, 0.4, 0.2, 0.3])
@@ -502,10 +503,10 @@ def test_photos_that_can_be_asked_are_those_with_an_own_similarity_evenly_chosen
         within = [reader.class_id("rust")]
         assert all(
             np.array_equal(a, b)
-            for a, b in zip(reader.asked_supports(100, within), (found, class_ids, own), strict=True)
+            for a, b in zip(reader.asked_supports(100, within), (found, class_ids, own, shown), strict=True)
         )
         assert reader.asked_supports(2, within)[0].tolist() == thinned[0].tolist()
-        assert [len(part) for part in reader.asked_supports(100, [])] == [0, 0, 0]
+        assert [len(part) for part in reader.asked_supports(100, [])] == [0, 0, 0, 0]
         assert reader.class_sizes() == {reader.class_id("rust"): 6}
         backwards = reader.support_vectors(found[::-1])
         assert np.array_equal(backwards[::-1], reader.support_vectors(found))

@@ -131,20 +131,57 @@ def test_a_prototype_of_one_plant_alone_is_not_there_without_it():
     assert np.isfinite(np.delete(found, [0, 1, 2], axis=0)).all()
 
 
-def test_of_a_sample_as_many_sisters_are_taken_out_as_there_are_in_all():
+def test_of_a_sample_of_plants_each_is_taken_out_of_all():
     support, plants = shots(60, 8, seed=5)
     other, _ = shots(60, 8, seed=6)
     both, groups = np.concatenate([support, other]), np.repeat([0, 1], 480)
     shown = np.concatenate([plants, plants + 60])
     prototypes = class_prototypes(both, groups, 2)
     whole = without_each(fit_metric(both, groups), both, groups, prototypes, subjects=shown)
-    part = np.arange(0, 960, 2)
+    part = np.flatnonzero(shown % 3 == 0)
     metric = fit_metric(both[part], groups[part], np.array([480, 480]))
-    sample = without_each(metric, both[part], groups[part], prototypes, subjects=shown[part])
+    sample = without_each(metric, both[part], groups[part], prototypes, subjects=shown[part] // 3)
     own = np.arange(len(part)), groups[part]
     assert abs(float((sample[own] - whole[part][own]).mean())) < 0.02
     flattered = without_each(metric, both[part], groups[part], prototypes)
     assert (flattered[own] - whole[part][own]).mean() > 0.05
+
+
+def test_with_few_plants_the_gain_is_that_of_the_photos_that_are_left():
+    support, plants = shots(3, 4, seed=7)
+    groups = np.zeros(12, np.int64)
+    metric = fit_metric(support, groups)
+    assert metric.agreement < 0.9
+    prototypes = class_prototypes(support, groups, 1)
+    found = without_each(metric, support, groups, prototypes, subjects=plants)
+    flat = replace(metric, agreement=1.0)
+    without_gain = without_each(flat, support, groups, prototypes, subjects=plants)
+    np.testing.assert_allclose(found / without_gain, metric.gains(np.array([8]))[0], rtol=1e-5)
+
+
+def test_what_was_not_fitted_is_not_taken_out_and_nothing_is_taken_out_twice():
+    """A metric of a sample, asked with more photos of its classes than it saw: no cosine leaves its place."""
+    classes = [shots(20, 10, seed=i)[0] for i in range(12)]
+    everything = np.concatenate(classes)
+    groups, shown = np.repeat(np.arange(12), 200), np.repeat(np.arange(240), 10)
+    prototypes = class_prototypes(everything, groups, 12)
+    fitted = shown % 5 == 0
+    metric = fit_metric(everything[fitted], groups[fitted], np.full(12, 200))
+    asked = np.flatnonzero(groups < 4)
+    found = without_each(
+        replace(metric, counts=metric.counts[:4]),
+        everything[asked],
+        groups[asked],
+        prototypes[:4],
+        fitted[asked],
+        subjects=shown[asked],
+    )
+    wanted = without_each(fit_metric(everything, groups), everything, groups, prototypes, subjects=shown)[asked, :4]
+    assert np.abs(found - wanted).max() < 0.25
+    assert np.abs(found - wanted).mean() < 0.05
+    plain = metric(everything[asked]) @ metric.placed(prototypes)[:4].T
+    others = ~fitted[asked][:, None] & (np.arange(4) != groups[asked][:, None])
+    np.testing.assert_allclose(found[others], plain[others], atol=1e-4)
 
 
 def enrolled(tmp_path, classes):
@@ -162,13 +199,13 @@ def enrolled(tmp_path, classes):
 
 
 def answered(known, learnt, query, true):
-    """Which queries a calibration calls unknown, and whether their label stays in the set of 0.9."""
+    """Which queries a calibration calls unknown, whether their label stays in the set of 0.9, and their lead."""
     similarities = learnt.similarities(query)
     ordered = -np.sort(-similarities, axis=1)
     rival = np.where(similarities.argmax(axis=1) == true, ordered[:, 1], ordered[:, 0])
     lead = similarities[np.arange(len(true)), true] - rival
     unknown = np.array([known.is_unknown(row) for row in ordered])
-    return unknown, lead >= known.needed_margins(true, 0.9)
+    return unknown, lead >= known.needed_margins(true, 0.9), lead
 
 
 def world(seed):
@@ -195,7 +232,7 @@ def test_each_photo_left_out_alone_would_make_other_plants_unknown():
     support, query, true = world(0)
     learnt = learn_classes(support)
     alone = replace(learnt, subjects=np.arange(len(learnt.subjects)))
-    unknown, covered = answered(calibrate(alone.left_out(), 6), learnt, query, true)
+    unknown, covered, _ = answered(calibrate(alone.left_out(), 6), learnt, query, true)
     assert unknown.mean() > 0.3
     assert covered.mean() < 0.5
 
@@ -210,17 +247,33 @@ def test_an_index_leaves_out_what_episodes_leave_out_and_nearly_so_from_a_sample
         np.testing.assert_allclose(found.margins, wanted.margins, atol=1e-4)
         assert found.threshold == pytest.approx(wanted.threshold, abs=1e-3)
         monkeypatch.setattr(calibration, "MOST_ASKED", 150)
+        monkeypatch.setattr(calibration, "MOST_ASKED_WITHIN", 100)
         sampled = calibrated(reader, neighbours, tmp_path / "cache" / "of-a-sample")
-        assert len(sampled.margins) < 90, "of 150 photos, one for each plant"
-        monkeypatch.setattr(calibration, "MOST_ASKED_WITHIN", 40)
         narrowed = calibration.calibrated_within(reader, neighbours, sampled, [1, 2, 3, 4, 5, 6])
-        assert len(narrowed.margins) == 40
     store.close()
-    for known in (sampled, narrowed):
-        metric = replace(sampled.metric, counts=learnt.metric.counts)
-        moved = replace(learnt, metric=metric)
-        unknown, _ = answered(replace(known, class_ids=known.class_ids - 1), moved, query, true)
+    for known, n_most in ((sampled, 150 / 6), (narrowed, 100 / 6)):
+        assert n_most / 2 < len(known.margins) < n_most * 1.3, "one for each plant of the sample"
+        moved = replace(learnt, metric=replace(sampled.metric, counts=learnt.metric.counts))
+        unknown, _, lead = answered(replace(known, class_ids=known.class_ids - 1), moved, query, true)
         assert unknown.mean() < 0.15
+        assert lead.mean() - 0.1 < known.margins.mean() < lead.mean() + 0.02, "nothing flatters"
+
+
+def test_a_sample_of_many_small_classes_parts_no_plants(tmp_path, monkeypatch):
+    """Fewer photos of a class in the sample than subjects could be told from."""
+    support = [shots(5, 3, seed=i)[0] for i in range(60)]
+    store, neighbours = enrolled(tmp_path, support), Neighbours(tmp_path / "cache")
+    with store.read() as reader:
+        whole = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
+        monkeypatch.setattr(calibration, "MOST_ASKED", 225)
+        sampled = calibrated(reader, neighbours, tmp_path / "cache" / "of-a-sample")
+        ids, _, _, shown = reader.asked_supports(225)
+    store.close()
+    assert np.unique(shown, return_counts=True)[1].tolist() == [3] * (len(ids) // 3)
+    assert len(whole.margins) == 300
+    assert 40 < len(sampled.margins) < 110
+    assert sampled.threshold == pytest.approx(whole.threshold, abs=0.12)
+    assert np.quantile(sampled.margins, 0.1) == pytest.approx(np.quantile(whole.margins, 0.1), abs=0.1)
 
 
 def test_a_class_learnt_anew_notes_similarities_to_other_plants(tmp_path):
@@ -231,3 +284,17 @@ def test_a_class_learnt_anew_notes_similarities_to_other_plants(tmp_path):
     store.close()
     np.testing.assert_allclose(noted, own_similarities(support, subjects=plants), atol=1e-6)
     assert np.mean(noted) < np.mean(own_similarities(support)) - 0.05
+
+
+def test_removing_the_first_shot_of_a_plant_lets_another_stand_for_it(tmp_path):
+    support, _ = shots(4, 3, seed=9)
+    store = enrolled(tmp_path, [support])
+    with store.write() as writer:
+        writer.remove_supports([1])
+        learn_class(writer, 1)
+        writer.note("remove", "class 0")
+    with store.read() as reader:
+        ids, _, _, shown = reader.asked_supports(100)
+    store.close()
+    assert ids.tolist() == list(range(2, 13))
+    assert shown.tolist() == [2, 2, 4, 4, 4, 7, 7, 7, 10, 10, 10]

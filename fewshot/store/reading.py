@@ -59,14 +59,18 @@ class About:
     backbone: dict[str, Any] | None
 
 
-def _is_drawn(every: int) -> sa.ColumnElement[bool]:
-    """Whether a support is among those drawn, one of so many, evenly: also where classes were enrolled in turn.
+# What a support shows: the id of the first photo of it.
+_SUBJECT = sa.func.coalesce(supports.c.subject, supports.c.support_id)
+
+
+def _is_drawn(number: sa.ColumnElement[int], every: int) -> sa.ColumnElement[bool]:
+    """Whether a number is among those drawn, one of so many, evenly: also where classes were enrolled in turn.
 
     Source:
         Knuth, "The Art of Computer Programming" 3, section 6.4: multiples of the golden ratio (2654435761 of 2**32),
         without their whole part, lie evenly between 0 and 1, in whatever steps they are taken.
     """
-    return supports.c.support_id * 2654435761 % 2**32 < 2**32 // every
+    return number * 2654435761 % 2**32 < 2**32 // every
 
 
 _SUPPORT_RECORD = sa.select(
@@ -220,32 +224,39 @@ class Reader:
         query = sa.select(supports.c.class_id, sa.func.count()).group_by(supports.c.class_id)
         return {row[0]: row[1] for row in self._connection.execute(query)}
 
-    def asked_supports(self, n_most: int, within: Sequence[int] | None = None) -> tuple[Int64s, Int64s, Float32s]:
+    def asked_supports(
+        self, n_most: int, within: Sequence[int] | None = None
+    ) -> tuple[Int64s, Int64s, Float32s, Int64s]:
         """Supports that can be asked as if they were not enrolled (those not alone in their class), evenly chosen.
+
+        Several shots of one plant are chosen together or not at all.
 
         Args:
             n_most: about how many at most.
             within: class ids; None: all.
 
         Returns:
-            Support ids (n,), class ids (n,) and own similarities (n,) float32.
+            Support ids (n,), class ids (n,), own similarities (n,) float32, and what each shows: (n,) int64, the same
+            number for several shots of one plant.
         """
         known = supports.c.own_similarity.is_not(None)
         counted = sa.select(sa.func.count()).where(known)
-        chosen = sa.select(supports.c.support_id, supports.c.class_id, supports.c.own_similarity).where(known)
+        columns = (supports.c.support_id, supports.c.class_id, supports.c.own_similarity, _SUBJECT)
+        chosen = sa.select(*columns).where(known)
         n = sum(row[0] for row in self._of_classes(counted, within))
         if n > n_most:
-            chosen = chosen.where(_is_drawn(-(-n // n_most)))
+            chosen = chosen.where(_is_drawn(_SUBJECT, -(-n // n_most)))
         rows = sorted(self._of_classes(chosen, within))
-        ids, class_ids, own = zip(*rows, strict=True) if rows else ((), (), ())
-        return np.array(ids, np.int64), np.array(class_ids, np.int64), np.array(own, np.float32)
+        ids, class_ids, own, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
+        numbers = [np.array(each, np.int64) for each in (ids, class_ids, shown)]
+        return numbers[0], numbers[1], np.array(own, np.float32), numbers[2]
 
     def support_ids(self, n_most: int) -> Int64s:
         """Ids of the supports, in order; evenly chosen, at most about `n_most`, where there are more."""
         query = sa.select(supports.c.support_id).order_by(supports.c.support_id)
         n = self.n_supports()
         if n > n_most:
-            query = query.where(_is_drawn(-(-n // n_most)))
+            query = query.where(_is_drawn(supports.c.support_id, -(-n // n_most)))
         return np.array(self._connection.execute(query).scalars().all(), np.int64)
 
     def support_vectors(self, support_ids: Int64s) -> Float32s:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from fewshot.store.vectors import ServerVector
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 APPLICATION_ID = 0x46455753  # "FEWS", where SQLite keeps whose file it is
 
 # In SQLite every integer has 64 bits, and only a key called INTEGER counts up by itself.
@@ -49,6 +49,8 @@ supports = sa.Table(
     sa.Column("added_at", sa.String, nullable=False),
     sa.Column("generation", Number, nullable=False, index=True),
     sa.Column("own_similarity", sa.Float, index=True),
+    # Of several shots of one plant the first one's id; NULL where no other photo of the class shows it.
+    sa.Column("subject", Number),
     sqlite_autoincrement=True,
 )
 # Embeddings and thumbnails stand apart from the rows that are scanned and sorted, so that those stay small.

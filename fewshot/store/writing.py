@@ -126,15 +126,30 @@ class Writer(Reader):
                 prototypes.insert().values(class_id=class_id, generation=self.generation(), **_packed(vector))
             )
 
-    def set_own_similarities(self, support_ids: Int64s, values: Float32s | None) -> None:
-        """Note for each support its cosine to the prototype of the others of its class; None where it is alone."""
+    def set_own_similarities(
+        self, support_ids: Int64s, values: Float32s | None, subjects: Int64s | None = None
+    ) -> None:
+        """Note how well the supports of a class fit the others, and which of them show one plant.
+
+        Args:
+            support_ids: (n,) int64.
+            values: (n,) float32, each one's cosine to the prototype of the others; None where it is alone.
+            subjects: (n,) int64, see `subjects.subjects`; None: each shows another.
+        """
+        shown = np.arange(len(support_ids)) if subjects is None else subjects
+        _, first, place, n_shots = np.unique(shown, return_index=True, return_inverse=True, return_counts=True)
         rows = [
-            {"id": int(support_id), "value": None if values is None else float(values[i])}
+            {
+                "id": int(support_id),
+                "value": None if values is None else float(values[i]),
+                "first": int(support_ids[first[place[i]]]) if n_shots[place[i]] > 1 else None,
+            }
             for i, support_id in enumerate(support_ids)
         ]
         if rows:
             update = supports.update().where(supports.c.support_id == sa.bindparam("id"))
-            self._connection.execute(update.values(own_similarity=sa.bindparam("value")), rows)
+            learnt: dict[str, Any] = {"own_similarity": sa.bindparam("value"), "subject": sa.bindparam("first")}
+            self._connection.execute(update.values(**learnt), rows)
 
     def remove_class(self, class_id: int) -> int:
         """Remove a class and its photos; how many photos."""
