@@ -102,7 +102,7 @@ def test_own_similarities_are_those_to_the_prototypes_of_other_plants(n_plants, 
     np.testing.assert_allclose(own_similarities(support, groups, plants), explicit, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(n_way=st.integers(1, 4), n_shots=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_leaving_a_plant_out_equals_fitting_without_it_where_its_shots_are_copies(n_way, n_shots, seed):
     support = np.concatenate([shots(4, n_shots, seed * 10 + i, apart=0)[0] for i in range(n_way)])
