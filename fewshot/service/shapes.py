@@ -64,7 +64,9 @@ class Match(BaseModel):
     similarity: float = Field(
         description="Cosine to the class's nearest prototype; that of few photos is corrected upwards."
     )
-    probability: float = Field(ge=0, le=1)
+    probability: float = Field(
+        ge=0, le=1, description="Among the classes asked; of an `unknown` photo, if it is one of them after all."
+    )
 
 
 class Neighbour(BaseModel):
