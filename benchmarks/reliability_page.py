@@ -18,6 +18,11 @@ What is promised of an index on a disk that keeps what it said it had synced:
   more, and derived files are made anew. `fewshot doctor` reads everything and names what is wrong.
 - A backup is checked row by row before it gets its name, and byte by byte before it is restored from.
 
+An index that cannot be written cannot be read either: its log (SQLite's WAL) and the caches lie beside it, also while
+it is only asked. On a read-only disk, or in somebody else's folder, every command refuses it (`index_unwritable`). Copy
+the folder to where you may write, while nobody changes it; or let who may write it run `fewshot backup`, also while it
+is served, and make an index of that by `fewshot restore` where you are.
+
 ## Backup and restore
 
 ```sh

@@ -55,6 +55,7 @@ FLOW = [
     "neighbours",
     "classifier",
     "subjects",
+    "pinning",
     "inspection",
     "calibration",
     "answering",

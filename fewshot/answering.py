@@ -167,5 +167,5 @@ def request_answers(photos: Sequence[Outcome], together: bool, answers: Iterator
             found.append(replace(next(answers), file=photo.file))
     readable = [photo.file for photo in photos if not isinstance(photo, Refused)]
     if together and readable:
-        found.append(replace(next(answers), file=" + ".join(readable)))
+        found.append(replace(next(answers), file=" + ".join(readable), files=tuple(readable)))
     return found

@@ -425,7 +425,7 @@ def _transform_file(ir: Path) -> Path:
 def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] | None) -> Backbone:
     portable = read_portable(source)
     if portable is None:
-        _need_networks(source)
+        _check_network(source)
     if on_notice is not None:
         on_notice(f"preparing backbone {source.name} for this machine (once)")
     backbone, onnx = portable or _as_portable(source)
@@ -446,12 +446,16 @@ def _convert(source: WeightsSource, ir: Path, on_notice: Callable[[str], None] |
     return backbone
 
 
-def _need_networks(source: WeightsSource) -> None:
+def _check_network(source: WeightsSource) -> None:
+    """Refuse a backbone that there is not, or that cannot be had here, before it is said to be prepared."""
     known = [*(each.name for each in shipped()), *PACKAGES]
     guess = "" if source.name in known else did_you_mean(source.name, known)
     hint = f"{guess} Without it: {', '.join(each.name for each in shipped())}, or a folder that `fewshot train` wrote."
     what = f"backbone {source.name!r}, which does not come as ONNX,"
     extras.need("train", what, extras.NETWORKS, hint=hint.strip())
+    from fewshot.networks import check_architecture
+
+    check_architecture(source)
 
 
 def _as_portable(source: WeightsSource) -> tuple[Backbone, bytes]:

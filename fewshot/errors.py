@@ -194,7 +194,7 @@ class UnknownSupportError(FewshotError):
     code = "unknown_support"
     exit_code = 2
     status = 404
-    hint = "It may have been removed; the class lists its photos."
+    hint = "It may have been removed; `fewshot inspect LABEL --photos` lists the photos of a class."
 
 
 class LastSupportError(FewshotError):

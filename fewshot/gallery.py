@@ -25,10 +25,10 @@ from fewshot.errors import (
     FewshotError,
     IndexDamagedError,
     IndexMissingError,
-    MixedEmbeddingsError,
     UsageError,
 )
 from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
+from fewshot.pinning import check_choice, check_embedder
 from fewshot.records import (
     ClassInspection,
     ClassSummary,
@@ -673,6 +673,8 @@ class Gallery:
             BackboneError, EngineError: it cannot be opened here.
         """
         about = self.about()
+        if not self._is_given:
+            check_choice(self.name, about, self._choice)
         with self._opening:
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
@@ -703,14 +705,7 @@ class Gallery:
         return other and not self._is_given and chosen == (None, None, None)
 
     def _check_pinned(self, about: About, embedder: Embedder) -> None:
-        if about.fingerprint is None or same_embeddings(about.fingerprint, embedder.fingerprint):
-            return
-        raise MixedEmbeddingsError(
-            f"index {self.name!r} holds {about.dim}-dim {about.precision} embeddings of {about.fingerprint}; this "
-            f"backbone, {embedder.fingerprint}, makes {embedder.dim}-dim {embedder.precision} ones.",
-            hint="Open it with its own backbone (leave --backbone, --precision and --quality out), or rebuild it "
-            "with `fewshot reindex`.",
-        )
+        check_embedder(self.name, about, embedder, self._choice)
 
     # ---- inside a question
 

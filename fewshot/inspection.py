@@ -1,5 +1,8 @@
 """What the enrolled photos tell about themselves: spread, confusable classes, suspicious photos, near-copies."""
 
+import re
+import shlex
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,6 +22,7 @@ NEAR_COPY_BITS = 10
 # tell apart a quarter of all photos lie a little nearer to the wrong side; naming those would hide the wrong labels.
 SUSPICIOUS_MARGIN = 0.05
 N_CONFUSABLE = 3
+_BETWEEN_WORDS = re.compile(r"[\s_\-\u2010-\u2015]+")  # spaces, underscores, hyphens and dashes
 N_NAMED = 3  # photos that a warning names before it counts the rest
 
 
@@ -83,13 +87,14 @@ def is_suspicious(own_similarity: float | None, other_similarity: float) -> bool
 def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -> list[str]:
     """What a careful user would want to know of photos just enrolled, in sentences.
 
-    Few photos in a class or several of each plant, photos that look more like another class, near-copies in any class
-    that looks alike. The cost depends on the classes that were changed and on their neighbours, not on the size of the
-    index.
+    New labels that are written almost as another, few photos in a class or several of each plant, photos that look more
+    like another class, near-copies in any class that looks alike. The cost depends on the classes that were changed and
+    on their neighbours, not on the size of the index; a new class has its label held against all others.
     """
     wanted = sorted(set(support_ids))
-    sentences: list[str] = []
     new_records = reader.supports(wanted)
+    sentences: list[str] = []
+    new_labels = []
     for label in dict.fromkeys(record.label for record in new_records.values()):
         class_id = reader.wanted_class_id(label)
         ids, _, vectors = reader.class_vectors([class_id])
@@ -105,6 +110,8 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
                 f"and count as so many{wanted_more}."
             )
         new = np.isin(ids, wanted)
+        if new.all():
+            new_labels.append(label)
         nearest = neighbours.other_classes(reader, vectors[new], class_id, N_CONFUSABLE)
         found = _suspicious(reader, new_records, ids[new], nearest)
         if found:
@@ -118,7 +125,16 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
             )
         around = {class_id, *(other for row in nearest for other, _ in row)}
         sentences += _near_copies(reader, label, set(ids[new].tolist()), sorted(around))
-    return sentences
+    return _twin_labels(reader, new_labels) + sentences
+
+
+def as_spoken(label: str) -> str:
+    """A label as somebody says it: labels that are written differently and spoken alike are likely to mean one class.
+
+    >>> as_spoken("Bean-Rust") == as_spoken("bean_rust ") == as_spoken("bean  rust"), as_spoken("beanrust")
+    (True, 'beanrust')
+    """
+    return _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFKC", label).casefold()).strip()
 
 
 def near_copies(hashes: NDArray[np.uint8], rows: Int64s) -> dict[int, int]:
@@ -134,6 +150,24 @@ def near_copies(hashes: NDArray[np.uint8], rows: Int64s) -> dict[int, int]:
         if len(n_bits) and n_bits.min() <= NEAR_COPY_BITS:
             first[row] = int(n_bits.argmin())
     return first
+
+
+def _twin_labels(reader: Reader, new: Sequence[str]) -> list[str]:
+    """Of each new label that is spoken like another: which, and how to make the two one. A pair is told once."""
+    alike: dict[str, list[str]] = {}
+    for label in reader.labels() if new else ():
+        alike.setdefault(as_spoken(label), []).append(label)
+    sentences = []
+    told: set[str] = set()
+    for label in new:
+        others = [other for other in alike.get(as_spoken(label), ()) if other != label and other not in told]
+        if others:
+            told.add(label)
+            sentences.append(
+                f"there is a class {others[0]!r} already; {label!r} is another one. To make them one: "
+                f"`fewshot remove {shlex.quote(label)}`, and enroll its photos into {others[0]!r}."
+            )
+    return sentences
 
 
 def _suspicious(

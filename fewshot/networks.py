@@ -47,7 +47,7 @@ def load(source: WeightsSource) -> tuple[Backbone, torch.nn.Module]:
         WeightsUnreachableError: the weights are on the hub and the hub cannot be reached.
         WeightsDamagedError: the file does not hold this architecture's weights.
     """
-    _check_architecture(source)
+    check_architecture(source)
     if source.kind == "hub":
         network = _from_hub(source)
     else:
@@ -62,7 +62,7 @@ def load_untrained(source: WeightsSource) -> tuple[Backbone, torch.nn.Module]:
     Raises:
         UnknownBackboneError: timm has no such architecture; the message suggests the nearest.
     """
-    _check_architecture(source)
+    check_architecture(source)
     network: torch.nn.Module = timm.create_model(source.architecture, pretrained=False, num_classes=0)
     return _described(source, network), network
 
@@ -89,8 +89,18 @@ def _described(source: WeightsSource, network: torch.nn.Module) -> Backbone:
     )
 
 
-def _check_architecture(source: WeightsSource) -> None:
-    if timm.is_model(source.architecture):
+def is_model(architecture: str) -> bool:
+    """Whether timm knows an architecture of this name."""
+    return bool(timm.is_model(architecture))
+
+
+def check_architecture(source: WeightsSource) -> None:
+    """Refuse a source whose architecture timm does not know, before any weights are looked for.
+
+    Raises:
+        UnknownBackboneError: the message suggests the nearest.
+    """
+    if is_model(source.architecture):
         return
     names = timm.list_models()
     if source.kind in FOLDER_KINDS:

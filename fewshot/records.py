@@ -162,7 +162,7 @@ class Prediction:
     "bad_image" (the photo could not be read; `message` says why). `covering` holds the labels that cannot be ruled out
     at the coverage asked for, likeliest first (none, if it leads the next class by less than enrolled
     photos of its class do); None: no coverage was
-    asked for.
+    asked for. `files` holds the names of the photos that were answered together; None: it was one, which `file` names.
     """
 
     file: str
@@ -172,11 +172,13 @@ class Prediction:
     matches: tuple[Match, ...] = ()
     nearest: tuple[Neighbour, ...] = ()
     covering: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON shape; `covering` is in it only if a coverage was asked for."""
+        """The JSON shape; `covering` is in it only if a coverage was asked for, `files` only of photos together."""
         return {
             "file": self.file,
+            **({} if self.files is None else {"files": list(self.files)}),
             "answer": self.answer,
             "reason": self.reason,
             "message": self.message,

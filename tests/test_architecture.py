@@ -29,6 +29,7 @@ LAYERS = [
     {"metric", "neighbours", "classifier", "backup"},
     {"subjects"},
     {
+        "pinning",
         "inspection",
         "calibration",
         "answering",

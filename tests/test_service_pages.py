@@ -56,6 +56,10 @@ def test_a_photo_like_no_class_is_unknown_with_its_reason(page, url, tmp_path):
     assert "less like one class" in card.inner_text()
     assert "threshold" in card.inner_text()
     assert card.locator(".nearest img").count() == 6
+    assert "If it is one of the enrolled classes after all:" in card.inner_text()  # before percentages of these alone
+    choose(page, write_leaf(tmp_path / "new-rust.png", LEAF_COLOURS["rust"], 900))
+    page.locator(".answer[data-reason=match]").wait_for()
+    assert "If it is one" not in page.locator(".answer[data-reason=match]").inner_text()
 
 
 def test_a_file_that_is_no_photo_is_told_and_the_others_are_answered(page, url, rust, tmp_path):

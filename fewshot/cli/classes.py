@@ -1,5 +1,7 @@
 """`fewshot classes`, `remove`, `rename` and `inspect`: the classes of an index."""
 
+import shlex
+
 import click
 
 from fewshot.cli.options import common, open_gallery
@@ -26,7 +28,12 @@ def classes(index: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("label")
-@click.option("--photo", type=click.IntRange(min=1), metavar="NUMBER", help="Only this photo, as `inspect` numbers it.")
+@click.option(
+    "--photo",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="Only this photo, as `inspect LABEL --photos` numbers it.",
+)
 @common
 def remove(label: str, photo: int | None, index: str, as_json: bool) -> None:
     """Remove a class and its photos from the index, or one photo (the files you enrolled from stay where they are)."""
@@ -48,7 +55,7 @@ def _remove_photo(label: str, number: int, index: str, as_json: bool) -> None:
         if found.label != label:
             raise UsageError(
                 f"photo {number} is {found.file} of {found.label!r}, not of {label!r}.",
-                hint="`fewshot inspect LABEL --json` gives the numbers of a class's doubtful photos.",
+                hint=f"`fewshot inspect {shlex.quote(label)} --photos` lists its photos with their numbers.",
             )
         removed = gallery.remove_support(number)
     if as_json:
@@ -74,14 +81,21 @@ def rename(old: str, new: str, index: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("label", required=False)
+@click.option("--photos", is_flag=True, help="List every photo of LABEL with its number, which `remove --photo` takes.")
 @common
-def inspect(label: str | None, index: str, as_json: bool) -> None:
+def inspect(label: str | None, photos: bool, index: str, as_json: bool) -> None:
     """Show how classes (or one) look from inside.
 
     For each class: how alike its photos are to each other (`alike`, the mean cosine of a photo to the prototype of
     the others) and how much that varies (`spread`), the classes it is most easily confused with, and the photos that
-    lie nearer to another class than to their own, which are the first to check for a wrong label.
+    lie nearer to another class than to their own, which are the first to check for a wrong label. --photos lists all
+    photos of one class, each with its own similarity to the rest (`own`).
     """
+    if photos:
+        if label is None:
+            raise click.UsageError("--photos lists the photos of one class; give its LABEL.")
+        _list_photos(label, index, as_json)
+        return
     with open_gallery(index) as gallery:
         n = 1 if label is not None else len(gallery.classes())
         found = []
@@ -120,3 +134,24 @@ def inspect(label: str | None, index: str, as_json: bool) -> None:
     for photo, own_label in sorted(suspicious, key=lambda pair: pair[0].own_similarity - pair[0].similarity):
         name, other = visible(f"{own_label}/{photo.file}"), visible(photo.looks_like)
         echo(f"  {name}: own {photo.own_similarity:.2f}, {other} {photo.similarity:.2f} (photo {photo.support_id})")
+
+
+def _list_photos(label: str, index: str, as_json: bool) -> None:
+    """One class and all of its photos, in order of enrolment."""
+    with open_gallery(index) as gallery:
+        _, photos, found = gallery.describe(label)
+    if as_json:
+        json_line({**found.as_dict(), "photos": [photo.as_dict() for photo in photos]})
+        return
+    nearer = {photo.support_id: f"{photo.looks_like} {photo.similarity:.2f}" for photo in found.suspicious}
+    rows = [
+        [
+            str(photo.support_id),
+            photo.file,
+            "-" if photo.own_similarity is None else f"{photo.own_similarity:.2f}",
+            nearer.get(photo.support_id, ""),
+        ]
+        for photo in photos
+    ]
+    for line in table(["number", "file", "own", "nearer to"], rows, right=(0, 2)):
+        echo(line)

@@ -15,6 +15,7 @@ from fewshot.records import Prediction
 
 BAR_WIDTH = 12
 NAME_WIDTH = 40
+IF_NOT_UNKNOWN = "if it is one of the enrolled classes after all:"
 # A bar for work that is over at once would only flicker.
 PROGRESS_FROM = 8
 
@@ -68,7 +69,9 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
             answer = click.style(f"{shortened(prediction.answer, label_width):<{label_width}}", fg=color, bold=True)
             if prediction.reason == "unknown":
                 yield f"{name:<{file_width}}  {answer}  {visible(prediction.message)}"
-                yield f"{'':<{file_width}}  {label:<{label_width}}  {figures}"
+                # The shares are among the classes asked: they do not say how likely it is that it is any of them.
+                yield click.style(f"{'':<{file_width}}  {IF_NOT_UNKNOWN}", dim=True)
+                yield click.style(f"{'':<{file_width}}  {label:<{label_width}}  {figures}", dim=True)
             else:
                 yield f"{name:<{file_width}}  {answer}  {figures}"
         else:

@@ -1,11 +1,13 @@
-"""What the routes have in common: documented errors, and where a request finds the index at work."""
+"""What the routes have in common: documented errors, the parameters they know, and where the index at work is."""
 
 from typing import Annotated, Any
 
 from fastapi import Depends, Path
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from fewshot.datasets import MAX_LABEL_LENGTH
+from fewshot.errors import RequestError, did_you_mean
 from fewshot.service.shapes import ErrorBody
 from fewshot.service.work import Work
 
@@ -32,6 +34,27 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"model": ErrorBody, "description": _MEANING[status]} for status in sorted({*_EVERYWHERE, *statuses})
     }
+
+
+async def known_parameters(request: Request) -> None:
+    """Refuse a parameter behind the `?` that a route under /v1/ does not know: left aside, it would change the answer.
+
+    Raises:
+        RequestError: there is one; the nearest that the route knows is suggested.
+    """
+    route = request.scope.get("route")
+    if not request.query_params or not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
+        return
+    method = "get" if request.method == "HEAD" else request.method.lower()
+    described = request.app.openapi()["paths"][route.path][method].get("parameters", [])
+    known = [each["name"] for each in described if each["in"] == "query"]
+    for name in request.query_params:
+        if name not in known:
+            takes = f"It takes {', '.join(known)}." if known else "It takes none."
+            raise RequestError(
+                f"{request.method} {route.path} knows no parameter {name[:100]!r}.",
+                hint=f"{did_you_mean(name[:100], known)} {takes}".strip(),
+            )
 
 
 async def work_of(request: Request) -> Work:

@@ -64,7 +64,9 @@ class Match(BaseModel):
     similarity: float = Field(
         description="Cosine to the class's nearest prototype; that of few photos is corrected upwards."
     )
-    probability: float = Field(ge=0, le=1)
+    probability: float = Field(
+        ge=0, le=1, description="Among the classes asked; of an `unknown` photo, if it is one of them after all."
+    )
 
 
 class Neighbour(BaseModel):
@@ -81,7 +83,10 @@ class Prediction(BaseModel):
     """The answer to one photo, as `fewshot query --json` gives it."""
 
     model_config = _example(**_PREDICTION)
-    file: str
+    file: str = Field(description="The photo's name; asked `together`, those of all with ` + ` between.")
+    files: list[str] | None = Field(
+        None, description="The names of the photos answered together, one by one; only where `together` was asked for."
+    )
     answer: str = Field(description="A label, or `unknown`.")
     reason: Literal["match", "ambiguous", "unknown", "bad_image"]
     message: str

@@ -230,7 +230,8 @@ class Store(Transactions):
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
             return IndexUnwritableError(
                 f"index {self.name!r} at {self.folder} cannot be opened for use: {text}.",
-                hint="Check the permissions of the folder and of the files in it; the folder must be writable.",
+                hint="An index is written beside even where it is only read. Check the permissions of the folder and "
+                "of the files in it, or copy the folder to where you may write.",
             )
         if name.startswith("SQLITE_IOERR"):
             return IndexUnwritableError(

@@ -9,6 +9,8 @@ const WORDS = {
   unknown: ["Like no enrolled class", "warn"],
   bad_image: ["Not readable", "bad"],
 };
+// The percentages are among the enrolled classes: they do not say how likely it is that it is any of them.
+const IF_NOT_UNKNOWN = "If it is one of the enrolled classes after all:";
 let count = 0;
 
 export function answerCard(prediction, file, options, onChange) {
@@ -28,6 +30,7 @@ export function answerCard(prediction, file, options, onChange) {
           h("span", { class: `badge ${kind}` }, words)),
         note,
         why(found),
+        found.reason === "unknown" ? h("p", { class: "muted small given" }, IF_NOT_UNKNOWN) : null,
         readable ? bars(found) : null,
         found.covering ? covering(found.covering) : null),
       readable && found.nearest.length ? nearest(found, photo.src) : "",
@@ -50,7 +53,7 @@ function why(found) {
 function bars(found) {
   return h(
     "ul",
-    { class: "bars", "aria-label": "Most similar classes" },
+    { class: "bars", "aria-label": found.reason === "unknown" ? IF_NOT_UNKNOWN : "Most similar classes" },
     found.matches.map((match, i) =>
       h("li", { class: i === 0 && found.answer === match.label ? "first" : "" },
         h("a", { href: classPath(match.label), "data-view": "" }, match.label),
