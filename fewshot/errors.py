@@ -156,7 +156,7 @@ class NestedFolderError(FolderError):
 
 
 class StrictError(FewshotError):
-    """`--strict` was asked for and a photo was refused: nothing was enrolled."""
+    """`--strict` was asked for and a photo was refused or left out: nothing was enrolled."""
 
     code = "strict"
     status = 422

@@ -58,7 +58,7 @@ def evaluate(
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     plan.check()
-    photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
+    photos = [(photo, i) for i, each in enumerate(class_folders(folder, on_warning=warn)) for photo in each.photos]
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
     vectors, classes, names, hashes = [], [], [], []
     seen, n_copies = set(), 0
