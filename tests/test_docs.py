@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from fewshot.cli.main import COMMANDS
+from fewshot.cli.main import COMMANDS, main
 from fewshot.neighbours import EXACT_NUMBERS
 from fewshot.samples import write_samples
 from fewshot.search.bases import CELLS_LIMIT, EXACT_LIMIT
@@ -25,6 +26,20 @@ def test_generated_pages_are_fresh():
 def test_readme_shows_every_command_and_no_other():
     shown = set(re.findall(r"^(?:\$ )?fewshot ([a-z-]+)", README, re.MULTILINE))
     assert shown == set(COMMANDS)
+
+
+def test_every_option_that_the_documentation_gives_a_command_is_one_of_it():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    spans = {span for page in pages for span in re.findall(r"`(fewshot [a-z][^`\n]*)`", page.read_text())}
+    assert len(spans) > 25
+    for span in spans:
+        name = span.split()[1]
+        if name not in COMMANDS:
+            continue  # a pattern, as in "fewshot COMMAND"
+        command = main.get_command(click.Context(main), name)
+        groups = [command, *getattr(command, "commands", {}).values()]
+        known = {option for each in groups for parameter in each.params for option in parameter.opts} | {"--help"}
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", span)) <= known, span
 
 
 def test_every_variable_of_the_environment_is_documented():
