@@ -181,17 +181,19 @@ def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | Non
     """The photos to answer: files as named, and of folders every photo in them and below, in name order.
 
     A file that is named is always asked, whatever it is; in a folder only files with a picture's ending count, so
-    that notes and tables lying beside the photos raise no alarm. Links to folders are not followed below.
+    that notes and tables lying beside the photos are not answered. Links to folders are not followed below.
 
     Args:
         targets: files and folders.
-        on_warning: told of each folder below a named one that cannot be read, and is left out.
+        on_warning: told of each folder below a named one that cannot be read, and is left out, and of the files that
+            were passed over for their endings: a camera's raw photos may be among them.
 
     Raises:
         MissingFolderError: a target does not exist, or is a folder that cannot be read.
         EmptyFolderError: a folder holds no photo.
     """
     photos: list[Path] = []
+    passed_over: list[Path] = []
     for target in targets:
         if not os.path.isdir(target):
             if not os.path.lexists(target):
@@ -200,16 +202,24 @@ def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | Non
                 )
             photos.append(target)
             continue
-        found = sorted(_photos_below(target, on_warning))
+        files = sorted(_files_below(target, on_warning))
+        found = [path for path in files if _ends_like_photo(path)]
+        passed_over += [path for path in files if not _ends_like_photo(path)]
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
             )
         photos.extend(found)
+    if passed_over and on_warning is not None:
+        one = len(passed_over) == 1
+        on_warning(
+            f"{len(passed_over)} {'file that does' if one else 'files that do'} not end like a photo "
+            f"{'was' if one else 'were'} passed over: {_names(passed_over)}{'' if len(passed_over) > 3 else '.'}"
+        )
     return photos
 
 
-def _photos_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
+def _files_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -225,7 +235,7 @@ def _photos_below(folder: Path, on_warning: Callable[[str], None] | None) -> Ite
             if os.path.isdir(path):
                 if not path.is_symlink():
                     waiting.append(path)
-            elif _ends_like_photo(path):
+            else:
                 yield path
 
 

@@ -347,6 +347,25 @@ def test_photos_of_any_ending_are_asked_also_those_that_are_refused_with_a_word(
     assert names(query_photos([tmp_path])) == ["a.jpg", "b.jfif", "c.JPE", "d.JPG", "e.HEIC", "f.heif", "g.avif"]
 
 
+def test_files_passed_over_for_their_endings_are_told_by_name(tmp_path):
+    fill(tmp_path, "a.jpg", "raw.CR2", "more/notes.txt", ".hidden.txt", "Thumbs.db")
+    told = []
+    assert names(query_photos([tmp_path], on_warning=told.append)) == ["a.jpg"]
+    assert told == ["2 files that do not end like a photo were passed over: notes.txt, raw.CR2."]
+    query_photos([tmp_path / "raw.CR2", fill(tmp_path / "other", "b.jpg")], on_warning=told.append)
+    assert len(told) == 1  # what is named is asked, whatever it is
+    (tmp_path / "raw.CR2").unlink()
+    query_photos([tmp_path], on_warning=told.append)
+    assert told[1:] == ["1 file that does not end like a photo was passed over: notes.txt."]
+
+
+def test_files_passed_over_in_several_folders_are_told_in_one_sentence(tmp_path):
+    fill(tmp_path, *(f"{folder}/{name}" for folder in "ab" for name in ("a.jpg", "r1.NEF", "r2.NEF")))
+    told = []
+    query_photos([tmp_path / "a", tmp_path / "b"], on_warning=told.append)
+    assert told == ["4 files that do not end like a photo were passed over: r1.NEF, r2.NEF, r1.NEF, ..."]
+
+
 @pytest.fixture
 def barred(tmp_path, monkeypatch):
     """A folder that its owner may not read; tests may run as root, whom nothing is barred to."""
