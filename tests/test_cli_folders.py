@@ -131,3 +131,43 @@ def test_a_good_folder_is_enrolled_without_a_word_on_stderr(leaves):
     result = run("enroll", "--each", leaves(n=5), "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
     assert len(ok("classes").splitlines()) > 4
+
+
+# ---- query
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_asking_a_folder_tells_what_was_passed_over(more, leaves):
+    folder = leaves(n=5)
+    ok("enroll", "--each", folder)
+    (folder / "rust" / "raw.CR2").write_bytes(b"raw")
+    result = run("query", folder / "rust", *more)
+    assert result.exit_code == 0
+    assert "warning: 1 file that does not end like a photo was passed over: raw.CR2." in result.stderr
+    assert "raw.CR2" not in result.stdout
+
+
+# ---- words forgotten or wrong
+
+
+def test_enrolling_a_folder_without_a_label_proposes_the_folders_name(leaves):
+    leaves(n=3, labels=["rust", "blight"])
+    Path("photos/rust").rename("photos/bean rust")
+    text = fails(2, "usage", "enroll", "photos/bean rust")
+    assert text.startswith("give a LABEL and a FOLDER, or --each and a FOLDER.")
+    assert text.endswith("Did you mean `fewshot enroll 'bean rust' 'photos/bean rust'`?")
+    assert fails(2, "usage", "enroll", "photos").endswith("Did you mean `fewshot enroll --each photos`?")
+    assert fails(2, "usage", "enroll", "elsewhere").endswith("See `fewshot enroll --help`.")
+
+
+def test_copying_an_index_that_is_not_there_blames_the_source(tmp_path):
+    text = fails(2, "index_missing", "copy", "nope", "target")
+    assert "there is no index at indexes/nope" in text
+    assert "SOURCE" in text
+    assert "nroll" not in text
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("words")
+    text = fails(2, "not_an_index", "copy", tmp_path / "photos", "target")
+    assert "SOURCE" in text
+    assert "--index" not in text
+    assert not Path("indexes").exists()

@@ -1,5 +1,6 @@
 """`fewshot enroll`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from fewshot.cli.options import (
 )
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
-from fewshot.errors import EmptyFolderError, StrictError
+from fewshot.errors import EmptyFolderError, FewshotError, NestedFolderError, StrictError, UsageError
 
 if TYPE_CHECKING:
     from fewshot.datasets import ClassFolder
@@ -112,7 +113,7 @@ def _folders(words: tuple[str, ...], each: bool) -> tuple[list["ClassFolder"], l
         folders = class_folders(Path(words[0]), enrolling=True, on_warning=left_out.append)
     else:
         if len(words) != 2:
-            raise click.UsageError("give a LABEL and a FOLDER, or --each and a FOLDER.")
+            raise UsageError("give a LABEL and a FOLDER, or --each and a FOLDER.", hint=_meant(words))
         folders = [class_folder(words[0], Path(words[1]))]
     for folder in folders:
         if not folder.photos:
@@ -123,6 +124,23 @@ def _folders(words: tuple[str, ...], each: bool) -> tuple[list["ClassFolder"], l
                 f"the folder of class {folder.label!r} has {folder.n_sub_folders} sub-folders; they are not read."
             )
     return folders, left_out
+
+
+def _meant(words: tuple[str, ...]) -> str:
+    """A hint for words that are not two: a lone folder is a class of its own name, or holds classes."""
+    from fewshot.datasets import class_folder
+
+    if len(words) == 1:
+        folder = Path(words[0])
+        label = folder.resolve().name
+        try:
+            if class_folder(label, folder).photos != (folder,):  # a folder, not a photo
+                return f"Did you mean `{shlex.join(['fewshot', 'enroll', label, words[0]])}`?"
+        except NestedFolderError:
+            return f"Did you mean `{shlex.join(['fewshot', 'enroll', '--each', words[0]])}`?"
+        except FewshotError:
+            pass
+    return "See `fewshot enroll --help`."
 
 
 def _sentence(label: str, n_enrolled: int, n_already: int, n_refused: int) -> str:
