@@ -423,7 +423,7 @@ class NotFiniteError(TrainingError):
 
 
 class TrainingStoppedError(TrainingError):
-    """Somebody stopped the training with Ctrl-C. The last whole epoch is kept."""
+    """Somebody stopped the training with Ctrl-C. The last whole epoch is kept, if there is one."""
 
     code = "training_stopped"
     hint = "Run the same command again: it goes on from the last whole epoch."
