@@ -16,6 +16,7 @@ of backbones, losses and normalisations.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,9 +30,11 @@ from page.parts import STRATA, peer_tables
 from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
+from fewshot.cli.main import show_error
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.episodes import learn_classes
+from fewshot.errors import FewshotError
 from fewshot.evaluation import crop_of, ranks, wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question, Refused
@@ -260,7 +263,20 @@ def _share(right: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print, keep; what is wrong with the words or the folders is said as the program says it."""
+    try:
+        run()
+    except FewshotError as error:
+        show_error(error, as_json=False)
+        sys.exit(error.exit_code)
+
+
+def run() -> None:
+    """Measure, print, keep.
+
+    Raises:
+        FewshotError: a folder, an index or a backbone is not there or not as it must be.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
     parser.add_argument("--enrolled", type=Path)

@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "FEWSHOT_MAX_MEGAPIXELS": "the largest photo that is decoded; by default 100",
     "FEWSHOT_SUPPORTS_IN_MEMORY": "up to how many photos a database's index is searched here and not there; a million",
     "FEWSHOT_RAY": "the cluster where `--ray` is not given",
-    "FEWSHOT_POST_TOKEN": "the token that `fewshot watch --post` sends",
+    "FEWSHOT_POST_TOKEN": "the token that `fewshot watch --to URL` sends",
 }
 BEGIN, END = "<!-- modules: begin (make docs) -->", "<!-- modules: end -->"
 # The order in which a photo meets them; imports point upwards only.

@@ -101,7 +101,7 @@ def class_folder(label: str, folder: Path) -> ClassFolder:
     files, folders = _listing(folder)
     if not files and folders:
         raise NestedFolderError(
-            f"{folder} holds no photos but {len(folders)} folders ({_names(folders)}).",
+            f"{folder} holds no photos but {_n_folders(folders)}.",
             hint=f"If each is a class, use `fewshot enroll --each {folder}`; else name one of them.",
         )
     if not files:
@@ -109,49 +109,91 @@ def class_folder(label: str, folder: Path) -> ClassFolder:
     return ClassFolder(label, tuple(files), len(folders))
 
 
-def class_folders(folder: Path) -> list[ClassFolder]:
+def class_folders(
+    folder: Path, *, enrolling: bool = False, on_warning: Callable[[str], None] | None = None
+) -> list[ClassFolder]:
     """Every sub-folder as a class named after it, in name order; an empty one comes with no photos.
+
+    Args:
+        folder: the folder above the classes.
+        enrolling: a hint may say how a single class is enrolled; no other command takes one.
+        on_warning: told of photos beside the sub-folders, which are of no class.
 
     Raises:
         MissingFolderError: there is nothing there.
         EmptyFolderError: no sub-folders.
+        NestedFolderError: no sub-folder holds photos, and some hold folders: the classes lie a level below.
         LabelError: a sub-folder's name cannot be a label, or two names are the same label.
     """
     files, folders = _listing(folder)
     if not folders:
-        what = f"{len(files)} files but no sub-folders" if files else "nothing"
-        raise EmptyFolderError(
-            f"{folder} holds {what}; wanted one sub-folder a class, named after it.",
-            hint=f"To enroll the photos of a single class: `fewshot enroll LABEL {folder}`.",
-        )
+        raise _without_classes(folder, len(files), enrolling)
+    inside = {sub_folder: _listing(sub_folder) for sub_folder in folders}
+    # A file without an ending may be a photo, one that ends otherwise is a note beside the classes.
+    if not any(_may_be_photo(path) for inner_files, _ in inside.values() for path in inner_files):
+        above = {sub_folder: inner for sub_folder, (_, inner) in inside.items() if inner}
+        if above:
+            raise _too_high(folder, above)
     classes: dict[str, ClassFolder] = {}
-    for sub_folder in folders:
+    for sub_folder, (inner_files, inner_folders) in inside.items():
         label = checked_label(sub_folder.name)
         if label in classes:
             raise LabelError(
                 f"two sub-folders of {folder} are named {label!r} (they differ in spaces or in how accents are coded).",
                 hint="Merge or rename one of them.",
             )
-        inner_files, inner_folders = _listing(sub_folder)
         classes[label] = ClassFolder(label, tuple(inner_files), len(inner_folders))
+    n_loose = sum(map(_ends_like_photo, files))
+    if n_loose and on_warning is not None:
+        lie, they = ("photo lies", "it is") if n_loose == 1 else ("photos lie", "they are")
+        on_warning(f"{n_loose} {lie} in {folder} itself, in no class; {they} not read.")
     return list(classes.values())
+
+
+def _without_classes(folder: Path, n_files: int, enrolling: bool) -> EmptyFolderError:
+    if not n_files:
+        hint = "Make a sub-folder for each class, with its photos in it."
+    elif enrolling:
+        hint = f"To enroll the photos of a single class: `fewshot enroll LABEL {folder}`."
+    else:
+        above = folder / ".." if folder.name in ("", "..") else folder.parent
+        hint = f"If it is one class, name the folder above, {above}."
+    what = f"{n_files} files but no sub-folders" if n_files else "nothing"
+    return EmptyFolderError(f"{folder} holds {what}; wanted one sub-folder a class, named after it.", hint=hint)
+
+
+def _too_high(folder: Path, above: dict[Path, list[Path]], most: int = 3) -> NestedFolderError:
+    """The refusal of a folder whose sub-folders hold folders: one of those was meant."""
+    shown = list(above)[:most]
+    held = [f"{sub_folder} holds no photos but {_n_folders(above[sub_folder])}" for sub_folder in shown]
+    more = len(above) - len(shown)
+    return NestedFolderError(
+        f"{'; '.join(held)}{f'; and so do {more} more' if more else ''}. Wanted one sub-folder of photos a class.",
+        hint=f"Did you mean {' or '.join(map(str, shown))}?",
+    )
+
+
+def _n_folders(folders: list[Path]) -> str:
+    return f"{len(folders)} {'folder' if len(folders) == 1 else 'folders'} ({_names(folders)})"
 
 
 def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | None = None) -> list[Path]:
     """The photos to answer: files as named, and of folders every photo in them and below, in name order.
 
     A file that is named is always asked, whatever it is; in a folder only files with a picture's ending count, so
-    that notes and tables lying beside the photos raise no alarm. Links to folders are not followed below.
+    that notes and tables lying beside the photos are not answered. Links to folders are not followed below.
 
     Args:
         targets: files and folders.
-        on_warning: told of each folder below a named one that cannot be read, and is left out.
+        on_warning: told of each folder below a named one that cannot be read, and is left out, and of the files that
+            were passed over for their endings: a camera's raw photos may be among them.
 
     Raises:
         MissingFolderError: a target does not exist, or is a folder that cannot be read.
         EmptyFolderError: a folder holds no photo.
     """
     photos: list[Path] = []
+    passed_over: list[Path] = []
     for target in targets:
         if not os.path.isdir(target):
             if not os.path.lexists(target):
@@ -160,16 +202,24 @@ def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | Non
                 )
             photos.append(target)
             continue
-        found = sorted(_photos_below(target, on_warning))
+        files = sorted(_files_below(target, on_warning))
+        found = [path for path in files if _ends_like_photo(path)]
+        passed_over += [path for path in files if not _ends_like_photo(path)]
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
             )
         photos.extend(found)
+    if passed_over and on_warning is not None:
+        one = len(passed_over) == 1
+        on_warning(
+            f"{len(passed_over)} {'file that does' if one else 'files that do'} not end like a photo "
+            f"{'was' if one else 'were'} passed over: {_names(passed_over)}{'' if len(passed_over) > 3 else '.'}"
+        )
     return photos
 
 
-def _photos_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
+def _files_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -185,7 +235,7 @@ def _photos_below(folder: Path, on_warning: Callable[[str], None] | None) -> Ite
             if os.path.isdir(path):
                 if not path.is_symlink():
                     waiting.append(path)
-            elif path.suffix.lower() in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+            else:
                 yield path
 
 
@@ -209,6 +259,14 @@ def _entries(folder: Path) -> list[Path]:
         raise MissingFolderError(
             f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions."
         ) from error
+
+
+def _ends_like_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_SUFFIXES | REFUSED_SUFFIXES
+
+
+def _may_be_photo(path: Path) -> bool:
+    return not path.suffix or _ends_like_photo(path)
 
 
 def is_visible(path: Path) -> bool:

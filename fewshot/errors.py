@@ -156,7 +156,7 @@ class NestedFolderError(FolderError):
 
 
 class StrictError(FewshotError):
-    """`--strict` was asked for and a photo was refused: nothing was enrolled."""
+    """`--strict` was asked for and a photo was refused or left out: nothing was enrolled."""
 
     code = "strict"
     status = 422
@@ -423,7 +423,7 @@ class NotFiniteError(TrainingError):
 
 
 class TrainingStoppedError(TrainingError):
-    """Somebody stopped the training with Ctrl-C. The last whole epoch is kept."""
+    """Somebody stopped the training with Ctrl-C. The last whole epoch is kept, if there is one."""
 
     code = "training_stopped"
     hint = "Run the same command again: it goes on from the last whole epoch."

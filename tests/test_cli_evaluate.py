@@ -1,6 +1,7 @@
 """`fewshot evaluate`: a folder of folders in, episodes out, and what cannot be drawn refused."""
 
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -59,6 +60,42 @@ def test_evaluate_warns_of_several_shots_of_each_plant(leaves, monkeypatch):
     result = run("evaluate", leaves(n=7), "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
     assert "12 of 28 photos look like further shots of a plant, or place, that another photo" in result.stderr
     assert result.exit_code == 0
+
+
+def test_evaluate_names_the_classes_that_have_too_few_photos(leaves, monkeypatch):
+    folder = leaves(n=7)
+    leaves(n=4, labels=["rust"], name="few")
+    shutil.rmtree(folder / "rust")
+    (folder.parent / "few" / "rust").rename(folder / "rust")
+    (folder / "rust" / "words.jpg").write_text("words")
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    given = ("evaluate", folder, "--n-way", 3, "--n-shot", 3, "--n-episode", 1)
+    assert "fewer usable photos" not in run(*given, "--n-query", 1).stderr
+    result = run(*given, "--n-query", 4)
+    assert result.exit_code == 0
+    assert (
+        "warning: 1 of 4 classes has fewer usable photos than the 7 that an episode draws, and is asked as unknown "
+        "only: rust (4)." in result.stderr
+    )
+    assert "from 3 classes" in result.stdout
+    result = run(*given, "--n-query", 9)  # none is left, and the warning says why
+    assert result.exit_code == 2
+    assert "asked as unknown only: blight (7), healthy (7), mildew (7), rust (4)." in result.stderr
+
+
+def test_evaluate_shows_how_far_it_is_in_both_of_its_parts(leaves, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def counting(what, n):
+        done = []
+        yield lambda: done.append(1)
+        shown.append((what, n, len(done)))
+
+    monkeypatch.setattr("fewshot.cli.evaluate.progress", counting)
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    lines("evaluate", leaves(n=5), "--n-way", 3, "--n-shot", 3, "--n-query", 2, "--n-episode", 9)
+    assert shown == [("embedding", 20, 20), ("episodes", 9, 9)]
 
 
 def test_evaluate_refuses_what_cannot_be_drawn_before_it_embeds_anything(leaves, monkeypatch):

@@ -60,6 +60,16 @@ def test_the_table_shows_what_where_and_who(inbox):
     assert "4 answered, 0 could not be read" in result.stderr
 
 
+def test_a_second_look_at_the_same_folder_says_what_the_first_dealt_with(inbox):
+    assert "earlier run" not in once().stderr
+    assert "0 answered, 0 could not be read; 4 were dealt with by an earlier run" in once().stderr
+    for photo in sorted(inbox.iterdir())[1:]:
+        photo.unlink()
+    assert "0 answered, 0 could not be read; 1 was dealt with by an earlier run" in once().stderr
+    write_leaf(next(inbox.iterdir()), LEAF_COLOURS["blight"], 901)  # another photo under its name
+    assert once().stderr.splitlines()[-1] == "1 answered, 0 could not be read"
+
+
 def test_a_strangers_file_name_moves_no_cursor(inbox):
     write_leaf(inbox / "a\x1b[2J\rb.png", LEAF_COLOURS["rust"], 950)
     assert "a<U+001B>[2J<U+000D>b.png" in once().stdout

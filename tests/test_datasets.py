@@ -274,8 +274,53 @@ def test_a_sub_folder_whose_name_is_no_label_is_refused(name, tmp_path):
 
 def test_each_on_a_folder_of_photos_says_how_to_enroll_one_class(tmp_path):
     with pytest.raises(EmptyFolderError, match="2 files but no sub-folders") as caught:
-        class_folders(fill(tmp_path, "a.jpg", "b.jpg"))
+        class_folders(fill(tmp_path, "a.jpg", "b.jpg"), enrolling=True)
     assert "fewshot enroll LABEL" in caught.value.hint
+
+
+@pytest.mark.parametrize(("named", "above"), [("sup/rust", "sup"), ("sup", "."), (".", "..")])
+def test_a_folder_of_photos_given_for_classes_is_told_of_the_folder_above(named, above, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fill(Path(named), "a.jpg")
+    with pytest.raises(EmptyFolderError, match="no sub-folders") as caught:
+        class_folders(Path(named))
+    assert caught.value.hint == f"If it is one class, name the folder above, {above}."
+
+
+def test_a_folder_a_level_too_high_names_the_one_below_that_was_meant(tmp_path):
+    fill(tmp_path, "novel/support/rust/a.jpg", "novel/support/scab/b.jpg", "novel/support/README.md", "novel/notes/")
+    with pytest.raises(NestedFolderError) as caught:
+        class_folders(tmp_path / "novel")
+    support = tmp_path / "novel" / "support"
+    assert caught.value.message.startswith(f"{support} holds no photos but 2 folders (rust, scab).")
+    assert caught.value.hint == f"Did you mean {support}?"
+
+
+def test_a_folder_too_high_above_several_names_a_few_of_them(tmp_path):
+    fill(tmp_path, *(f"{name}/rust/a.jpg" for name in "abcde"))
+    with pytest.raises(NestedFolderError, match="and so do 2 more") as caught:
+        class_folders(tmp_path)
+    assert caught.value.hint == f"Did you mean {tmp_path / 'a'} or {tmp_path / 'b'} or {tmp_path / 'c'}?"
+
+
+@pytest.mark.parametrize("photo", ["a.jpg", "IMG_0001", "a.heic"])
+def test_one_class_with_a_photo_is_enough_for_the_right_level(photo, tmp_path):
+    found = class_folders(fill(tmp_path, f"rust/{photo}", "scab/field/b.jpg"))
+    assert [(each.label, len(each.photos), each.n_sub_folders) for each in found] == [("rust", 1, 0), ("scab", 0, 1)]
+
+
+def test_photos_beside_the_class_folders_are_told_and_notes_are_not(tmp_path):
+    fill(tmp_path, "rust/a.jpg", "one.jpg", "two.HEIC", "readme.txt", ".hidden.jpg")
+    told = []
+    assert len(class_folders(tmp_path, on_warning=told.append)) == 1
+    assert told == [f"2 photos lie in {tmp_path} itself, in no class; they are not read."]
+    (tmp_path / "two.HEIC").unlink()
+    class_folders(tmp_path, on_warning=told.append)
+    assert told[1:] == [f"1 photo lies in {tmp_path} itself, in no class; it is not read."]
+    (tmp_path / "one.jpg").unlink()
+    class_folders(tmp_path, on_warning=told.append)
+    assert len(told) == 2
 
 
 def test_each_on_an_empty_missing_or_plain_file_is_refused(tmp_path):
@@ -300,6 +345,25 @@ def test_a_folder_is_asked_with_everything_below_it_in_name_order(tmp_path):
 def test_photos_of_any_ending_are_asked_also_those_that_are_refused_with_a_word(tmp_path):
     fill(tmp_path, "a.jpg", "b.jfif", "c.JPE", "d.JPG", "e.HEIC", "f.heif", "g.avif", "notes.txt")
     assert names(query_photos([tmp_path])) == ["a.jpg", "b.jfif", "c.JPE", "d.JPG", "e.HEIC", "f.heif", "g.avif"]
+
+
+def test_files_passed_over_for_their_endings_are_told_by_name(tmp_path):
+    fill(tmp_path, "a.jpg", "raw.CR2", "more/notes.txt", ".hidden.txt", "Thumbs.db")
+    told = []
+    assert names(query_photos([tmp_path], on_warning=told.append)) == ["a.jpg"]
+    assert told == ["2 files that do not end like a photo were passed over: notes.txt, raw.CR2."]
+    query_photos([tmp_path / "raw.CR2", fill(tmp_path / "other", "b.jpg")], on_warning=told.append)
+    assert len(told) == 1  # what is named is asked, whatever it is
+    (tmp_path / "raw.CR2").unlink()
+    query_photos([tmp_path], on_warning=told.append)
+    assert told[1:] == ["1 file that does not end like a photo was passed over: notes.txt."]
+
+
+def test_files_passed_over_in_several_folders_are_told_in_one_sentence(tmp_path):
+    fill(tmp_path, *(f"{folder}/{name}" for folder in "ab" for name in ("a.jpg", "r1.NEF", "r2.NEF")))
+    told = []
+    query_photos([tmp_path / "a", tmp_path / "b"], on_warning=told.append)
+    assert told == ["4 files that do not end like a photo were passed over: r1.NEF, r2.NEF, r1.NEF, ..."]
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from fewshot.cli.main import COMMANDS
+from fewshot.cli.main import COMMANDS, main
 from fewshot.neighbours import EXACT_NUMBERS
 from fewshot.samples import write_samples
 from fewshot.search.bases import CELLS_LIMIT, EXACT_LIMIT
@@ -25,6 +27,20 @@ def test_generated_pages_are_fresh():
 def test_readme_shows_every_command_and_no_other():
     shown = set(re.findall(r"^(?:\$ )?fewshot ([a-z-]+)", README, re.MULTILINE))
     assert shown == set(COMMANDS)
+
+
+def test_every_option_that_the_documentation_gives_a_command_is_one_of_it():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    spans = {span for page in pages for span in re.findall(r"`(fewshot [a-z][^`\n]*)`", page.read_text())}
+    assert len(spans) > 25
+    for span in spans:
+        name = span.split()[1]
+        if name not in COMMANDS:
+            continue  # a pattern, as in "fewshot COMMAND"
+        command = main.get_command(click.Context(main), name)
+        groups = [command, *getattr(command, "commands", {}).values()]
+        known = {option for each in groups for parameter in each.params for option in parameter.opts} | {"--help"}
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", span)) <= known, span
 
 
 def test_every_variable_of_the_environment_is_documented():
@@ -87,6 +103,48 @@ def test_python_example_of_the_readme_runs(tmp_path, capsys):
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("10 ()\ncorn-rust (Match(label='corn-rust'")
+
+
+def alike(printed, shown):
+    """Whether a line begins as it is printed: the same words, bars aside, and figures that differ by little."""
+    words, others = (re.sub("[█▏▎▍▌▋▊▉]", " ", line).split() for line in (printed, shown))
+    if len(others) < len(words):
+        return False
+    for word, other in zip(words, others, strict=False):
+        figures = [re.fullmatch(r"([\d.]+)(%?)[,)]*", each) for each in (word, other)]
+        if all(figures):
+            (one, percent), (two, _) = (each.groups() for each in figures)
+            if abs(float(one) - float(two)) > (3 if percent else 0.03):
+                return False
+        elif word != other:
+            return False
+    return True
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("precision", ["f32", None])
+def test_first_example_of_the_readme_comes_out_as_printed(precision):
+    example = re.search(r"^```\n(\$ fewshot sample-data.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    steps = re.findall(r"^\$ fewshot (.*)\n((?:[^$].*\n)*)", example, re.MULTILINE)
+    assert len(steps) == 4
+    for command, printed in steps:
+        words = command.split()
+        if precision and words[0] == "enroll":
+            words += ["--precision", precision]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+        shown = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+        for line in printed.splitlines():
+            start = line.split(" ... ")[0]
+            assert line == "..." or any(alike(start, each) for each in shown), (line, shown)
+
+
+def test_a_line_is_alike_only_with_the_same_words_and_nearly_the_same_figures():
+    assert alike("rust  96% ███▌ 0.56", "rust  95% ██▍  0.54 more")
+    assert not alike("rust  96% ███▌ 0.56", "scab  96% ███▌ 0.56")
+    assert not alike("rust  96% ███▌ 0.56", "rust  92% ███▌ 0.56")
+    assert not alike("rust  96% ███▌ 0.56", "rust  96% ███▌ 0.50")
+    assert not alike("rust  96% ███▌ 0.56", "rust  96%")
 
 
 @pytest.mark.weights

@@ -75,3 +75,25 @@ def test_two_classes_are_measured_beside_peers_and_what_is_left_out_is_told(tmp_
     shown = peer_tables(found["table"])
     assert shown.count("| method, backbone | asked | asked, x | asked, y | asked + more photos |") == 3
     assert "| fewshot, colours | 100.0 (68-100) | 100.0 (51-100) |" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--enrolled", "photos", "--asked", "photos/rust"], "3 files but no sub-folders"),
+        (["--enrolled", "nosuch", "--asked", "photos"], "there is no folder nosuch."),
+        (["--enrolled", "above", "--asked", "photos"], "support holds no photos but 2 folders"),
+        (["--index", "nope", "--asked", "photos"], "there is no index at nope."),
+    ],
+)
+def test_a_wrong_folder_is_an_error_with_a_hint_and_no_traceback(words, message, leaves, monkeypatch, capsys):
+    leaves(n=3, labels=["rust", "healthy"])
+    leaves(n=1, labels=["rust", "healthy"], name="above/support")
+    monkeypatch.setattr(sys, "argv", ["hard_cases.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        hard_cases.main()
+    assert caught.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert hint.startswith("hint: ")

@@ -97,6 +97,20 @@ def test_an_epoch_holds_the_folder(tmp_path, data):
         train(recipe_file(tmp_path, epochs=2, learning_rate=1e-5), data, tmp_path / "out")
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_stop_says_whether_there_is_an_epoch_to_go_on_from(at, tmp_path, data):
+    def stop(progress):
+        if progress.epoch == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStoppedError) as caught:
+        train(recipe_file(tmp_path, epochs=2), data, tmp_path / "out", on_progress=stop)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert ("no epoch was finished" in said) == (at == 1)
+    assert ("begins this training anew" in said) == (at == 1)
+    assert ("goes on from the last whole epoch" in said) == (at == 2)
+
+
 def test_a_head_without_epochs_of_the_backbone_holds_the_folder(tmp_path, data):
     file = recipe_file(tmp_path, epochs=0, head="mlp", head_epochs=1)
     train(file, data, tmp_path / "out")

@@ -7,6 +7,7 @@ import click
 from fewshot.cli.options import common, index_place, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
+from fewshot.errors import IndexMissingError, NotAnIndexError
 
 
 @click.command()
@@ -22,7 +23,12 @@ def copy(source: str, target: str, index: str, as_json: bool) -> None:
     """
     from fewshot.store import copy_index, open_store, shown_place
 
-    store = open_store(index_place(source))
+    try:
+        store = open_store(index_place(source))
+    except (IndexMissingError, NotAnIndexError) as error:
+        raise type(error)(
+            error.message, hint="Check SOURCE, the index that is copied; TARGET comes after it."
+        ) from error
     try:
         with ExitStack() as stack:
             steps = []

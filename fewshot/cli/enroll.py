@@ -1,6 +1,8 @@
 """`fewshot enroll`."""
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,12 +18,20 @@ from fewshot.cli.options import (
 )
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
+from fewshot.errors import EmptyFolderError, FewshotError, NestedFolderError, StrictError, UsageError
+
+if TYPE_CHECKING:
+    from fewshot.datasets import ClassFolder
 
 
 @click.command()
 @click.argument("label_and_folder", nargs=-1, metavar="LABEL FOLDER | --each FOLDER")
 @click.option("--each", is_flag=True, help="Every sub-folder of FOLDER is a class, named after it.")
-@click.option("--strict", is_flag=True, help="All or nothing: one refused photo, and nothing is enrolled.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="All or nothing: where a photo is refused or not read, or a class has none, nothing is enrolled.",
+)
 @click.option(
     "--keep-metadata",
     is_flag=True,
@@ -48,21 +58,19 @@ def enroll(
     Enrolling a folder again adds only the photos that are new. A photo that cannot be used is refused with its
     reason, and the others go in.
     """
-    from fewshot.datasets import class_folder, class_folders
-
-    if each:
-        if len(label_and_folder) != 1:
-            raise click.UsageError("--each takes one FOLDER, whose sub-folders name the classes.")
-        folders = class_folders(Path(label_and_folder[0]))
-    else:
-        if len(label_and_folder) != 2:
-            raise click.UsageError("give a LABEL and a FOLDER, or --each and a FOLDER.")
-        folders = [class_folder(label_and_folder[0], Path(label_and_folder[1]))]
-    for folder in folders:
-        if not folder.photos:
-            warn(f"the folder of class {folder.label!r} holds no photos.")
-        elif folder.n_sub_folders:
-            warn(f"the folder of class {folder.label!r} has {folder.n_sub_folders} sub-folders; they are not read.")
+    folders, left_out = _folders(label_and_folder, each)
+    for sentence in left_out:
+        warn(sentence)
+    if strict and left_out:
+        raise StrictError(
+            f"nothing was enrolled: {left_out[0]}",
+            hint="Mend the folder as the warnings say, or leave --strict out.",
+        )
+    if not any(folder.photos for folder in folders):
+        raise EmptyFolderError(
+            f"none of the {len(folders)} folders in {label_and_folder[0]} holds a photo; nothing was enrolled.",
+            hint="Put 5 to 20 photos of each class into its folder.",
+        )
 
     n_usable, n_enrolled = 0, 0
     new_ids: list[int] = []
@@ -92,6 +100,47 @@ def enroll(
     if n_usable == 0:
         warn("no photo could be used; nothing was enrolled.")
         click.get_current_context().exit(1)
+
+
+def _folders(words: tuple[str, ...], each: bool) -> tuple[list["ClassFolder"], list[str]]:
+    """The classes that the words of the command name, and sentences about what in their folders is not read."""
+    from fewshot.datasets import class_folder, class_folders
+
+    left_out: list[str] = []
+    if each:
+        if len(words) != 1:
+            raise click.UsageError("--each takes one FOLDER, whose sub-folders name the classes.")
+        folders = class_folders(Path(words[0]), enrolling=True, on_warning=left_out.append)
+    else:
+        if len(words) != 2:
+            raise UsageError("give a LABEL and a FOLDER, or --each and a FOLDER.", hint=_meant(words))
+        folders = [class_folder(words[0], Path(words[1]))]
+    for folder in folders:
+        if not folder.photos:
+            inside = f" but {folder.n_sub_folders} sub-folders, which are not read" if folder.n_sub_folders else ""
+            left_out.append(f"the folder of class {folder.label!r} holds no photos{inside}.")
+        elif folder.n_sub_folders:
+            left_out.append(
+                f"the folder of class {folder.label!r} has {folder.n_sub_folders} sub-folders; they are not read."
+            )
+    return folders, left_out
+
+
+def _meant(words: tuple[str, ...]) -> str:
+    """A hint for words that are not two: a lone folder is a class of its own name, or holds classes."""
+    from fewshot.datasets import class_folder
+
+    if len(words) == 1:
+        folder = Path(words[0])
+        label = folder.resolve().name
+        try:
+            if class_folder(label, folder).photos != (folder,):  # a folder, not a photo
+                return f"Did you mean `{shlex.join(['fewshot', 'enroll', label, words[0]])}`?"
+        except NestedFolderError:
+            return f"Did you mean `{shlex.join(['fewshot', 'enroll', '--each', words[0]])}`?"
+        except FewshotError:
+            pass
+    return "See `fewshot enroll --help`."
 
 
 def _sentence(label: str, n_enrolled: int, n_already: int, n_refused: int) -> str:

@@ -12,6 +12,8 @@ from fewshot.cli.terminal import echo
 if TYPE_CHECKING:
     from fewshot.episodes import Mean
 
+MOST_NAMED = 20
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -58,7 +60,8 @@ def evaluate(
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     plan.check()
-    photos = [(photo, i) for i, each in enumerate(class_folders(folder)) for photo in each.photos]
+    folders = class_folders(folder, on_warning=warn)
+    photos = [(photo, i) for i, each in enumerate(folders) for photo in each.photos]
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
     vectors, classes, names, hashes = [], [], [], []
     seen, n_copies = set(), 0
@@ -94,6 +97,15 @@ def evaluate(
         warn(
             f"{n_further} of {len(photos)} photos look like further shots of a plant, or place, that another photo of "
             "their class shows. Episodes that enroll the one and ask the other flatter: leave one of them out."
+        )
+    counts = np.bincount(of_class, minlength=len(folders)).tolist()
+    few = [f"{each.label} ({n})" for each, n in zip(folders, counts, strict=True) if n < n_shot + n_query]
+    if few:
+        one = len(few) == 1
+        warn(
+            f"{len(few)} of {len(folders)} classes {'has' if one else 'have'} fewer usable photos than the "
+            f"{n_shot + n_query} that an episode draws, and {'is' if one else 'are'} asked as unknown only: "
+            f"{', '.join(few[:MOST_NAMED])}{f' and {len(few) - MOST_NAMED} more' if len(few) > MOST_NAMED else ''}."
         )
     with progress("episodes", n_episode) as step:
         report = evaluate_episodes(embeddings, of_class, plan, on_episode=step)

@@ -177,7 +177,8 @@ def _folder(folder: Path, choice: "EmbedderChoice") -> Iterator["Gallery"]:
         warn(f"refused {refused.file}: {refused.message}")
 
     with ExitStack() as stack:
-        with progress("embedding", sum(len(each.photos) for each in class_folders(folder))) as on_photo:
+        n_photos = sum(len(each.photos) for each in class_folders(folder, on_warning=warn))
+        with progress("embedding", n_photos) as on_photo:
             made = folder_as_index(folder, choice, on_notice=notice, on_refused=on_refused, on_photo=on_photo)
             gallery = stack.enter_context(made)
         yield gallery

@@ -148,7 +148,9 @@ def watch(
         echo(
             f"{tally.n_answered} answered, {tally.n_bad} could not be read"
             + (f" (listed in {bad_photos.path})" if tally.n_bad else "")
-            + (f", {tally.n_copies} copies passed over" if tally.n_copies else ""),
+            + (f", {tally.n_copies} copies passed over" if tally.n_copies else "")
+            + (f"; {tally.n_before} were dealt with by an earlier run" if tally.n_before > 1 else "")
+            + ("; 1 was dealt with by an earlier run" if tally.n_before == 1 else ""),
             err=True,
         )
         undelivered = {sink: n for sink, n in memory.n_due().items() if sink in given}

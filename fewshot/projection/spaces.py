@@ -15,7 +15,7 @@ import numpy as np
 from fewshot import images
 from fewshot.datasets import class_folders, legible, normal_label, query_photos
 from fewshot.embedder import EmbedderChoice
-from fewshot.errors import EmptyIndexError, ImageError
+from fewshot.errors import EmptyFolderError, EmptyIndexError, ImageError
 from fewshot.gallery import Gallery
 from fewshot.inspection import is_suspicious
 from fewshot.records import ClassView, EmbeddedPhoto, Float32s, Int64s, Refused
@@ -290,7 +290,8 @@ def folder_as_index(
     """A folder of folders, enrolled into an index that is gone afterwards.
 
     Raises:
-        MissingFolderError, EmptyFolderError, LabelError: the folder cannot be read as classes.
+        MissingFolderError, EmptyFolderError, NestedFolderError, LabelError: the folder cannot be read as classes.
+        EmptyFolderError: also where none of its photos can be used.
     """
     folders = class_folders(folder)
     with ExitStack() as stack:
@@ -299,4 +300,9 @@ def folder_as_index(
         for report in gallery.enroll(folders, on_photo=on_photo):
             for refused in report.refused:
                 on_refused(refused)
+        if not gallery.classes():
+            raise EmptyFolderError(
+                f"no photo in the {len(folders)} folders of {folder} can be used.",
+                hint="Put photos of each class into its folder, or name the folder whose sub-folders hold them.",
+            )
         yield gallery

@@ -71,7 +71,7 @@ def train(
 
     Raises:
         RecipeError, FolderError, TooFewPhotosError: it cannot start.
-        TrainingStoppedError: Ctrl-C; the same call goes on from the last whole epoch.
+        TrainingStoppedError: Ctrl-C; the same call goes on from the last whole epoch, if there is one.
         WeightsUnreachableError, NotFiniteError: it cannot start or go on; the last good epoch is kept. In a grid the
             other cells are trained first, then a TrainingError names those that failed.
         TrainingDiskFullError: it cannot go on; the last good epoch is kept.
@@ -87,10 +87,7 @@ def train(
             try:
                 report = train_cell(plan.name, cell, data, folder, shown, processes, decoded)
             except KeyboardInterrupt as error:
-                raise TrainingStoppedError(
-                    f"stopped in {plan.name}{f' ({cell.name})' if cell.name else ''}; whole epochs are kept in "
-                    f"{folder}."
-                ) from error
+                raise _stopped(plan.name, cell.name, folder) from error
             except (WeightsUnreachableError, NotFiniteError) as error:
                 # Of several processes one may fail alone, and must not begin the next cell while the others wait.
                 if len(plan.cells) == 1 or processes.n > 1:
@@ -281,7 +278,7 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
     if not processes.is_first:
         return
     file = folder / "run.json"
-    is_trained = any((folder / name).exists() for name in ("checkpoint/last.safetensors", "results.json"))
+    is_trained = _has_whole_epoch(folder) or (folder / "results.json").exists()
     if not (is_trained and file.exists()):
         write_whole(file, (json.dumps(wanted, indent=1) + "\n").encode())
         return
@@ -305,6 +302,21 @@ def _claim(folder: Path, recipe: Recipe, split: Split, processes: Processes) -> 
     raise TrainingError(
         f"{folder} holds a training with {what}.", hint="Choose another folder with --out, or remove this one."
     )
+
+
+def _stopped(name: str, cell: str, folder: Path) -> TrainingStoppedError:
+    """What to say of a stopped training: what of it is kept, and how it goes on."""
+    where = f"{name} ({cell})" if cell else name
+    if _has_whole_epoch(folder):
+        return TrainingStoppedError(f"stopped in {where}; whole epochs are kept in {folder}.")
+    return TrainingStoppedError(
+        f"stopped in {where}; no epoch was finished.",
+        hint="Run the same command again: it begins this training anew.",
+    )
+
+
+def _has_whole_epoch(folder: Path) -> bool:
+    return (folder / "checkpoint" / "last.safetensors").exists()
 
 
 def _named_weights(recipe: Recipe) -> list[str]:

@@ -64,6 +64,11 @@ class Arrivals:
         """How many files are not at rest yet, or are to be looked at once more."""
         return len(self._waiting)
 
+    @property
+    def n_unchanged(self) -> int:
+        """How many of the files that were last seen are done and have not changed since."""
+        return len(self._done.keys() - self._waiting.keys())
+
     def done(self, path: Path, signature: Signature) -> None:
         """Do not tell of this file again unless it changes."""
         self._done[str(path)] = signature

@@ -44,11 +44,12 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 @dataclass(slots=True)
 class Tally:
-    """What a watch did, in photos."""
+    """What a watch did, in photos; `n_before` lay there at the start, dealt with by an earlier run."""
 
     n_answered: int = 0
     n_bad: int = 0
     n_copies: int = 0
+    n_before: int = 0
 
 
 @dataclass(slots=True)
@@ -122,9 +123,11 @@ class Watcher:
         self._deliver()  # what an earlier run left
         tick_s = min(0.5, max(0.01, self._arrivals.settle_s / 2))
         try:
-            for paths in changes(self.folder, self._poll_s, tick_s, stop, self._on_warning):
+            for turn, paths in enumerate(changes(self.folder, self._poll_s, tick_s, stop, self._on_warning)):
                 for path in paths:
                     self._look(path)
+                if turn == 0:
+                    self.tally.n_before = self._arrivals.n_unchanged
                 arrived = self._arrivals.settled()
                 with self._bar("answering", len(arrived)) as on_photo:
                     for start in range(0, len(arrived), BATCH):
