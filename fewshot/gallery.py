@@ -1,10 +1,8 @@
 """An opened index: enroll, query, remove, rename, inspect, reindex; what every interface calls."""
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewshot import answering, images, inspection, search
-from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import Backup, back_up
 from fewshot.calibration import Calibrations
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
-from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder, open_embedder, same_embeddings
+from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder
 from fewshot.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
-from fewshot.errors import (
-    EmptyIndexError,
-    FewshotError,
-    IndexDamagedError,
-    IndexMissingError,
-    UsageError,
-)
+from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError, UsageError
+from fewshot.keeping_up import keep_up
 from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
-from fewshot.pinning import check_choice, check_embedder
+from fewshot.pinning import PinnedEmbedder
 from fewshot.records import (
     ClassInspection,
     ClassSummary,
@@ -61,8 +53,6 @@ if TYPE_CHECKING:
 
 QUERY_CHUNK = 32
 
-log = logging.getLogger(__name__)
-
 
 class Gallery:
     """One index, open for questions and changes, from several threads and processes at the same time.
@@ -92,11 +82,7 @@ class Gallery:
     ) -> None:
         self._guard = guard
         self._cutter = guard.cut_photo if guard is not None else cut_photo
-        self._choice = choice or EmbedderChoice()
-        self._embedder = embedder
-        self._is_given = embedder is not None
-        self._opening = threading.Lock()
-        self._on_notice = on_notice
+        self._pinned = PinnedEmbedder(choice or EmbedderChoice(), embedder, on_notice)
         self._store = self._opened(place, create)
         if self._store.cache_name is None:
             self.folder = Path(place)
@@ -109,7 +95,7 @@ class Gallery:
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
     def _opened(self, place: Path | str, create: bool) -> Transactions:
-        if not create or self._embedder is not None:
+        if not create or self._pinned.is_open:
             return open_store(place, create=create)
         # A backbone that cannot be had is told before a folder or tables are made for it.
         if is_server(place):
@@ -118,7 +104,7 @@ class Gallery:
             except IndexMissingError:
                 pass
         if is_server(place) or not (Path(place) / FILE_NAME).exists():
-            self._embedder = open_embedder(self._choice, on_notice=self._on_notice)
+            self._pinned.open_for_new_index()
         return open_store(place, create=True)
 
     @property
@@ -230,29 +216,8 @@ class Gallery:
             poll_s: how often to look where the database has said nothing.
             on_look: called first, each time.
         """
-        if not isinstance(self._store, ServerStore):
-            return
-        failed = ""
-        while not stop.is_set():
-            try:
-                for _ in self._store.changes(stop, poll_s):
-                    failed = self._looked(on_look, failed)
-            except Exception as error:  # nobody would follow any more
-                failed = _told("listening to the index", error, failed)
-                stop.wait(poll_s)
-
-    def _looked(self, on_look: Callable[[], None] | None, failed: str) -> str:
-        """Bring the copies up to now; what failed, which is told unless it is what `failed` before."""
-        try:
-            if on_look is not None:
-                on_look()
-            with self._store.read() as reader:
-                if reader.about().fingerprint is not None:
-                    self._neighbours.catch_up(reader)
-                    self._calibrations.of(reader)
-        except Exception as error:
-            return _told("following the index", error, failed)
-        return ""
+        if isinstance(self._store, ServerStore):
+            keep_up(self._store, self._neighbours, self._calibrations, stop, poll_s=poll_s, on_look=on_look)
 
     def kept_tokens(self) -> list[Any]:
         """What the database of this index keeps of its tokens: the facts of each, if nobody meddled."""
@@ -371,7 +336,7 @@ class Gallery:
         """
         label = checked_label(label)
         with self._store.write() as writer:
-            self._check_pinned(writer.about(), made_by)
+            self._pinned.check(writer, made_by)
             report, n_removed = replace_class(writer, made_by, label, photos, strict=strict)
             if report.enrolled or n_removed:
                 writer.note("replace", label, n_supports=report.enrolled, n_removed=n_removed)
@@ -479,7 +444,7 @@ class Gallery:
         """
         with self._store.read() as reader:
             if made_by is not None:
-                self._check_pinned(reader.about(), made_by)
+                self._pinned.check(reader, made_by)
             question = question or Question()
             within = answering.asked_classes(reader, question)
             known = self._calibrations.of(reader, within)
@@ -544,16 +509,8 @@ class Gallery:
         Raises:
             IndexDamagedError: a kept photo does not fit its checksum.
         """
-        embedder = self._embedder or self._opened_anew()
+        embedder = self._pinned.for_reindex(self._store)
         return embed_anew(self._store, embedder, originals, cutter=self._cutter, on_photo=on_photo)
-
-    def _opened_anew(self) -> Embedder:
-        about, choice, source = self.about(), self._choice, None
-        partly = choice.backbone is None and (choice.quality, choice.precision) != (None, None)
-        if partly and about.source is not None:
-            source = on_this_machine(WeightsSource(**about.source))
-            choice = replace(choice, precision=choice.precision or about.precision)
-        return open_embedder(choice, source=source, on_notice=self._on_notice)
 
     # ---- inspect
 
@@ -672,42 +629,11 @@ class Gallery:
             MixedEmbeddingsError: the chosen one makes other embeddings than those that the index holds.
             BackboneError, EngineError: it cannot be opened here.
         """
-        about = self.about()
-        if not self._is_given:
-            check_choice(self.name, about, self._choice)
-        with self._opening:
-            if self._embedder is None or self._is_repinned(about, self._embedder):
-                source = None
-                if about.source is not None and self._choice.backbone is None:
-                    source = on_this_machine(WeightsSource(**about.source))
-                choice = replace(self._choice, precision=self._choice.precision or about.precision)
-                self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
-            embedder = self._embedder
-        self._check_pinned(about, embedder)
-        return embedder
+        return self._pinned.of(self._store)
 
     def open_ahead(self) -> None:
         """Begin to open the embedder in the background, for a caller that has other things to do until it needs it."""
-
-        def open_now() -> None:
-            try:
-                self.embedder().open_for_many()
-                search.load_ahead()
-            except FewshotError as error:  # who needs it meets the same error and tells it
-                log.info("not opened ahead: %s", error.message)
-
-        threading.Thread(target=open_now, name="open-ahead", daemon=True).start()
-
-    def _is_repinned(self, about: About, embedder: Embedder) -> bool:
-        """Whether another process has given the index another backbone, and none was chosen here."""
-        other = about.fingerprint is not None and not same_embeddings(about.fingerprint, embedder.fingerprint)
-        chosen = (self._choice.backbone, self._choice.precision, self._choice.quality)
-        return other and not self._is_given and chosen == (None, None, None)
-
-    def _check_pinned(self, about: About, embedder: Embedder) -> None:
-        check_embedder(self.name, about, embedder, self._choice)
-
-    # ---- inside a question
+        self._pinned.open_ahead(self._store)
 
     # ---- inside a change
 
@@ -717,20 +643,12 @@ class Gallery:
         """Write classes in one transaction: one change, one line of history."""
         with self._store.write() as writer:
             # Another process may have pinned the index to another embedder while the photos were embedded.
-            self._check_pinned(writer.about(), embedder)
+            self._pinned.check(writer, embedder)
             reports = [enroll_class(writer, embedder, folder.label, batch, strict=strict) for folder, batch in batches]
             changed = {report.label: report.enrolled for report in reports if report.enrolled}
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
-
-
-def _told(what: str, error: Exception, before: str) -> str:
-    """What went wrong at something; told in the log, but not anew while it stays what was told `before`."""
-    said = error.message if isinstance(error, FewshotError) else repr(error)
-    if said != before:
-        log.warning("%s: %s", what, said, exc_info=None if isinstance(error, FewshotError) else error)
-    return said
 
 
 def _most_in_memory() -> int:

@@ -1,130 +1,117 @@
-"""The embedder that an index is pinned to, held against another: what differs, and which command changes it."""
+"""The embedder that an index is pinned to: opened once, opened anew when the index got another, and checked."""
 
-import shlex
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 
-from fewshot import engines, extras
-from fewshot.backbones import (
-    DEFAULT_BACKBONE,
-    QUALITIES,
-    Backbone,
-    Preprocessing,
-    WeightsSource,
-    resolve,
-    statistics_name,
-)
-from fewshot.embedder import Embedder, EmbedderChoice, same_embeddings
-from fewshot.errors import MixedEmbeddingsError
-from fewshot.store import About
+from fewshot import search
+from fewshot.backbones import WeightsSource, on_this_machine
+from fewshot.embedder import Embedder, EmbedderChoice, open_embedder, same_embeddings
+from fewshot.errors import FewshotError
+from fewshot.mismatch import check_choice, check_embedder
+from fewshot.store import About, Reader, Transactions
+
+log = logging.getLogger(__name__)
 
 
-def check_choice(index_name: str, about: About, choice: EmbedderChoice) -> None:
-    """Refuse what is known to make other embeddings than the index holds, before a backbone is prepared for it.
+class PinnedEmbedder:
+    """The embedder of one index: opened at its first use, and anew where another process has reindexed the index.
 
-    What can only be known afterwards, such as the weights of a file, is left to `check_embedder`; a name that does not
-    exist is left to `open_embedder`, which tells of it.
-
-    Raises:
-        MixedEmbeddingsError: the choice differs in backbone, quality or precision.
-        BackboneError: see `backbones.resolve`.
-    """
-    if about.fingerprint is None or about.backbone is None or not _options(choice):
-        return
-    held = Backbone.from_dict(about.backbone)
-    quality = choice.quality
-    differing = []
-    if choice.backbone is not None:
-        source = resolve(choice.backbone)
-        if source.kind == "hub" and not _is_model(source.architecture):
-            return  # it does not exist, or cannot be told here
-        if _makes_others(source, held):
-            differing.append(f"backbone {source.name} instead of {held.name}")
-        quality = quality or "fast"
-    if quality in QUALITIES and QUALITIES[quality] != held.preprocessing.views:
-        differing.append(f"quality {quality} instead of {_quality(held.preprocessing)}")
-    if choice.precision in engines.PRECISIONS and choice.precision != about.precision:
-        differing.append(f"precision {choice.precision} instead of {about.precision}")
-    if differing:
-        raise _mixed(index_name, about, "what is asked for", differing, _options(choice), _options(choice))
-
-
-def check_embedder(index_name: str, about: About, embedder: Embedder, choice: EmbedderChoice) -> None:
-    """Refuse an opened embedder that makes other embeddings than the index holds.
+    Several threads may ask at once: it is opened for the first of them, and the others wait.
 
     Args:
-        index_name: what messages call the index.
-        about: its facts.
-        embedder: the opened one.
-        choice: what the user chose of it.
-
-    Raises:
-        MixedEmbeddingsError: it does.
+        choice: backbone, precision, engine and quality; what it leaves open is the index's own, and of a new index
+            the default.
+        given: used instead of `choice`, and never exchanged for another.
+        on_notice: told, in a sentence, of one-time work that takes seconds.
     """
-    if about.fingerprint is None or same_embeddings(about.fingerprint, embedder.fingerprint):
-        return
-    differing = []
-    if about.backbone is not None:
-        held, own = Backbone.from_dict(about.backbone), embedder.backbone
-        is_same_view = held.preprocessing.views == own.preprocessing.views
-        if _identity(held) != _identity(own) or (is_same_view and held.preprocessing != own.preprocessing):
-            others = " with other weights or preprocessing" if held.name == own.name else f" instead of {held.name}"
-            differing.append(f"backbone {own.name}{others}")
-        if not is_same_view:
-            differing.append(f"quality {_quality(own.preprocessing)} instead of {_quality(held.preprocessing)}")
-    if embedder.precision != about.precision:
-        differing.append(f"precision {embedder.precision} instead of {about.precision}")
-    given = _options(choice)
-    raise _mixed(index_name, about, embedder.fingerprint, differing, given, given or _as_options(embedder.source))
+
+    def __init__(
+        self, choice: EmbedderChoice, given: Embedder | None = None, on_notice: Callable[[str], None] | None = None
+    ) -> None:
+        self._choice = choice
+        self._embedder = given
+        self._is_given = given is not None
+        self._on_notice = on_notice
+        self._opening = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an embedder already, given or opened."""
+        return self._embedder is not None
+
+    def open_for_new_index(self) -> None:
+        """Open what was chosen while there is no index that could say more.
+
+        Raises:
+            BackboneError, EngineError: it cannot be opened here.
+        """
+        self._embedder = open_embedder(self._choice, on_notice=self._on_notice)
+
+    def of(self, store: Transactions) -> Embedder:
+        """The embedder of the index, opened at its first use.
+
+        Raises:
+            MixedEmbeddingsError: the chosen one makes other embeddings than those that the index holds.
+            BackboneError, EngineError: it cannot be opened here.
+        """
+        about = _about(store)
+        if not self._is_given:
+            check_choice(store.name, about, self._choice)
+        with self._opening:
+            if self._embedder is None or self._is_repinned(about, self._embedder):
+                source = None
+                if about.source is not None and self._choice.backbone is None:
+                    source = on_this_machine(WeightsSource(**about.source))
+                choice = replace(self._choice, precision=self._choice.precision or about.precision)
+                self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
+            embedder = self._embedder
+        check_embedder(store.name, about, embedder, self._choice)
+        return embedder
+
+    def check(self, view: Reader, embedder: Embedder) -> None:
+        """Hold an embedder against the one that the index is pinned to in a view of it.
+
+        Raises:
+            MixedEmbeddingsError: it makes other embeddings than those that the index holds.
+        """
+        check_embedder(view.index_name, view.about(), embedder, self._choice)
+
+    def for_reindex(self, store: Transactions) -> Embedder:
+        """The embedder to embed the index's photos anew with; it may differ from the index's, see `Gallery.reindex`.
+
+        Raises:
+            BackboneError, EngineError: it cannot be opened here.
+        """
+        if self._embedder is not None:
+            return self._embedder
+        about, choice, source = _about(store), self._choice, None
+        partly = choice.backbone is None and (choice.quality, choice.precision) != (None, None)
+        if partly and about.source is not None:
+            source = on_this_machine(WeightsSource(**about.source))
+            choice = replace(choice, precision=choice.precision or about.precision)
+        return open_embedder(choice, source=source, on_notice=self._on_notice)
+
+    def open_ahead(self, store: Transactions) -> None:
+        """Begin to open the embedder, and to load what a search needs, in the background."""
+
+        def open_now() -> None:
+            try:
+                self.of(store).open_for_many()
+                search.load_ahead()
+            except FewshotError as error:  # who needs it meets the same error and tells it
+                log.info("not opened ahead: %s", error.message)
+
+        threading.Thread(target=open_now, name="open-ahead", daemon=True).start()
+
+    def _is_repinned(self, about: About, embedder: Embedder) -> bool:
+        """Whether another process has given the index another backbone, and none was chosen here."""
+        other = about.fingerprint is not None and not same_embeddings(about.fingerprint, embedder.fingerprint)
+        chosen = (self._choice.backbone, self._choice.precision, self._choice.quality)
+        return other and not self._is_given and chosen == (None, None, None)
 
 
-def _mixed(
-    index_name: str,
-    about: About,
-    other: str,
-    differing: list[str],
-    given: dict[str, str],
-    anew: dict[str, str],
-) -> MixedEmbeddingsError:
-    leave_out = f"Leave {' and '.join(given)} out; " if given else ""
-    command = " ".join(["fewshot reindex", *(f"{option} {value}" for option, value in anew.items())])
-    return MixedEmbeddingsError(
-        f"index {index_name!r} holds {about.dim}-dim embeddings of {about.fingerprint}; {other} makes others: "
-        f"{', '.join(differing) or 'of another fingerprint'}.",
-        hint=f"{leave_out}`{command}` changes the index to it.",
-    )
-
-
-def _options(choice: EmbedderChoice) -> dict[str, str]:
-    """What was chosen of an embedder, as options of a command."""
-    given = {"--backbone": choice.backbone, "--quality": choice.quality, "--precision": choice.precision}
-    return {option: shlex.quote(value) for option, value in given.items() if value is not None}
-
-
-def _as_options(source: WeightsSource) -> dict[str, str]:
-    """What names a source to `fewshot reindex`, which alone would take the default backbone, looking once."""
-    names = {"trained": source.location, "file": f"{source.architecture}:{source.location}"}
-    found = {} if source.name == DEFAULT_BACKBONE else {"--backbone": shlex.quote(names.get(source.kind, source.name))}
-    return found if source.views == 1 else {**found, "--quality": source.quality}
-
-
-def _quality(preprocessing: Preprocessing) -> str:
-    return next(
-        (name for name, views in QUALITIES.items() if views == preprocessing.views), f"{preprocessing.views} views"
-    )
-
-
-def _identity(backbone: Backbone) -> tuple[str, str, str | None]:
-    return backbone.architecture, backbone.weights_sha256, backbone.statistics_sha256
-
-
-def _makes_others(source: WeightsSource, held: Backbone) -> bool:
-    """Whether a backbone is known, without reading its weights, to make other embeddings than an index holds."""
-    is_other_network = source.architecture.split(".")[0] != held.architecture.split(".")[0]
-    return is_other_network or statistics_name(source) != held.statistics_sha256
-
-
-def _is_model(architecture: str) -> bool:
-    if extras.missing("train", extras.NETWORKS):
-        return False
-    from fewshot.networks import is_model
-
-    return is_model(architecture)
+def _about(store: Transactions) -> About:
+    with store.read() as reader:
+        return reader.about()

@@ -21,6 +21,8 @@ from fewshot.service.tokens import TokenFile
 # What the test client calls the service, and from where it says to come.
 HERE = ("127.0.0.1", 50000)
 ELSEWHERE = ("192.0.2.7", 50000)
+# The routes that take photos.
+PHOTO_ROUTES = [("put", "/v1/classes/rust"), ("post", "/v1/classes/rust/supports"), ("post", "/v1/query")]
 
 
 @cache

@@ -34,7 +34,7 @@ def colours(monkeypatch):
     def open_colours(choice, *, source=None, on_notice=None):
         return colour_embedder(choice.backbone or (source.name if source else "colours"), 32 if choice.backbone else 64)
 
-    monkeypatch.setattr("fewshot.gallery.open_embedder", open_colours)
+    monkeypatch.setattr("fewshot.pinning.open_embedder", open_colours)
 
 
 @pytest.fixture
@@ -357,38 +357,6 @@ def test_backbones_lists_the_default_first():
     assert "plants-lite0 (default)" in ok("backbones")
 
 
-def test_doctor_shows_the_machine_and_a_sound_index(enrolled):
-    (facts,) = lines("doctor")
-    assert facts["index"]["problems"] == []
-    assert (facts["index"]["classes"], facts["index"]["supports"]) == (4, 20)
-    assert facts["index"]["backbone"] == colour_embedder().fingerprint
-    for name in ("engine", "precision", "cpu", "cpu_features", "gpu", "python", "versions", "weights", "cache"):
-        assert name in facts
-    assert facts["index"]["whitened"] is False
-    assert facts["index"]["quality"] == "fast"
-    out = ok("doctor")
-    assert "plain L2" in out
-    assert "index health" in out
-    assert "sound" in out
-
-
-def test_doctor_without_an_index_is_no_failure():
-    (facts,) = lines("doctor")
-    assert facts["index"] is None
-    assert "none at indexes/default yet" in ok("doctor")
-
-
-def test_doctor_names_damage_and_fails(enrolled):
-    with closing(sqlite3.connect(INDEX / FILE_NAME)) as connection, connection:
-        connection.execute("UPDATE embeddings SET vector = zeroblob(length(vector)) WHERE support_id = 2")
-    result = run("doctor")
-    assert result.exit_code == 1
-    assert "problem: the vector of support 2 does not fit its checksum" in result.stdout
-    result = run("doctor", "--json")
-    assert result.exit_code == 1
-    assert len(json.loads(result.stdout)["index"]["problems"]) == 1
-
-
 def test_sample_data_then_enroll_then_query_works(tmp_path):
     (made,) = lines("sample-data", tmp_path / "samples", "--support", 5, "--query", 1)
     assert list(made) == ["folder", "classes", "photos"]
@@ -518,16 +486,6 @@ def test_what_is_no_index_is_misuse_for_every_command_and_a_finding_of_doctor(le
         result = run("doctor", "--index", index, "--json")
         assert result.exit_code == 1
         assert index.name in json.loads(result.stdout)["index"]["problems"][0]
-
-
-def test_doctor_shows_the_machine_even_where_the_index_cannot_be_opened(enrolled):
-    path = INDEX / FILE_NAME
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    result = run("doctor", "--json")
-    assert result.exit_code == 1
-    facts = json.loads(result.stdout)
-    assert facts["engine"]
-    assert "is damaged" in facts["index"]["problems"][0]
 
 
 def test_newer_format_fails_with_both_numbers(enrolled):

@@ -76,8 +76,8 @@ def test_reindex_keeps_the_backbone_where_only_quality_or_precision_is_chosen(
         asked.append((choice, source))
         return colour_embedder("others", 32)
 
-    monkeypatch.setattr("fewshot.gallery.open_embedder", opened)
-    monkeypatch.setattr("fewshot.gallery.on_this_machine", lambda source: source)
+    monkeypatch.setattr("fewshot.pinning.open_embedder", opened)
+    monkeypatch.setattr("fewshot.pinning.on_this_machine", lambda source: source)
     with Gallery(gallery.place, choice=EmbedderChoice(**chosen)) as other:
         other.reindex()
     ((choice, found),) = asked

@@ -5,6 +5,8 @@ import threading
 from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot.datasets import ClassFolder, class_folders
+from fewshot.embedder import EmbedderChoice
+from fewshot.pinning import PinnedEmbedder
 from fewshot.records import Question
 
 N_THREADS = 4
@@ -61,14 +63,14 @@ def test_an_embedder_is_opened_once_however_many_ask_for_it(gallery, leaves, mon
     list(gallery.enroll(class_folders(leaves(n=2))))
     opened = []
     embedder = gallery.embedder()
-    gallery._embedder, gallery._is_given = None, False
+    gallery._pinned = PinnedEmbedder(EmbedderChoice())
     gate = threading.Barrier(N_THREADS)
 
     def open_slowly(*_, **__):
         opened.append(threading.current_thread())
         return embedder
 
-    monkeypatch.setattr("fewshot.gallery.open_embedder", open_slowly)
+    monkeypatch.setattr("fewshot.pinning.open_embedder", open_slowly)
 
     def ask():
         gate.wait()
