@@ -421,9 +421,19 @@ def _threshold(found: LeaveOneOut, weights: np.ndarray, n_way: int) -> float:
         return highest
     strange = familiarity(found.rivals)  # the photo's own class left out
     tried = np.linspace(min(float(known.min()), highest), highest, 200)
-    rejected_known = np.array([np.average(known < t, weights=weights) for t in tried])
-    rejected_strange = np.array([np.average(strange < t, weights=weights) for t in tried])
-    return float(tried[np.argmax(rejected_strange - rejected_known)])
+    rejected = _share_below(strange, weights, tried) - _share_below(known, weights, tried)
+    return float(tried[np.argmax(rejected)])
+
+
+def _share_below(values: Float32s, weights: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The weight of the values below each bound, as a share of all.
+
+    >>> _share_below(np.array([2, 1, 3], np.float32), np.array([1, 2, 1]), np.array([1.0, 1.5, 9.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    order = np.argsort(values, kind="stable")
+    total = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return np.asarray(total[np.searchsorted(values[order], bounds)] / total[-1])
 
 
 def student_t_quantile(z: float, df: int) -> float:

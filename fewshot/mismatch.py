@@ -1,4 +1,4 @@
-"""An embedder held against the one that an index is pinned to: what differs, and how to make them one."""
+"""The embedder that an index is pinned to, held against another: what differs, and which command changes it."""
 
 import shlex
 
