@@ -114,9 +114,17 @@ def support_groups(support: Float32s) -> Int64s:
         assert after is not None
         if after.mean() - similarities.mean() > SPLIT_GAIN:
             groups, similarities = tried, after
-    _, first = np.unique(groups, return_index=True)
-    numbers = np.argsort(np.argsort(first))
-    return np.asarray(numbers[groups], np.int64)
+    return numbered_by_first(groups)
+
+
+def numbered_by_first(groups: Int64s) -> Int64s:
+    """The same groups, numbered from 0 in the order of their first members.
+
+    >>> numbered_by_first(np.array([7, 7, 2, 9, 2])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    _, first, place = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(first))[place], np.int64)
 
 
 def _nearest_means(support: Float32s, n_groups: int) -> Int64s:

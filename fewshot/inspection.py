@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from fewshot.neighbours import Neighbours
 from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
 from fewshot.store import Reader
-from fewshot.subjects import subjects
 
 FEW_SUPPORTS = 5
 # Two photos whose difference hashes differ in at most so many of 128 bits are taken for one photo saved twice. Of
@@ -98,7 +97,7 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
     for label in dict.fromkeys(record.label for record in new_records.values()):
         class_id = reader.wanted_class_id(label)
         ids, _, vectors = reader.class_vectors([class_id])
-        n_subjects = int(subjects(vectors).max()) + 1
+        n_subjects = reader.n_subjects(class_id)
         if len(ids) < FEW_SUPPORTS:
             sentences.append(
                 f"class {label!r} has {_count(len(ids))}; wanted {FEW_SUPPORTS} to 20 for answers to trust."

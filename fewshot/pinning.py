@@ -57,9 +57,9 @@ class PinnedEmbedder:
             BackboneError, EngineError: it cannot be opened here.
         """
         about = _about(store)
-        if not self._is_given:
-            check_choice(store.name, about, self._choice)
         with self._opening:
+            if self._embedder is None:
+                check_choice(store.name, about, self._choice)
             if self._embedder is None or self._is_repinned(about, self._embedder):
                 source = None
                 if about.source is not None and self._choice.backbone is None:

@@ -7,7 +7,7 @@ plant is left out whole, with all its shots.
 
 import numpy as np
 
-from fewshot.classifier import class_prototypes, support_groups
+from fewshot.classifier import class_prototypes, numbered_by_first, support_groups
 from fewshot.records import Float32s, Int64s
 
 # How far photos of other plants are: what a fifth of all photos is nearer than, as a quarter of the photos see it. Not
@@ -54,10 +54,7 @@ def subjects(support: Float32s) -> Int64s:
         if found[row] < 0:
             found[near[row] & (found < 0)] = row
             found[row] = row
-    _, first, numbers = np.unique(found, return_index=True, return_inverse=True)
-    if len(first) < 2:
-        return alone
-    return np.asarray(np.argsort(np.argsort(first))[numbers], np.int64)
+    return alone if (found == found[0]).all() else numbered_by_first(found)
 
 
 def _reach(support: Float32s) -> float | None:

@@ -12,7 +12,7 @@ from gallery_steps import answers, ask_photos, counts, enroll
 from PIL import Image
 from test_store import change
 
-from fewshot import images, inspection
+from fewshot import images
 from fewshot.datasets import class_folders
 from fewshot.errors import (
     EmptyIndexError,
@@ -196,7 +196,7 @@ def test_a_class_of_one_photo_works_and_says_that_it_is_few(gallery, tmp_path):
 
 
 def test_enrolling_tells_of_how_many_plants_several_shots_are(gallery, leaves, monkeypatch):
-    monkeypatch.setattr(inspection, "subjects", lambda support: np.arange(len(support)) // 2)
+    monkeypatch.setattr("fewshot.subjects.subjects", lambda support: np.arange(len(support)) // 2)
     (sentence,) = doubts_of(gallery, enroll(gallery, leaves(n=6) / "rust", "rust"))[:1]
     assert "6 photos of 'rust' look like several shots each of 3 plants (or places), and count as so many" in sentence
     assert sentence.endswith("wanted 5 to 20.")

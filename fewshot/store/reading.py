@@ -224,6 +224,11 @@ class Reader:
         query = sa.select(supports.c.class_id, sa.func.count()).group_by(supports.c.class_id)
         return {row[0]: row[1] for row in self._connection.execute(query)}
 
+    def n_subjects(self, class_id: int) -> int:
+        """How many plants, or places, the photos of a class show: several shots of one count once."""
+        query = sa.select(sa.func.count(sa.distinct(_SUBJECT))).where(supports.c.class_id == class_id)
+        return int(self._connection.execute(query).scalar_one())
+
     def asked_supports(
         self, n_most: int, within: Sequence[int] | None = None
     ) -> tuple[Int64s, Int64s, Float32s, Int64s]:
