@@ -172,6 +172,29 @@ def enrolled(gallery: Gallery, leaves: Callable[..., Path]) -> Gallery:
 
 
 @pytest.fixture
+def client(enrolled: Gallery) -> Iterator[Any]:
+    """A client of a service over the enrolled gallery."""
+    from service_client import serving  # what serves is not there in every environment that tests
+
+    with serving(enrolled) as opened:
+        yield opened
+
+
+@pytest.fixture
+def write(enrolled: Gallery) -> dict[str, str]:
+    """The header of a client that may change the enrolled gallery."""
+    from service_client import token
+
+    return token(enrolled)
+
+
+@pytest.fixture
+def rust(tmp_path: Path) -> Path:
+    """A new photo of rust."""
+    return write_leaf(tmp_path / "new" / "new-rust.png", LEAF_COLOURS["rust"], 900)
+
+
+@pytest.fixture
 def inbox(tmp_path: Path) -> Path:
     """An empty folder to be watched."""
     folder = tmp_path / "inbox"

@@ -17,31 +17,6 @@ from fewshot.records import Question
 from fewshot.service.settings import Settings
 
 
-@pytest.fixture
-def filled(gallery, leaves):
-    """An index of four classes, five photos each."""
-    list(gallery.enroll(class_folders(leaves(n=5))))
-    return gallery
-
-
-@pytest.fixture
-def client(filled):
-    with serving(filled) as opened:
-        yield opened
-
-
-@pytest.fixture
-def write(filled):
-    """The header of a client that may change the index."""
-    return token(filled)
-
-
-@pytest.fixture
-def rust(tmp_path):
-    """A new photo of rust."""
-    return write_leaf(tmp_path / "new" / "new-rust.png", LEAF_COLOURS["rust"], 900)
-
-
 def first_support(client, label="rust"):
     return client.get(f"/v1/classes/{label}").json()["photos"][0]
 
@@ -79,13 +54,13 @@ def cli_answers(monkeypatch, index, *words):
         (["--together", "--coverage", "0.5", "--within", "*"], {"together": True, "coverage": 0.5, "within": ["*"]}),
     ],
 )
-def test_answers_equal_those_of_the_command_line(filled, tmp_path, monkeypatch, options, parameters):
+def test_answers_equal_those_of_the_command_line(enrolled, tmp_path, monkeypatch, options, parameters):
     """Every number and word; only the folder, which a client does not send, is missing from a photo's name."""
     photos = [write_leaf(tmp_path / f"{label}.png", colour, 800) for label, colour in LEAF_COLOURS.items()]
     photos += [write_leaf(tmp_path / "odd.png", (30, 60, 220), 1), tmp_path / "note.txt"]
     photos[-1].write_text("no photo")
-    expected = cli_answers(monkeypatch, filled.folder, *photos, *options)
-    with serving(filled) as client:
+    expected = cli_answers(monkeypatch, enrolled.folder, *photos, *options)
+    with serving(enrolled) as client:
         response = client.post("/v1/query", files=files(*photos), params=parameters)
     assert response.status_code == 200, response.text
     found = response.json()["predictions"]
@@ -157,22 +132,22 @@ def test_an_empty_index_says_so(gallery, rust):
 # ---- classes
 
 
-def test_classes_are_listed_as_the_command_line_lists_them(client, filled):
+def test_classes_are_listed_as_the_command_line_lists_them(client, enrolled):
     found = client.get("/v1/classes").json()["classes"]
-    assert [row.pop("cover") for row in found] == [filled.supports(row["label"])[0].support_id for row in found]
-    assert found == [each.as_dict() for each in filled.classes()]
+    assert [row.pop("cover") for row in found] == [enrolled.supports(row["label"])[0].support_id for row in found]
+    assert found == [each.as_dict() for each in enrolled.classes()]
 
 
-def test_a_class_is_shown_from_inside(client, filled):
+def test_a_class_is_shown_from_inside(client, enrolled):
     found = client.get("/v1/classes/rust").json()
-    (inspection,) = filled.inspect("rust")
+    (inspection,) = enrolled.inspect("rust")
     assert found["supports"] == 5
     assert found["similarity"] == round(inspection.similarity, 4)
     assert found["confusable"] == inspection.as_dict()["confusable"]
     assert [photo["file"] for photo in found["photos"]] == [f"rust-{i:02d}.png" for i in range(5)]
 
 
-def test_suspicious_photos_come_first_when_asked_for(filled, client, write, tmp_path):
+def test_suspicious_photos_come_first_when_asked_for(enrolled, client, write, tmp_path):
     wrong = write_leaf(tmp_path / "wrong.png", LEAF_COLOURS["mildew"], 77)
     client.post("/v1/classes/rust/supports", files=files(wrong), headers=write)
     usual = client.get("/v1/classes/rust").json()["photos"]
@@ -203,7 +178,7 @@ def test_photos_are_enrolled_and_recognised(client, write, tmp_path):
     assert (again.json()["enrolled"], again.json()["already_there"]) == (0, 5)
 
 
-def test_enrolling_over_http_leaves_the_index_as_the_command_line_would(filled, client, write, leaves, tmp_path):
+def test_enrolling_over_http_leaves_the_index_as_the_command_line_would(enrolled, client, write, leaves, tmp_path):
     folder = leaves(n=3, labels=["rust"], first_seed=50, name="more")
     client.post("/v1/classes/rust/supports", files=files(*sorted((folder / "rust").iterdir())), headers=write)
     with Gallery(tmp_path / "other", create=True, embedder=colour_embedder()) as other:
@@ -211,11 +186,11 @@ def test_enrolling_over_http_leaves_the_index_as_the_command_line_would(filled, 
         list(other.enroll(class_folders(folder)))
         question = Question(top=4, n_nearest=20, coverage=0.9)
         photo = [write_leaf(tmp_path / "q.png", LEAF_COLOURS["blight"], 4)]
-        assert [p.as_dict() for p in filled.query(photo, question)] == [
+        assert [p.as_dict() for p in enrolled.query(photo, question)] == [
             p.as_dict() for p in other.query(photo, question)
         ]
         for label in LEAF_COLOURS:
-            ours, theirs = filled.supports(label), other.supports(label)
+            ours, theirs = enrolled.supports(label), other.supports(label)
             assert [(a.file, a.own_similarity) for a in ours] == [(b.file, b.own_similarity) for b in theirs]
 
 
@@ -237,14 +212,14 @@ def test_refused_photos_are_named_and_the_others_go_in(client, write, rust, tmp_
     assert "note.txt" in error["message"]
 
 
-def test_strict_is_all_or_nothing(client, filled, write, rust, tmp_path):
+def test_strict_is_all_or_nothing(client, enrolled, write, rust, tmp_path):
     note = tmp_path / "note.txt"
     note.write_text("no photo")
-    before = filled.about().generation
+    before = enrolled.about().generation
     for method, path in (("post", "/v1/classes/rust/supports"), ("put", "/v1/classes/rust")):
         response = getattr(client, method)(path, files=files(rust, note), headers=write, params={"strict": True})
         error_of(response, 422, "strict")
-    assert filled.about().generation == before
+    assert enrolled.about().generation == before
 
 
 def test_a_photo_of_another_class_is_refused(client, write, tmp_path):
@@ -255,13 +230,13 @@ def test_a_photo_of_another_class_is_refused(client, write, tmp_path):
     assert "already enrolled as 'blight'" in error["message"]
 
 
-def test_put_makes_a_class_of_exactly_these_photos(client, filled, write, tmp_path):
+def test_put_makes_a_class_of_exactly_these_photos(client, enrolled, write, tmp_path):
     kept = tmp_path / "photos" / "rust" / "rust-01.png"
     new = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(2)]
     body = client.put("/v1/classes/rust", files=files(kept, *new), headers=write).json()
     assert (body["enrolled"], body["already_there"], body["removed"]) == (2, 1, 4)
-    assert [photo.file for photo in filled.supports("rust")] == ["rust-01.png", "new-0.png", "new-1.png"]
-    assert filled.problems() == []
+    assert [photo.file for photo in enrolled.supports("rust")] == ["rust-01.png", "new-0.png", "new-1.png"]
+    assert enrolled.problems() == []
     made = client.put(
         "/v1/classes/brand-new", files=files(write_leaf(tmp_path / "z.png", (9, 9, 200), 3)), headers=write
     )
@@ -269,26 +244,26 @@ def test_put_makes_a_class_of_exactly_these_photos(client, filled, write, tmp_pa
     assert made.json()["removed"] == 0
 
 
-def test_put_the_same_twice_changes_nothing_the_second_time(client, filled, write, tmp_path):
+def test_put_the_same_twice_changes_nothing_the_second_time(client, enrolled, write, tmp_path):
     photos = sorted((tmp_path / "photos" / "rust").iterdir())[:3]
     client.put("/v1/classes/rust", files=files(*photos), headers=write)
-    before = filled.about().generation
+    before = enrolled.about().generation
     body = client.put("/v1/classes/rust", files=files(*photos), headers=write).json()
     assert (body["enrolled"], body["already_there"], body["removed"]) == (0, 3, 0)
-    assert filled.about().generation == before
+    assert enrolled.about().generation == before
 
 
-def test_put_of_unusable_photos_leaves_the_class_as_it_is(client, filled, write, tmp_path):
+def test_put_of_unusable_photos_leaves_the_class_as_it_is(client, enrolled, write, tmp_path):
     note = tmp_path / "note.txt"
     note.write_text("no photo")
     error_of(client.put("/v1/classes/rust", files=files(note), headers=write), 422, "no_usable_photo")
-    assert len(filled.supports("rust")) == 5
+    assert len(enrolled.supports("rust")) == 5
 
 
-def test_a_class_is_renamed(client, filled, write):
+def test_a_class_is_renamed(client, enrolled, write):
     body = client.patch("/v1/classes/rust", json={"label": "leaf-rust"}, headers=write).json()
     assert body == {"label": "leaf-rust", "was": "rust"}
-    assert "leaf-rust" in [each.label for each in filled.classes()]
+    assert "leaf-rust" in [each.label for each in enrolled.classes()]
     error_of(client.patch("/v1/classes/blight", json={"label": "healthy"}, headers=write), 409, "label_taken")
     error_of(client.patch("/v1/classes/none", json={"label": "x"}, headers=write), 404, "unknown_label")
     error_of(client.patch("/v1/classes/blight", json={"label": ""}, headers=write), 422, "bad_request")
@@ -356,7 +331,7 @@ def test_an_id_that_cannot_be_is_refused(client, support_id):
     error_of(client.get(f"/v1/supports/{support_id}"), 422, "bad_request")
 
 
-def test_a_removed_support_is_as_if_it_had_never_been_enrolled(client, filled, write, tmp_path):
+def test_a_removed_support_is_as_if_it_had_never_been_enrolled(client, enrolled, write, tmp_path):
     photo = first_support(client)
     gone = client.delete(f"/v1/supports/{photo['support_id']}", headers=write)
     assert gone.json()["file"] == photo["file"]
@@ -367,19 +342,20 @@ def test_a_removed_support_is_as_if_it_had_never_been_enrolled(client, filled, w
         list(other.enroll(class_folders(folder)))
         asked = [write_leaf(tmp_path / "q.png", LEAF_COLOURS["rust"], 4)]
         question = Question(top=4, n_nearest=0, coverage=0.9)
-        assert [p.as_dict() for p in filled.query(asked, question)] == [
+        assert [p.as_dict() for p in enrolled.query(asked, question)] == [
             p.as_dict() for p in other.query(asked, question)
         ]
-        assert [s.own_similarity for s in filled.supports("rust")] == [s.own_similarity for s in other.supports("rust")]
-    assert filled.problems() == []
+        mine, theirs = ([s.own_similarity for s in each.supports("rust")] for each in (enrolled, other))
+        assert mine == theirs
+    assert enrolled.problems() == []
 
 
-def test_the_last_photo_of_a_class_goes_only_with_the_class(client, filled, write, rust):
+def test_the_last_photo_of_a_class_goes_only_with_the_class(client, enrolled, write, rust):
     client.put("/v1/classes/rust", files=files(rust), headers=write)
     photo = first_support(client)
     error = error_of(client.delete(f"/v1/supports/{photo['support_id']}", headers=write), 409, "last_support")
     assert "Remove the class" in error["hint"]
-    assert len(filled.supports("rust")) == 1
+    assert len(enrolled.supports("rust")) == 1
 
 
 # ---- the map
@@ -428,7 +404,7 @@ def test_a_map_that_cannot_be_drawn_is_refused(client, parameters):
 # ---- other processes
 
 
-def test_enrolments_by_another_process_are_seen_without_a_restart(client, filled, tmp_path):
+def test_enrolments_by_another_process_are_seen_without_a_restart(client, enrolled, tmp_path):
     new = [write_leaf(tmp_path / f"blue-{i}.png", (30, 60, 220), i) for i in range(5)]
     asked = write_leaf(tmp_path / "blue-asked.png", (30, 60, 220), 99)
     (before,) = client.post("/v1/query", files=files(asked)).json()["predictions"]
@@ -440,7 +416,7 @@ def test_enrolments_by_another_process_are_seen_without_a_restart(client, filled
         "    list(gallery.enroll([ClassFolder('blue', tuple(map(Path, sys.argv[2:])))]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(filled.folder), *map(str, new)],
+        [sys.executable, "-c", script, str(enrolled.folder), *map(str, new)],
         env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", "PATH": "/usr/bin"},
         capture_output=True,
         text=True,
@@ -501,9 +477,9 @@ def test_what_is_not_there_is_told_in_the_one_shape(client):
     assert wrong.headers["allow"] == "POST"
 
 
-def test_what_nobody_foresaw_is_an_opaque_500_with_an_id(filled, rust, monkeypatch, caplog):
-    with serving(filled) as client:
-        monkeypatch.setattr(filled, "classes", lambda: 1 / 0)
+def test_what_nobody_foresaw_is_an_opaque_500_with_an_id(enrolled, rust, monkeypatch, caplog):
+    with serving(enrolled) as client:
+        monkeypatch.setattr(enrolled, "classes", lambda: 1 / 0)
         response = client.get("/v1/classes")
     error = error_of(response, 500, "unforeseen")
     assert "division" not in response.text
@@ -514,10 +490,10 @@ def test_what_nobody_foresaw_is_an_opaque_500_with_an_id(filled, rust, monkeypat
     assert logged[0].exc_info
 
 
-def test_a_failure_in_the_engine_reaches_the_client_and_the_next_photo_is_answered(filled, rust, monkeypatch):
-    with serving(filled) as client:
+def test_a_failure_in_the_engine_reaches_the_client_and_the_next_photo_is_answered(enrolled, rust, monkeypatch):
+    with serving(enrolled) as client:
         assert client.post("/v1/query", files=files(rust)).status_code == 200
-        engine = filled.embedder().open_for_many()
+        engine = enrolled.embedder().open_for_many()
         run = type(engine).run
         monkeypatch.setattr(type(engine), "run", lambda *_: 1 / 0)
         error_of(client.post("/v1/query", files=files(rust)), 500, "unforeseen")
@@ -540,24 +516,24 @@ def test_every_response_has_its_headers(client, path):
 # ---- health and metrics
 
 
-def test_health_says_live_and_ready(client, filled):
+def test_health_says_live_and_ready(client, enrolled):
     client.post("/v1/query")  # whatever comes first
     for path in ("/v1/health", "/v1/health/live"):
         body = client.get(path).json()
-        assert (body["live"], body["index"], body["classes"], body["supports"]) == (True, filled.name, 4, 20)
+        assert (body["live"], body["index"], body["classes"], body["supports"]) == (True, enrolled.name, 4, 20)
     while not client.get("/v1/health").json()["ready"]:
         pass
     assert client.get("/v1/health/ready").status_code == 200
 
 
-def test_a_backbone_that_cannot_be_opened_leaves_the_service_live_and_not_ready(filled, rust, monkeypatch):
+def test_a_backbone_that_cannot_be_opened_leaves_the_service_live_and_not_ready(enrolled, rust, monkeypatch):
     from fewshot.errors import EngineError
 
     def broken():
         raise EngineError("no engine here.")
 
-    monkeypatch.setattr(filled, "embedder", broken)
-    with serving(filled) as client:
+    monkeypatch.setattr(enrolled, "embedder", broken)
+    with serving(enrolled) as client:
         assert client.get("/v1/health/live").status_code == 200
         error = error_of(client.get("/v1/health/ready"), 503, "busy")
         assert error["message"].startswith("the service is not ready")

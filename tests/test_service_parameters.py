@@ -2,13 +2,7 @@
 
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
-from service_client import error_of, files, serving, token
-
-
-@pytest.fixture
-def client(enrolled):
-    with serving(enrolled) as opened:
-        yield opened
+from service_client import error_of, files, token
 
 
 def test_a_mistyped_parameter_is_refused_with_the_nearest(client, tmp_path):

@@ -2,34 +2,7 @@
 
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
-from service_client import PHOTO_ROUTES, error_of, files, serving, token
-
-from fewshot.datasets import class_folders
-
-
-@pytest.fixture
-def filled(gallery, leaves):
-    """An index of four classes, five photos each."""
-    list(gallery.enroll(class_folders(leaves(n=5))))
-    return gallery
-
-
-@pytest.fixture
-def client(filled):
-    with serving(filled) as opened:
-        yield opened
-
-
-@pytest.fixture
-def write(filled):
-    """The header of a client that may change the index."""
-    return token(filled)
-
-
-@pytest.fixture
-def rust(tmp_path):
-    """A new photo of rust."""
-    return write_leaf(tmp_path / "new" / "new-rust.png", LEAF_COLOURS["rust"], 900)
+from service_client import PHOTO_ROUTES, error_of, files
 
 
 def test_the_type_is_told_by_the_bytes_and_not_by_the_client(client, rust):
@@ -76,26 +49,26 @@ def test_a_body_in_a_charset_that_is_none_is_answered_or_refused(client, rust, c
 
 @pytest.mark.parametrize(("method", "path"), PHOTO_ROUTES)
 @pytest.mark.parametrize("lost", ["inside the third photo", "before the closing boundary", "one byte"])
-def test_a_body_that_was_cut_off_is_refused_and_no_photo_is_lost(client, filled, write, tmp_path, method, path, lost):
+def test_a_body_that_was_cut_off_is_refused_and_no_photo_is_lost(client, enrolled, write, tmp_path, method, path, lost):
     photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
     head = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="%s"\r\n\r\n'
     parts = [head % photo.name.encode() + photo.read_bytes() + b"\r\n" for photo in photos]
     whole = b"".join(parts) + b"--b--"
     cut = {"inside the third photo": len(parts[-1]) // 2, "before the closing boundary": 5, "one byte": 1}[lost]
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    before = filled.about().generation
+    before = enrolled.about().generation
     sent = getattr(client, method)(path, content=whole[:-cut], headers=write | kind)
     error = error_of(sent, 422, "bad_request")
     assert "ends before its closing boundary" in error["message"]
-    assert filled.about().generation == before
+    assert enrolled.about().generation == before
     for tail in (b"", b"\r\n", b"\r\nand what a proxy wrote behind it"):
         assert getattr(client, method)(path, content=whole + tail, headers=write | kind).is_success
 
 
 @pytest.mark.parametrize(("method", "path"), PHOTO_ROUTES)
-def test_a_file_in_another_field_is_refused_and_not_left_out(client, filled, write, tmp_path, method, path):
+def test_a_file_in_another_field_is_refused_and_not_left_out(client, enrolled, write, tmp_path, method, path):
     photos = [write_leaf(tmp_path / f"new-{i}.png", LEAF_COLOURS["rust"], 300 + i) for i in range(3)]
-    before = filled.about().generation
+    before = enrolled.about().generation
     mistyped = [*files(*photos[:2]), ("photo", ("new-2.png", photos[2].read_bytes(), "image/png"))]
     error = error_of(getattr(client, method)(path, files=mistyped, headers=write), 422, "bad_request")
     assert "a file in its field 'photo'" in error["message"]
@@ -103,6 +76,6 @@ def test_a_file_in_another_field_is_refused_and_not_left_out(client, filled, wri
     nameless = [*files(*photos[:2]), ("photos", (None, photos[2].read_bytes()))]
     error = error_of(getattr(client, method)(path, files=nameless, headers=write), 422, "bad_request")
     assert "without a file name, in its field 'photos'" in error["message"]
-    assert filled.about().generation == before
+    assert enrolled.about().generation == before
     beside = [*files(*photos), ("note", (None, b"from the field"))]  # text in a field of another name says no photo
     assert getattr(client, method)(path, files=beside, headers=write).is_success
