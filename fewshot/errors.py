@@ -432,7 +432,7 @@ class TrainingStoppedError(TrainingError):
 class TrainingDiskFullError(TrainingError):
     code = "training_disk_full"
     status = 507
-    hint = "Free some space and run the same command again: it goes on from the last whole epoch."
+    hint = "Free some space and run the same command again: it goes on from the last whole epoch, if there is one."
 
 
 # ---- watching

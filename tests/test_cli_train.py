@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,17 @@ def test_unknown_key_is_misuse_and_suggests_the_nearest(recipe, tmp_path):
     result = run(recipe, "--data", tmp_path / "photos", "--only", "epoch=3")
     assert result.exit_code == 2
     assert "epochs" in result.stderr
+
+
+def test_a_wrong_recipe_is_told_before_torch_is_loaded(recipe, tmp_path):
+    loaded = tmp_path / "loaded.txt"
+    script = (
+        "import sys\nfrom fewshot.cli import main\n"
+        f"try: main(['train', {str(recipe)!r}, '--only', 'epoch=3'])\n"
+        f"finally: open({str(loaded)!r}, 'w').write(str('torch' in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, "epochs" in done.stderr, loaded.read_text()) == (2, True, "False")
 
 
 def test_missing_recipe_is_misuse(tmp_path):

@@ -12,6 +12,7 @@ from fewshot.cli.output import json_line
 from fewshot.cli.terminal import echo
 from fewshot.extras import need
 from fewshot.memory import keep_freed_memory
+from fewshot.recipes import read_plan
 
 if TYPE_CHECKING:
     from fewshot.errors import FewshotError
@@ -44,6 +45,7 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
     result. docs/training.md says what can stand in a recipe and what comes out.
     """
     need("train", "training a backbone")
+    read_plan(recipe, only)  # a mistake in it is told before torch is loaded, which takes seconds
     keep_freed_memory()
     from fewshot.training.runs import train as run
 
