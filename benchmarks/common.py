@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A trial at small sizes keeps its results elsewhere: $FEWSHOT_RESULTS.
 RESULTS = Path(os.environ.get("FEWSHOT_RESULTS") or ROOT / "benchmarks" / "results")
 FEWSHOT = Path(sys.executable).with_name("fewshot")
+KIB_MB = 1024 / 1e6  # the system counts memory in KiB; here a MB is a million bytes, as it is of files
 
 
 def data_folder(given: str | None = None) -> Path:
@@ -49,7 +50,7 @@ def run(*command: str | Path, check: bool = True, cwd: Path | None = None) -> Ru
         process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
         stderr.seek(0)
-        done = Run(stdout.read(), stderr.read(), wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        done = Run(stdout.read(), stderr.read(), wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * KIB_MB)
     if check and process.returncode:
         sys.exit(f"error: {' '.join(map(str, command))} ended with {process.returncode}:\n{done.stderr}")
     return done
@@ -105,10 +106,10 @@ def environment(name: str, *packages: str) -> Path:
     return python
 
 
-def memory_mb(pid: int | str = "self") -> float:
-    """What a process holds in memory now, pages of mapped files included."""
+def memory_mb(pid: int | str = "self", what: str = "VmRSS") -> float:
+    """What a process holds in memory now (`VmHWM`: at the most until now), pages of mapped files included."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return int(status.split(f"{what}:")[1].split()[0]) * KIB_MB
 
 
 def machine() -> dict[str, Any]:
@@ -138,6 +139,13 @@ def whence() -> dict[str, Any]:
 def keep(name: str, result: dict[str, Any]) -> None:
     """Write a result beside the others, with machine, commit and date."""
     write(name, {**result, **whence()})
+
+
+def keep_part(name: str, part: str, result: dict[str, Any]) -> None:
+    """Write one part of a result with machine, commit and date of its own; the other parts stay as they were."""
+    file = RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    write(name, {**kept, part: {**result, **whence()}})
 
 
 def write(name: str, result: dict[str, Any]) -> None:

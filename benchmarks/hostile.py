@@ -19,12 +19,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
-from common import FEWSHOT, ROOT, json_lines, keep, run
+from common import FEWSHOT, ROOT, json_lines, keep, memory_mb, run
 from hostile_images import corpus
 
 from fewshot.datasets import PHOTO_SUFFIXES
@@ -203,17 +204,12 @@ class Memory:
             except OSError:
                 continue  # a thread that has just ended
         for worker in self.workers:
-            try:
-                status = Path(f"/proc/{worker}/status").read_text()
-            except OSError:
-                continue  # it has just been replaced
-            peak = re.search(r"VmHWM:\s+(\d+)", status)
-            self.worker_mb = max(self.worker_mb, int(peak[1]) / 1024 if peak else 0.0)
+            with suppress(OSError, IndexError):  # it has just been replaced, or is ending and holds nothing
+                self.worker_mb = max(self.worker_mb, memory_mb(worker, "VmHWM"))
 
     def sampled(self) -> float:
         """What the service holds now, in MB."""
-        pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGESIZE") / 1e6
+        return memory_mb(self._pid)
 
 
 def by_query(index: Path, pictures: Path, options: list[str]) -> dict[str, Any]:

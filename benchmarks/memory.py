@@ -29,7 +29,7 @@ from service_clients import request_bytes
 N_EACH, N_ASKED, N_BURST, BURST_S, REST_S = 10, 200, 64, 20, 30
 
 
-def service(n: int, dim: int, photos: list[Path], work: Path) -> dict[str, Any]:
+def service(n: int, photos: list[Path], work: Path) -> dict[str, Any]:
     """A service over n made-up photos."""
     from fewshot.embedder import EmbedderChoice, open_embedder
 
@@ -122,7 +122,7 @@ def main() -> None:
         run(Path(sys.executable).with_name("fewshot"), "sample-data", work / "leaves")
         photos = sorted((work / "leaves" / "query").rglob("*.jpg"))
         for n in map(int, filter(None, given.sizes.split(","))):
-            result["sizes"].append(service(n, given.dim, photos, work))
+            result["sizes"].append(service(n, photos, work))
             print(json.dumps(result["sizes"][-1]), flush=True)
             keep("memory", result)
         for name, measure in (

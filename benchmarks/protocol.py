@@ -18,13 +18,9 @@ from typing import Any
 from common import data_folder, fewshot, json_lines, keep
 
 from fewshot.backbones import DEFAULT_BACKBONE, STATISTICS_FILE, resolve
+from fewshot.evaluation import crop_of
 
 N_BASE_SUPPORTS = 20
-
-
-def crop_of(label: str) -> str:
-    """The crop a label belongs to: what stands before its first hyphen."""
-    return label.split("-", 1)[0]
 
 
 def link_first(source: Path, target: Path, n: int) -> Path:

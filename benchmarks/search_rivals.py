@@ -23,7 +23,7 @@ LINKS, BUILDING_WIDTH, WIDTHS, K = 16, 100, (16, 32, 64, 128, 256, 512, 1024, 20
 def memory_mb() -> float:
     """What this process holds now, without pages of mapped files."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e6
 
 
 def measured(

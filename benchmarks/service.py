@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import FEWSHOT, data_folder, fewshot, keep, run
+from common import FEWSHOT, data_folder, fewshot, keep_part, memory_mb, run
 from PIL import Image
 from service_clients import BOUNDARY, request_bytes
 
@@ -64,8 +64,7 @@ class Service:
 
     def memory_mb(self) -> float:
         """What the process holds."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return memory_mb(self.process.pid)
 
     def cpu_s(self) -> float:
         """The CPU seconds that the process has used."""
@@ -232,19 +231,16 @@ def main() -> None:
         photos.mkdir()
         for number, photo in enumerate(sorted((data / "novel" / "query").rglob("*.jpg"))[:N_PHOTOS]):
             (photos / f"{number:04d}.jpg").symlink_to(photo.resolve())
-        kept = Path(__file__).parent / "results" / "service.json"
-        result = json.loads(kept.read_text()) if kept.exists() else {}
-        loads = [os.getloadavg()[0]]
-        if "start" in given.only:
-            result["start"] = start(index, next(photos.iterdir()))
-        if "load" in given.only.split(","):
-            result["load"] = load(index, photos, given.seconds, given.rounds)
-        if "overload" in given.only:
-            result["overload"] = overload(index, photos, work)
-        loads.append(os.getloadavg()[0])
-    result["load_average"] = loads
-    print(json.dumps(result, indent=1))
-    keep("service", {key: result[key] for key in ("start", "load", "overload", "load_average") if key in result})
+        for name, measure in (
+            ("start", lambda: start(index, next(photos.iterdir()))),
+            ("load", lambda: load(index, photos, given.seconds, given.rounds)),
+            ("overload", lambda: overload(index, photos, work)),
+        ):
+            if name in given.only.split(","):
+                before = os.getloadavg()[0]
+                part = {**measure(), "load_average": [before, os.getloadavg()[0]]}
+                print(f"{name}\n{json.dumps(part, indent=1)}", flush=True)
+                keep_part("service", name, part)
 
 
 if __name__ == "__main__":

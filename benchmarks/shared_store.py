@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import ROOT, data_folder, keep
+from common import ROOT, data_folder, keep_part
 from protocol import N_BASE_SUPPORTS, link_first
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -177,20 +177,20 @@ def main():
     parser.add_argument("--searched", type=int, default=10_000)
     parser.add_argument("--only", default="answers,search")
     given = parser.parse_args()
-    before = os.getloadavg()[0]
     server = PostgresServer("max_wal_size=4GB", "maintenance_work_mem=512MB", "shared_buffers=512MB")
-    kept = ROOT / "benchmarks" / "results" / "shared-store.json"
-    result = json.loads(kept.read_text()) if kept.exists() else {}
+    only = given.only.split(",")
     try:
-        if "answers" in given.only:
+        if "answers" in only:
+            before = os.getloadavg()[0]
             with tempfile.TemporaryDirectory() as folder:
-                result["answers"] = answers(data_folder(given.data), Path(folder), server)
-        if "search" in given.only:
-            result["search"] = [search(server, given.searched, spread) for spread in SPREADS]
+                part = answers(data_folder(given.data), Path(folder), server)
+            keep_part("shared-store", "answers", {**part, "load_average": [before, os.getloadavg()[0]]})
+        if "search" in only:
+            before = os.getloadavg()[0]
+            rows = [search(server, given.searched, spread) for spread in SPREADS]
+            keep_part("shared-store", "search", {"rows": rows, "load_average": [before, os.getloadavg()[0]]})
     finally:
         server.stop()
-    result["load_average"] = [before, os.getloadavg()[0]]
-    keep("shared-store", result)
 
 
 if __name__ == "__main__":

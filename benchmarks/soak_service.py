@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from common import FEWSHOT, keep, run
+from common import FEWSHOT, keep, memory_mb, run
 
 from fewshot.backup import chosen_backup, restore
 from fewshot.gallery import Gallery
@@ -68,8 +68,7 @@ class Server:
 
     def memory_mb(self) -> float:
         """What the process holds."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return memory_mb(self.process.pid)
 
 
 @dataclass

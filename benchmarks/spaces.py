@@ -12,14 +12,13 @@ import json
 import os
 import random
 import shutil
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from common import FEWSHOT, RESULTS, ROOT, Run, data_folder, fewshot, json_lines, keep, run
+from common import FEWSHOT, KIB_MB, ROOT, Run, data_folder, fewshot, json_lines, keep_part, run
 from PIL import Image
 from protocol import N_BASE_SUPPORTS, link_first
 from speed import fill_index
@@ -80,7 +79,7 @@ def _memory_mb(root: int) -> float:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+        total += next((int(line.split()[1]) * KIB_MB for line in lines if line.startswith("Pss:")), 0.0)
     return total
 
 
@@ -200,8 +199,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--only", choices=["pictures", "labels", "large"], action="append")
     given = parser.parse_args()
-    kept = RESULTS / "spaces.json"
-    result = json.loads(kept.read_text()) if given.only and kept.exists() else {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         work = Path(folder)
         started = time.perf_counter()
@@ -211,10 +208,10 @@ def main() -> None:
             ("large", lambda: large(work)),
         ):
             if not given.only or name in given.only:
-                result[name] = measure()
-                print(f"{name} ({time.perf_counter() - started:.0f} s so far)\n{json.dumps(result[name], indent=1)}")
-                sys.stdout.flush()
-    keep("spaces", result)
+                part = measure()
+                seconds = time.perf_counter() - started
+                print(f"{name} ({seconds:.0f} s so far)\n{json.dumps(part, indent=1)}", flush=True)
+                keep_part("spaces", name, part)
 
 
 if __name__ == "__main__":

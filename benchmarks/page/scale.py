@@ -18,7 +18,7 @@ CALIBRATED = 4000  # photos asked behind a change
 def scale() -> str:
     """The whole page."""
     serving, store, replicas = result("service"), result("shared-store"), result("replicas")
-    answers, searched = store["answers"], store["search"][-1]
+    answers, searched = store["answers"], store["search"]["rows"][-1]
     photo_ms = median(row["service_cpu_ms_an_image"] for row in serving["load"]["rounds"])
     database_ms = answers["database_cpu_ms_a_question"]
     service_cores = QUESTIONS_PER_S * photo_ms / 1000
@@ -57,7 +57,7 @@ def scale() -> str:
         ["database, embeddings", "little", f"{shards} shards"]
         + [f"{index_tb:.1f} TB of HNSW in memory, {rows_tb:.1f} TB on disk"],
     ]
-    busy = max(*serving["load_average"], *store["load_average"])
+    busy = max(max(part["load_average"]) for part in (serving["load"], answers, store["search"]))
     return f"""# How far it goes
 
 Written by `make bench` from `benchmarks/results/`; do not edit by hand. A plan for {N_SUPPORTS:,} enrolled photos in
@@ -116,7 +116,7 @@ In this order, as an index grows:
 6. **A shard.** Any of {shards} that is away makes questions with neighbours fail. Each wants a standby, which doubles
    that line.
 
-{stamp(store)}
+{stamp(answers)}
 """
 
 

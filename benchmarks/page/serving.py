@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from page.parts import result, stamp, table
+from page.parts import result, stamp, stamps, table
 
 
 def service() -> str:
@@ -22,7 +22,7 @@ def service() -> str:
     failed = ", ".join(f"{n} {name}" for name, n in sorted(over["failures"].items())) or "none"
     enrolled = ", ".join(f"{n} times {status}" for status, n in sorted(over["enrolments"].items()))
     memory = ", ".join(f"{megabytes:.0f}" for megabytes in load["memory_mb"])
-    busy = max(facts["load_average"])
+    busy = max(average for part in (load, over, start) for average in part["load_average"])
     shared = (
         f"Other work wanted {busy:.0f} processors of the machine meanwhile: every figure in seconds is too long.\n\n"
     )
@@ -47,7 +47,7 @@ then the service was killed (SIGKILL) right behind an acknowledgement: of {over[
 From the command to the first answer: {start["median_s"]:.2f} s ({first:.2f} to {last:.2f}, {start["n"]} times);
 `fewshot query` of the same photo, in turn with it: {median(start["query_s"]):.2f} s.
 
-{shared if busy > 3 else ""}{stamp(facts)}
+{shared if busy > 3 else ""}{stamps({"Load": load, "Overload": over, "First answer": start})}
 """
 
 

@@ -1,6 +1,6 @@
 """One index for many machines: equal answers, replicas that die, search in the database."""
 
-from page.parts import result, stamp, table
+from page.parts import result, stamp, stamps, table
 
 
 def shared_store() -> str:
@@ -10,7 +10,7 @@ def shared_store() -> str:
     counts = ("asked", "same_label", "same_matches", "identical")
     rows = [[name, *(str(row[key]) for key in counts)] for name, row in found["sets"].items()]
     searched = []
-    for row in facts["search"]:
+    for row in facts["search"]["rows"]:
         recall = ", ".join(f"{ef}: {share:.3f}" for ef, share in row["recall"].items())
         searched.append(
             [f"{row['vectors']:,} vectors, spread {row['spread']}", recall]
@@ -37,7 +37,7 @@ parts of the distance between classes: the larger, the less one photo's nearest 
 
 {table(headings, searched)}
 
-{_shared(facts)}{stamp(facts)}
+{_shared(found, facts["search"])}{stamps({"Answers": found, "Search": facts["search"]})}
 """
 
 
@@ -91,8 +91,8 @@ def _recovery(row: dict) -> str:
     return f"answers {back:.1f} s after its start"
 
 
-def _shared(facts: dict) -> str:
-    busy = max(facts["load_average"])
+def _shared(*measured: dict) -> str:
+    busy = max(load for facts in measured for load in facts["load_average"])
     if busy <= 6:
         return ""
     return f"Other work wanted {busy:.0f} processors of the machine meanwhile: every figure in seconds is too long.\n\n"
