@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from fewshot.errors import BackboneError, WeightsDamagedError, WeightsUnreachableError
+from fewshot.images import scaled_short_side_px
 from fewshot.transforms import ClassStatistics, statistics_sha256, unpack_statistics
 
 DEFAULT_BACKBONE = "plants-lite0"
@@ -86,7 +87,7 @@ class Preprocessing:
     @property
     def short_side_px(self) -> int:
         """The short side to which a photo is scaled before the crop, in pixels."""
-        return round(self.image_size_px / self.crop_pct)
+        return scaled_short_side_px(self.image_size_px, self.crop_pct)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import platformdirs
@@ -41,6 +41,7 @@ from fewshot.records import EmbeddedPhoto, Float32s, LoadedPhoto, NamedBytes, Pi
 from fewshot.sealed import read_facts, read_sealed, verify, write_sealed
 from fewshot.transforms import Transform, whitening
 
+Prepared = LoadedPhoto | SkippedPhoto | Refused
 Outcome = EmbeddedPhoto | SkippedPhoto | Refused
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,6 +53,16 @@ HASHED_BESIDE_BYTES = 400_000
 FINISHED_TOGETHER = 16
 # So many more are with the engine, so that it has work while others are whitened, stored or compared.
 IN_FLIGHT = 32
+
+
+class PrepareOptions(TypedDict, total=False):
+    """How a photo is prepared, see `Embedder.prepare`."""
+
+    is_known: Callable[[str], bool] | None
+    keep: bool
+    keep_metadata: bool
+    most_pixels: int | None
+    cutter: Cutter
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +170,12 @@ class Embedder:
         hashed = _content_hash(data, beside=is_known is None and len(data) >= HASHED_BESIDE_BYTES)
         if is_known is not None and is_known(hashed()):
             return SkippedPhoto(file, hashed())
-        prepared = self.backbone.preprocessing
+        wanted = self.backbone.preprocessing
         cut = Cut(
-            prepared.image_size_px,
-            prepared.crop_pct,
-            prepared.interpolation,
-            prepared.squash,
+            wanted.image_size_px,
+            wanted.crop_pct,
+            wanted.interpolation,
+            wanted.squash,
             keep=keep,
             keep_metadata=keep_metadata,
             most_pixels=most_pixels,
@@ -172,7 +183,7 @@ class Embedder:
         found = cutter(data, Path(file).name, cut)
         return LoadedPhoto(file, hashed(), found.width, found.height, found.pixels, found.thumbnail, found.dhash)
 
-    def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Any) -> LoadedPhoto | SkippedPhoto | Refused:
+    def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Unpack[PrepareOptions]) -> Prepared:
         """As `prepare`, with its options, but a photo that cannot be used is no exception."""
         try:
             return self.prepare(photo, **options)
@@ -229,32 +240,30 @@ class Embedder:
             For each photo, in order: the embedded photo, the skipped one, or why it was refused.
         """
 
-        def prepare(photo: Path | NamedBytes) -> LoadedPhoto | SkippedPhoto | Refused:
+        def prepare(photo: Path | NamedBytes) -> Prepared:
             return self.prepare_or_refuse(
                 photo, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter
             )
 
         if n_photos == 1 and False in self._engines:  # threads would cost a photo more than they save
-            yield from self._embed_one_by_one(map(prepare, photos))
+            for item in map(prepare, photos):
+                if isinstance(item, LoadedPhoto):
+                    yield _embedded(item, self.embed_pixels(item.pixels[None])[0])
+                else:
+                    yield item
             return
         n_decoders = engines.n_threads()
         with ThreadPoolExecutor(n_decoders, "decode") as decoders, ThreadPoolExecutor(1, "compile") as compiler:
             # The engine compiles while the first photos are read.
             opening = compiler.submit(self._engine, n_photos)
             prepared = _ahead(decoders, prepare, photos, n_ahead=4 * n_decoders)
-            yield from self._embed_prepared(prepared, opening)
+            yield from self._embed_stream(prepared, opening)
 
-    def _embed_one_by_one(self, prepared: Iterable[LoadedPhoto | SkippedPhoto | Refused]) -> Iterator[Outcome]:
-        for item in prepared:
-            yield (_embedded(item, self.embed_pixels(item.pixels[None])[0]) if isinstance(item, LoadedPhoto) else item)
-
-    def _embed_prepared(
-        self, prepared: Iterable[LoadedPhoto | SkippedPhoto | Refused], opening: "Future[Engine]"
-    ) -> Iterator[Outcome]:
+    def _embed_stream(self, prepared: Iterable[Prepared], opening: "Future[Engine]") -> Iterator[Outcome]:
         runners: ThreadPoolExecutor | None = None
-        waiting: deque[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]] = deque()
-        group: list[LoadedPhoto | SkippedPhoto | Refused] = []
-        n_loaded, n_together = 0, 1
+        waiting: deque[tuple[list[Prepared], Future[Float32s] | None]] = deque()
+        group: list[Prepared] = []
+        n_loaded, n_together, n_since = 0, 1, 0
 
         def submit() -> None:
             nonlocal group, n_loaded
@@ -273,7 +282,13 @@ class Embedder:
                     continue
                 group.append(item)
                 if not isinstance(item, LoadedPhoto):
+                    n_since += 1
+                    if n_since >= FINISHED_TOGETHER:  # a long run of these keeps nothing back that came before it
+                        submit()
+                        while waiting and ((call := waiting[0][1]) is None or call.done()):
+                            yield from self._finished([waiting.popleft()])
                     continue
+                n_since = 0
                 engine = opening.result()
                 runners = runners or ThreadPoolExecutor(engine.n_parallel, "engine")
                 n_loaded += 1
@@ -291,9 +306,7 @@ class Embedder:
             if runners is not None:
                 runners.shutdown(wait=True, cancel_futures=True)
 
-    def _finished(
-        self, groups: "Sequence[tuple[list[LoadedPhoto | SkippedPhoto | Refused], Future[Float32s] | None]]"
-    ) -> Iterator[Outcome]:
+    def _finished(self, groups: "Sequence[tuple[list[Prepared], Future[Float32s] | None]]") -> Iterator[Outcome]:
         """What became of groups of photos, each with the engine's call that has its features; None: no photo of it."""
         features = [future.result() for _, future in groups if future is not None]
         rows = iter(self._finish(np.concatenate(features)) if features else ())

@@ -121,19 +121,12 @@ def content_hash(data: bytes) -> str:
 def decode(
     data: bytes, name: str, short_side_px: int, most_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a photo, upright and in RGB, no smaller than it must be: `decode_whole`, where half a pixel is nothing.
-
-    Returns:
-        The picture, and the (width, height) in pixels that the upright original has.
-
-    Raises:
-        ImageError: see `decode_whole`.
-    """
-    image, size, _ = decode_whole(data, name, short_side_px, most_pixels)
+    """As `decode_with_box`, without the box: for whom half a pixel at the edge does not matter."""
+    image, size, _ = decode_with_box(data, name, short_side_px, most_pixels)
     return image, size
 
 
-def decode_whole(
+def decode_with_box(
     data: bytes, name: str, short_side_px: int, most_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int], Box]:
     """Decode a photo, upright and in RGB, no smaller than it must be.
@@ -194,7 +187,7 @@ def fit_to_input(
         crop_pct: the part of the short side that stays; 0.875 is scaling to 256 and cropping to 224.
         interpolation: nearest, bilinear, bicubic or lanczos.
         squash: scale both sides to the square instead of cropping.
-        filled: the part of the picture that counts; None: all of it. See `decode_whole`.
+        filled: the part of the picture that counts; None: all of it. See `decode_with_box`.
 
     Returns:
         (image_size_px, image_size_px, 3) uint8.
@@ -240,13 +233,24 @@ def _fast_resizer() -> Any:
         return None
 
 
+def scaled_short_side_px(image_size_px: int, crop_pct: float) -> int:
+    """The short side to which a photo is scaled so that a centre crop of `crop_pct` of it has the wanted size.
+
+    Rounded down, as timm does.
+
+    >>> scaled_short_side_px(224, 0.875), scaled_short_side_px(224, 0.95)
+    (256, 235)
+    """
+    return math.floor(image_size_px / crop_pct)
+
+
 def _crop_box(width: float, height: float, image_size_px: int, crop_pct: float) -> Box:
     """The part of a picture that becomes the input, in its own pixels.
 
     It lies where scaling the whole picture, rounding its size, and cropping at a whole pixel would put it, which is
     what timm does: half a pixel beside it, a picture that needs no scaling would be blurred by it.
     """
-    short = math.floor(image_size_px / crop_pct)
+    short = scaled_short_side_px(image_size_px, crop_pct)
     scaled_width = short if width <= height else int(short * width / height)
     scaled_height = short if height <= width else int(short * height / width)
     left, top = round((scaled_width - image_size_px) / 2), round((scaled_height - image_size_px) / 2)
@@ -261,7 +265,8 @@ def thumbnail(image: Image.Image, exif: bytes = b"") -> bytes:
     """
     scale = min(1.0, THUMBNAIL_SIDE_PX / min(image.size), THUMBNAIL_LONG_SIDE_PX / max(image.size))
     if scale < 1.0:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        # A strip keeps the side that a photo must have, so that an index can be embedded anew from what it keeps.
+        size = (max(MIN_SIDE_PX, round(image.width * scale)), max(MIN_SIDE_PX, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=1, exif=exif)

@@ -61,10 +61,7 @@ class PinnedEmbedder:
             if self._embedder is None:
                 check_choice(store.name, about, self._choice)
             if self._embedder is None or self._is_repinned(about, self._embedder):
-                source = None
-                if about.source is not None and self._choice.backbone is None:
-                    source = on_this_machine(WeightsSource(**about.source))
-                choice = replace(self._choice, precision=self._choice.precision or about.precision)
+                choice, source = self._own(about)
                 self._embedder = open_embedder(choice, source=source, on_notice=self._on_notice)
             embedder = self._embedder
         check_embedder(store.name, about, embedder, self._choice)
@@ -84,13 +81,12 @@ class PinnedEmbedder:
         Raises:
             BackboneError, EngineError: it cannot be opened here.
         """
-        if self._embedder is not None:
+        if self._embedder is not None and self._is_given:
             return self._embedder
         about, choice, source = _about(store), self._choice, None
         partly = choice.backbone is None and (choice.quality, choice.precision) != (None, None)
         if partly and about.source is not None:
-            source = on_this_machine(WeightsSource(**about.source))
-            choice = replace(choice, precision=choice.precision or about.precision)
+            choice, source = self._own(about)
         return open_embedder(choice, source=source, on_notice=self._on_notice)
 
     def open_ahead(self, store: Transactions) -> None:
@@ -104,6 +100,12 @@ class PinnedEmbedder:
                 log.info("not opened ahead: %s", error.message)
 
         threading.Thread(target=open_now, name="open-ahead", daemon=True).start()
+
+    def _own(self, about: About) -> tuple[EmbedderChoice, WeightsSource | None]:
+        """The choice with the index's own precision and weights where it leaves these open."""
+        choice = replace(self._choice, precision=self._choice.precision or about.precision)
+        own = about.source if choice.backbone is None else None
+        return choice, on_this_machine(WeightsSource(**own)) if own is not None else None
 
     def _is_repinned(self, about: About, embedder: Embedder) -> bool:
         """Whether another process has given the index another backbone, and none was chosen here."""

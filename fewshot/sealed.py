@@ -13,10 +13,10 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -48,7 +48,9 @@ def write_sealed(
     temporary = temporary_beside(path)
     try:
         write_payload(temporary)
-        size, digest = _digest(temporary)
+        with temporary.open("rb") as payload:
+            size = os.fstat(payload.fileno()).st_size
+            digest = _digest(payload, size)
         text = json.dumps({**facts, "payload_bytes": size, "payload_xxh3": digest}, sort_keys=True).encode()
         with temporary.open("ab") as file:
             file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), MAGIC))
@@ -127,40 +129,22 @@ def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a sealed file, without reading its payload.
 
     Raises:
-        CacheDamagedError: the file is missing, cut short, or its facts do not fit their checksum.
+        CacheDamagedError: the file is missing, cut short or cannot be read, or its facts do not fit their checksum.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size < _TAIL.size:
-                raise CacheDamagedError(f"{path} is too short to be a sealed file ({size} bytes).")
-            file.seek(size - _TAIL.size)
-            length, digest, magic = _TAIL.unpack(file.read(_TAIL.size))
-            if magic != MAGIC or length > size - _TAIL.size:
-                raise CacheDamagedError(f"{path} does not end as a sealed file does.")
-            file.seek(size - _TAIL.size - length)
-            text = file.read(length)
-    except OSError as error:
-        raise CacheDamagedError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if xxhash.xxh3_64_intdigest(text) != digest:
-        raise CacheDamagedError(f"{path}: its facts do not fit their checksum.")
-    facts: dict[str, Any] = json.loads(text)
-    if facts["payload_bytes"] != size - _TAIL.size - length:
-        raise CacheDamagedError(f"{path} holds another number of bytes than it was sealed with.")
-    return facts
+    with _opened(path) as (_, facts):
+        return facts
 
 
 def verify(path: Path) -> dict[str, Any]:
     """Check the whole file against its checksum and give its facts.
 
     Raises:
-        CacheDamagedError: missing, cut short, or any bit is another than when it was sealed.
+        CacheDamagedError: missing, cut short, unreadable, or any bit is another than when it was sealed.
     """
-    facts = read_facts(path)
-    _, digest = _digest(path, facts["payload_bytes"])
-    if digest != facts["payload_xxh3"]:
-        raise CacheDamagedError(f"{path}: its content does not fit its checksum.")
-    return facts
+    with _opened(path) as (file, facts):
+        if _digest(file, facts["payload_bytes"]) != facts["payload_xxh3"]:
+            raise CacheDamagedError(f"{path}: its content does not fit its checksum.")
+        return facts
 
 
 def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -169,18 +153,45 @@ def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
     Raises:
         CacheDamagedError: as `verify`.
     """
-    facts = read_facts(path)
-    with path.open("rb") as file:
+    with _opened(path) as (file, facts):
+        file.seek(0)
         payload = file.read(facts["payload_bytes"])
     if xxhash.xxh3_128_hexdigest(payload) != facts["payload_xxh3"]:
         raise CacheDamagedError(f"{path}: its content does not fit its checksum.")
     return payload, facts
 
 
-def _digest(path: Path, n_bytes: int | None = None) -> tuple[int, str]:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size if n_bytes is None else n_bytes
-        if size == 0:
-            return 0, xxhash.xxh3_128_hexdigest(b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return size, xxhash.xxh3_128_hexdigest(view[:size])
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+    """A sealed file and its facts. An error of the system while they are in use is damage too."""
+    try:
+        with path.open("rb") as file:
+            yield file, _facts(file, path)
+    except OSError as error:
+        raise CacheDamagedError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _facts(file: BinaryIO, path: Path) -> dict[str, Any]:
+    size = file.seek(0, os.SEEK_END)
+    if size < _TAIL.size:
+        raise CacheDamagedError(f"{path} is too short to be a sealed file ({size} bytes).")
+    file.seek(size - _TAIL.size)
+    length, digest, magic = _TAIL.unpack(file.read(_TAIL.size))
+    if magic != MAGIC or length > size - _TAIL.size:
+        raise CacheDamagedError(f"{path} does not end as a sealed file does.")
+    file.seek(size - _TAIL.size - length)
+    text = file.read(length)
+    if xxhash.xxh3_64_intdigest(text) != digest:
+        raise CacheDamagedError(f"{path}: its facts do not fit their checksum.")
+    facts: dict[str, Any] = json.loads(text)
+    if facts["payload_bytes"] != size - _TAIL.size - length:
+        raise CacheDamagedError(f"{path} holds another number of bytes than it was sealed with.")
+    return facts
+
+
+def _digest(file: BinaryIO, n_bytes: int) -> str:
+    """The checksum of a file's first bytes."""
+    if n_bytes == 0:
+        return xxhash.xxh3_128_hexdigest(b"")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        return xxhash.xxh3_128_hexdigest(view[:n_bytes])

@@ -74,6 +74,24 @@ def test_every_photo_gets_its_own_outcome_in_order(mixed, batch_size, n_parallel
         assert (outcome.width, outcome.height) == (80, 72)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_long_run_of_known_photos_keeps_back_nothing_that_came_before_it(mixed, batch_size):
+    n_read = 0
+
+    def is_known(sha256):
+        nonlocal n_read
+        n_read += 1
+        time.sleep(0.001)
+        return sha256 != new
+
+    new = content_hash(mixed[0].read_bytes())
+    photos = [mixed[0], *[mixed[2]] * 1000]
+    found = embedder_around(Engine(batch_size)).embed_photos(photos, n_photos=1001, is_known=is_known)
+    assert next(found).sha256 == new
+    assert n_read < 200
+    assert len(list(found)) == 1000
+
+
 def test_all_calls_but_the_last_get_exactly_the_batch_size(mixed):
     engine = Engine(5, 1)
     list(embedder_around(engine).embed_photos(mixed, n_photos=len(mixed)))

@@ -85,6 +85,24 @@ def test_reindex_keeps_the_backbone_where_only_quality_or_precision_is_chosen(
     assert choice == replace(EmbedderChoice(**chosen), precision=precision)
 
 
+def test_reindex_takes_the_default_also_where_the_index_was_asked_before(gallery, leaves, monkeypatch):
+    folder = leaves(n=2)
+    enroll(gallery, folder)
+    sources = []
+
+    def opened(choice, *, source=None, on_notice=None):
+        sources.append(source)
+        return colour_embedder() if source is not None else colour_embedder("default", 32)
+
+    monkeypatch.setattr("fewshot.pinning.open_embedder", opened)
+    monkeypatch.setattr("fewshot.pinning.on_this_machine", lambda source: source)
+    with Gallery(gallery.place) as other:
+        list(other.query([next(folder.rglob("*.png"))]))
+        other.reindex()
+        assert other.about().fingerprint == colour_embedder("default", 32).fingerprint
+    assert [source is not None for source in sources] == [True, False]
+
+
 @both
 def test_reindex_changes_the_fingerprint_and_keeps_labels_photos_and_answers(gallery, leaves, tmp_path):
     enroll(gallery, leaves(n=5))

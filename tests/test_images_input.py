@@ -44,7 +44,7 @@ def test_scaling_while_decoding_gives_what_scaling_afterwards_gives(size, orient
     exif[ORIENTATION] = orientation
     data = encoded(photo, "JPEG", quality=92, exif=exif)
     settings_ = {"image_size_px": 224, "crop_pct": 0.875, "interpolation": "bicubic"}
-    image, upright_size, filled = images.decode_whole(data, "photo", 256)
+    image, upright_size, filled = images.decode_with_box(data, "photo", 256)
     quick = images.fit_to_input(image, **settings_, filled=filled)
     whole = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
     difference = np.abs(quick.astype(int) - images.fit_to_input(whole, **settings_).astype(int))

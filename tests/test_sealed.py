@@ -1,6 +1,7 @@
 """A sealed file is whole or refused: every cut and every flipped bit is noticed, and a failed write changes nothing."""
 
 import builtins
+import errno
 import os
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewshot import sealed as sealed_files
 from fewshot.errors import CacheDamagedError
 from fewshot.sealed import MAGIC, clear_leftovers, read_facts, read_sealed, verify, write_sealed
 
@@ -227,6 +229,31 @@ def test_reading_the_facts_does_not_read_the_payload(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("opened another way"))
     assert read_facts(path)["payload_bytes"] == 5_000_000
     assert 0 < sum(n_read) < 1000
+
+
+def test_a_disk_that_fails_while_the_payload_is_read_is_damage(sealed, monkeypatch):
+    real = sealed_files.mmap.mmap
+
+    def failing(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sealed_files.mmap, "mmap", failing)
+    with pytest.raises(CacheDamagedError, match="Input/output error"):
+        verify(sealed)
+    monkeypatch.setattr(sealed_files.mmap, "mmap", real)
+    assert verify(sealed)["generation"] == 7
+
+
+def test_facts_and_payload_are_those_of_one_file_though_it_is_replaced_meanwhile(sealed, monkeypatch):
+    before, facts_of = read_sealed(sealed), sealed_files._facts
+
+    def replaced(file, path):
+        facts = facts_of(file, path)
+        seal(path, b"another payload", {"generation": 8})
+        return facts
+
+    monkeypatch.setattr(sealed_files, "_facts", replaced)
+    assert read_sealed(sealed) == before
 
 
 def test_facts_can_be_read_where_the_payload_is_damaged(sealed):

@@ -358,7 +358,7 @@ def test_photos_of_concurrent_requests_share_an_engine_batch(filled, rust):
 def test_the_event_loop_answers_while_photos_are_decoded(filled, rust, monkeypatch):
     from fewshot import images
 
-    decode, gate, entered = images.decode_whole, threading.Event(), threading.Event()
+    decode, gate, entered = images.decode_with_box, threading.Event(), threading.Event()
 
     def slow(*arguments):
         entered.set()
@@ -366,7 +366,7 @@ def test_the_event_loop_answers_while_photos_are_decoded(filled, rust, monkeypat
         return decode(*arguments)
 
     with listening(filled, Settings(guarded=False)) as url:
-        monkeypatch.setattr(images, "decode_whole", slow)
+        monkeypatch.setattr(images, "decode_with_box", slow)
         head, body = multipart("/v1/query", rust)
         asked = raw(url, head, body, wait=False)
         assert entered.wait(20)

@@ -124,8 +124,8 @@ class Worker:
                 made.append(pickle.loads(row["refused"]))  # noqa: S301  # pickled by `read_photos`
                 continue
             photo = NamedBytes(os.fsdecode(row["file"]), row["data"])
-            kept = {"keep": self._order.keep, "keep_metadata": self._order.keep_metadata}
-            made.append(self._embedder.prepare_or_refuse(photo, **kept))
+            keep, keep_metadata = self._order.keep, self._order.keep_metadata
+            made.append(self._embedder.prepare_or_refuse(photo, keep=keep, keep_metadata=keep_metadata))
         loaded = [photo for photo in made if isinstance(photo, LoadedPhoto)]
         try:
             embedded = iter(self._embedder.embed_prepared(loaded) if loaded else ())

@@ -58,10 +58,10 @@ def cut_photo(data: bytes, name: str, cut: Cut) -> CutPhoto:
     """
     # The margin leaves enough for the thumbnail too where that is about as large: a photo is then decoded alike when it
     # is enrolled and when it is asked, and has the same embedding.
-    short_side_px = round(cut.image_size_px / cut.crop_pct)
+    short_side_px = images.scaled_short_side_px(cut.image_size_px, cut.crop_pct)
     if cut.keep:
         short_side_px = max(short_side_px, math.ceil(images.THUMBNAIL_SIDE_PX / images.DRAFT_MARGIN))
-    image, (width, height), filled = images.decode_whole(data, name, short_side_px, cut.most_pixels)
+    image, (width, height), filled = images.decode_with_box(data, name, short_side_px, cut.most_pixels)
     pixels = images.fit_to_input(
         image,
         image_size_px=cut.image_size_px,
