@@ -25,15 +25,15 @@ class _Sorted:
 
 def outcomes_by_class(
     folders: Sequence[ClassFolder], outcomes: Iterator[Outcome], on_photo: Callable[[], None] | None
-) -> Iterator[tuple[ClassFolder, list[Outcome]]]:
-    """The stream of all photos' outcomes, cut at the borders between classes."""
+) -> Iterator[tuple[str, list[Outcome]]]:
+    """Each label with the outcomes of its photos: the stream of all, cut at the borders between classes."""
     for folder in folders:
         batch = []
         for outcome in islice(outcomes, len(folder.photos)):
             batch.append(outcome)
             if on_photo is not None:
                 on_photo()
-        yield folder, batch
+        yield folder.label, batch
 
 
 def enroll_class(

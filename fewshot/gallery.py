@@ -320,7 +320,7 @@ class Gallery:
             StrictError: `strict`, and a photo was refused.
             MixedEmbeddingsError: the index is pinned to another embedder than `made_by`.
         """
-        (report,) = self._enroll_together([(ClassFolder(checked_label(label), ()), photos)], made_by, strict=strict)
+        (report,) = self._enroll_together([(checked_label(label), photos)], made_by, strict=strict)
         return report
 
     def replace(
@@ -528,7 +528,6 @@ class Gallery:
                     raise EmptyIndexError(f"index {self.name!r} holds no class yet.")
             else:
                 labels = [checked_label(label)]
-                reader.wanted_class_id(labels[0])
             for each in labels:
                 yield inspection.inspect_class(reader, self._neighbours, each)
 
@@ -638,13 +637,13 @@ class Gallery:
     # ---- inside a change
 
     def _enroll_together(
-        self, batches: Sequence[tuple[ClassFolder, Sequence[Outcome]]], embedder: Embedder, *, strict: bool
+        self, batches: Sequence[tuple[str, Sequence[Outcome]]], embedder: Embedder, *, strict: bool
     ) -> list[EnrollReport]:
         """Write classes in one transaction: one change, one line of history."""
         with self._store.write() as writer:
             # Another process may have pinned the index to another embedder while the photos were embedded.
             self._pinned.check(writer, embedder)
-            reports = [enroll_class(writer, embedder, folder.label, batch, strict=strict) for folder, batch in batches]
+            reports = [enroll_class(writer, embedder, label, batch, strict=strict) for label, batch in batches]
             changed = {report.label: report.enrolled for report in reports if report.enrolled}
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)

@@ -1,6 +1,6 @@
 """The frozen records that cross borders: what is enrolled, what is asked, what is answered."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """One enrolled photo. `own_similarity` is its cosine to the prototype of its class's *other* supports."""
+    """One enrolled photo.
+
+    `own_similarity` is its cosine to the nearest prototype of its class, made without it and without other shots of
+    what it shows; None where nothing else is left of the class.
+    """
 
     support_id: int
     label: str
@@ -268,9 +272,8 @@ class Suspicious:
 class ClassInspection:
     """What `fewshot inspect` tells of a class.
 
-    `similarity` is the mean cosine of its supports to the prototype of the others and `spread` the standard
-    deviation of that, both None for a class of one photo. `confusable` holds (label, cosine between prototypes)
-    pairs, nearest first.
+    `similarity` is the mean of its supports' `own_similarity` and `spread` the standard deviation of that, both None
+    for a class of one photo. `confusable` holds (label, cosine between prototypes) pairs, nearest first.
     """
 
     label: str
@@ -278,7 +281,7 @@ class ClassInspection:
     similarity: float | None
     spread: float | None
     confusable: tuple[tuple[str, float], ...] = ()
-    suspicious: tuple[Suspicious, ...] = field(default=())
+    suspicious: tuple[Suspicious, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape."""

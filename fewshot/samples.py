@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from fewshot.datasets import LITTER
 from fewshot.errors import FolderError, UsageError, did_you_mean
 
 # A Field is float32, one value a pixel, (size_px, size_px); a Colours is linear light, (3, size_px, size_px) or, for
@@ -21,7 +22,6 @@ Colours = NDArray[np.floating]
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 2048
 JPEG_QUALITY = 90
-SYSTEM_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})  # left by file managers: nobody's work
 
 # ---- fields: everything below is painted with these few tools
 
@@ -553,7 +553,8 @@ def _refuse_foreign(folder: Path, signatures: dict[Path, bytes]) -> None:
             raise UsageError(f"{place} is a file; the samples need a folder.", hint="Name a new or an empty folder.")
     our_folders = {parent for path in signatures for parent in path.parents}
     for found in folder.rglob("*"):
-        if found.name in SYSTEM_LITTER or (found in our_folders and found.is_dir() and not found.is_symlink()):
+        is_litter = found.name == ".DS_Store" or found.name.lower() in LITTER  # of file managers: nobody's work
+        if is_litter or (found in our_folders and found.is_dir() and not found.is_symlink()):
             continue
         if found in signatures and _comment(found) == signatures[found]:
             continue
