@@ -34,6 +34,7 @@ class Report:
     embed_seconds: float  # once through the backbone, all photos: what a frozen backbone costs instead of epochs
     machine: dict[str, str]
     n_train: tuple[int, ...]  # training photos of each class
+    no_prototype: str = ""  # why there is no `prototype`, though there are test photos
 
     @property
     def support(self) -> str:
@@ -64,6 +65,7 @@ class Report:
             "classifier": self.classifier,
             "test": self.test.as_dict() if self.test else None,
             "prototype": self.prototype.as_dict() if self.prototype else None,
+            "no_prototype": self.no_prototype,
             "n_shot": self.n_shot,
             "n_train": list(self.n_train),
             "backbone_epochs": [row.as_dict() for row in self.backbone_rows],
@@ -106,6 +108,8 @@ def markdown(report: Report) -> str:
         lines.append(f"Of the training photos {report.n_cut_out} show a leaf on a plain ground that could be cut out.")
     lines.append("")
     lines += _summary(report)
+    if report.no_prototype:
+        lines += ["", f"No nearest-prototype accuracy could be measured: {report.no_prototype}"]
     if recipe.keep == "best" or recipe.patience:
         by = "validation photos" if report.n_photos.get("validation") else "test photos themselves, which flatters them"
         lines += ["", f"The epoch was chosen by the {by}."]
