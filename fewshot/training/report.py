@@ -10,7 +10,7 @@ from fewshot.evaluation import Interval, Metrics, PrototypeAccuracy, crop_of
 from fewshot.recipes import Recipe
 from fewshot.training.checkpoints import as_write_error, write_whole
 from fewshot.training.networks import Origin
-from fewshot.training.progress import EpochRow, best_row
+from fewshot.training.progress import EpochRow, Scores, best_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def markdown(report: Report) -> str:
         ]
         lines += ["", "## Confusion", "", *_confusion(report.test, report.labels)]
     lines += ["", "## Recipe", "", "```yaml"]
-    lines += [f"{key}: {_yaml(value)}" for key, value in recipe.as_dict().items()]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in recipe.as_dict().items()]
     lines += ["```", "", "Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()) + ".", ""]
     return "\n".join(lines)
 
@@ -155,11 +155,13 @@ def _summary(report: Report) -> list[str]:
 
 def _epoch_table(rows: Sequence[EpochRow], keep: str) -> list[str]:
     chosen = best_row(rows).epoch if keep == "best" else None
-    lines = ["| epoch | s | train loss | acc | prec | rec | F1 | test loss | acc | prec | rec | F1 |"]
-    lines.append("|---:|" * 1 + "---:|" * 11)
+    parts = ["train", "validation", "test"] if any(row.validation for row in rows) else ["train", "test"]
+    lines = ["| epoch | s |" + "".join(f" {part} loss | acc | prec | rec | F1 |" for part in parts)]
+    lines.append("|---:|---:|" + "---:|" * 5 * len(parts))
     for row in rows:
         cells = [f"{row.epoch}{' (best)' if row.epoch == chosen else ''}", f"{row.seconds:.2f}"]
-        for scores in (row.train, row.test):
+        for part in parts:
+            scores = getattr(row, part) or Scores()
             values = (scores.loss, scores.accuracy, scores.precision, scores.recall, scores.f1)
             cells += ["-" if value is None else f"{value:.3f}" for value in values]
         lines.append("| " + " | ".join(cells) + " |")
@@ -186,10 +188,6 @@ def _confusion(metrics: Metrics, labels: Sequence[str]) -> list[str]:
 
 def _percent(interval: Interval) -> str:
     return f"{100 * interval.share:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f}, n = {interval.n})"
-
-
-def _yaml(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool | list | str) else f"{value:g}"
 
 
 def _write_curves(report: Report, file: Path) -> None:
