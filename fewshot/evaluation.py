@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from fewshot.classifier import class_prototypes
 from fewshot.errors import PrototypeError, UsageError
 from fewshot.records import Float32s, Int64s
 
@@ -186,9 +187,8 @@ def prototype_accuracy(
     strangers = sorted(set(query_labels) - set(labels))
     if strangers:
         raise PrototypeError(f"no support photo shows {strangers[0]!r}, so no query can be named so.")
-    unit = _unit(gallery, "a support")
-    members = np.array([index[label] for label in gallery_labels])
-    prototypes = _unit(np.stack([unit[members == i].mean(axis=0) for i in range(len(labels))]), "a prototype")
+    members = np.array([index[label] for label in gallery_labels], dtype=np.int64)
+    prototypes = class_prototypes(_unit(gallery, "a support"), members, len(labels))
     similarity = _unit(queries, "a query") @ prototypes.T
     true = np.array([index[label] for label in query_labels], dtype=np.int64)
     crops = np.array([crop_of(label) for label in labels])

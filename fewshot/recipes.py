@@ -172,14 +172,18 @@ class Recipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
+    def compares_photos(self) -> bool:
+        """Whether the loss compares photos of one batch with each other, so that it needs several of each class."""
+        return self.loss in ("contrastive", "triplet", "quadruplet")
+
+    @property
     def loss_settings(self) -> dict[str, Any]:
         """What the recipe says of its loss, under the names that `losses.build_loss` takes."""
-        pairs = self.loss in ("contrastive", "triplet", "quadruplet")
         given = {
             "margin_degrees" if self.loss == "arcface" else "margin": self.margin,
             "margin_2": self.margin_2 if self.loss == "quadruplet" else None,
             "scale": self.scale if self.loss in ("cosface", "arcface") else None,
-            "mining": self.mining if pairs else None,
+            "mining": self.mining if self.compares_photos else None,
             "form": self.quadruplet_form if self.loss == "quadruplet" else None,
         }
         return {name: value for name, value in given.items() if value is not None}
@@ -223,16 +227,12 @@ def resolve(settings: Mapping[str, Any]) -> Recipe:
     >>> resolve({"loss": "arcface", "epochs": 3}).loss
     'arcface'
     """
-    for key in settings:
-        if key not in _FIELDS:
-            raise RecipeError(
-                f"there is no recipe key {key!r}.",
-                hint=did_you_mean(str(key), _FIELDS) or f"Keys: {', '.join(_FIELDS)}.",
-            )
+    _check_keys(settings)
     recipe = Recipe(**{key: _checked(key, value) for key, value in settings.items()})
     _check_backbone(recipe.backbone, BACKBONE_NAMES, "to train")
     for name in recipe.teachers:
         _check_backbone(name, [known for known in BACKBONE_NAMES if known not in BASELINES], "to train from")
+    _check_source_pattern(recipe.source_pattern)
     _check_together(recipe)
     return recipe
 
@@ -254,20 +254,23 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
     nested = [str(key) for key, value in settings.items() if isinstance(value, dict)]
     if nested:
         raise RecipeError(f"{path.name}: a recipe is flat, but {nested[0]!r} holds keys of its own.")
-    for key, wanted in _parse_only(only).items():
-        settings[key] = wanted if len(wanted) > 1 or _spans(key, settings.get(key)) else wanted[0]
-    spanned = [key for key, value in settings.items() if _spans(key, value)]
-    for key in spanned:
-        if key in _FIELDS and not settings[key]:
-            raise RecipeError(f"{path.name}: the list of {key!r} is empty.")
-    cells = []
-    for values in itertools.product(*(settings[key] for key in spanned)):
-        chosen = dict(zip(spanned, values, strict=True))
-        try:
-            recipe = resolve({**settings, **chosen})
-        except RecipeError as error:
-            raise RecipeError(f"{path.name}: {error.message}", hint=error.hint) from error
-        cells.append(Cell(" ".join(f"{key}={value}" for key, value in chosen.items()), recipe))
+    picked = _parse_only(only)
+    try:
+        _check_keys(settings)
+        for key, wanted in picked.items():
+            if _spans(key, settings.get(key)):
+                spelled = _by_value(key, settings[key])  # a cell's name is made of the file's spelling
+                settings[key] = [spelled.get(_checked(key, value), value) for value in wanted]
+            else:
+                settings[key] = wanted if len(wanted) > 1 else wanted[0]
+        spanned = [key for key, value in settings.items() if _spans(key, value)]
+        cells = []
+        for values in itertools.product(*(_by_value(key, settings[key]).values() for key in spanned)):
+            chosen = dict(zip(spanned, values, strict=True))
+            name = " ".join(f"{key}={value}" for key, value in chosen.items())
+            cells.append(Cell(name, resolve({**settings, **chosen})))
+    except RecipeError as error:
+        raise RecipeError(f"{path.name}: {error.message}", hint=error.hint) from error
     return Plan(path.stem, tuple(cells), tuple(spanned))
 
 
@@ -355,13 +358,35 @@ def _parse_only(only: str | None) -> dict[str, list[Any]]:
         # A backbone may be ARCHITECTURE:FILE, which YAML would read as a mapping; names are taken as they are typed.
         try:
             typed = value.strip() if _type_of(key) is str else yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # as in `read_yaml`
             raise RecipeError(f"--only: {part!r} is not valid YAML after the =.") from error
         if _type_of(key) is tuple:  # one list, however it is given
             chosen.setdefault(key, [[]])[0].extend(typed if isinstance(typed, list) else [typed])
         else:
             chosen.setdefault(key, []).append(typed)
     return chosen
+
+
+def _check_keys(settings: Mapping[str, Any]) -> None:
+    for key in settings:
+        if key not in _FIELDS:
+            raise RecipeError(
+                f"there is no recipe key {key!r}.",
+                hint=did_you_mean(str(key), _FIELDS) or f"Keys: {', '.join(_FIELDS)}.",
+            )
+
+
+def _by_value(key: str, values: Sequence[Any]) -> dict[Any, Any]:
+    """The values that a key spans, as they are written, by what they are; none twice."""
+    if not values:
+        raise RecipeError(f"the list of {key!r} is empty.")
+    spelled: dict[Any, Any] = {}
+    for value in values:
+        meant = _checked(key, value)
+        if meant in spelled:
+            raise RecipeError(f"{key} is {value!r} twice; wanted each value once.")
+        spelled[meant] = value
+    return spelled
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -381,7 +406,11 @@ def _checked(key: str, value: Any) -> Any:
         except ValueError:
             number = False
     fits = number if wanted is float else type(value) is wanted
-    if not fits or not math.isfinite(value if number else 0):
+    try:
+        finite = not number or math.isfinite(value)
+    except OverflowError as error:  # an integer beyond floats, of too many digits to be shown
+        raise RecipeError(f"{key} is far too large a number; wanted {_meaning(field)}.") from error
+    if not fits or not finite:
         raise RecipeError(f"{key} is {value!r}; wanted {_meaning(field)}.")
     value = wanted(value)
     choices: Sequence[str] | None = checks.get("choices")
@@ -404,9 +433,18 @@ def _check_backbone(name: str, known: Sequence[str], wanted: str) -> None:
     )
 
 
+def _check_source_pattern(pattern: str) -> None:
+    try:
+        n_groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise RecipeError(f"source_pattern {pattern!r} is no regular expression: {error}.") from error
+    if pattern and not n_groups:
+        raise RecipeError(f"source_pattern {pattern!r} has no group; wanted one, around the source.")
+
+
 def _check_together(recipe: Recipe) -> None:
     """Refuse what would silently do something else than it says."""
-    pairs = recipe.loss in ("contrastive", "triplet", "quadruplet")
+    pairs = recipe.compares_photos
     n_way = recipe.batch_size // recipe.photos_per_class
     wrong = {
         "neither the backbone nor a head is trained: epochs is 0 and head is 'none'": (

@@ -69,7 +69,13 @@ def test_a_baseline_teaches_nothing() -> None:
         {"held_out_classes": "corn"},
         {"teachers": "lite0"},
         {"seed": None},
+        {"epochs": 10**400},
+        {"learning_rate": -(10**5000)},
+        {"source_pattern": "("},
+        {"source_pattern": "(a{99999999999999999999})"},
+        {"source_pattern": "^H[0-9]+_"},
     ],
+    ids=lambda settings: next(iter(settings)),
 )
 def test_a_value_of_the_wrong_kind_is_refused_and_named(settings: dict[str, object]) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -173,6 +179,39 @@ def test_picked_cells_keep_the_names_that_they_have_in_the_whole_grid(tmp_path: 
     assert (cell.recipe.epochs, cell.recipe.held_out_classes) == (2, ("b",))
 
 
+@pytest.mark.parametrize(
+    ("line", "only", "name"),
+    [
+        ("learning_rate: [0.0001, 0.001]", "learning_rate=1e-4", "learning_rate=0.0001"),
+        ("learning_rate: [1e-4, 0.001]", "learning_rate=0.00010", "learning_rate=1e-4"),
+        ("learning_rate: [0.0001, 0.001]", "learning_rate=1e-2", "learning_rate=1e-2"),
+        ("mixup: [0, 1]", "mixup=1.0", "mixup=1"),
+        ("margin: [null, 0.3]", "margin=~", "margin=None"),
+        ("flips: [yes, no]", "flips=false", "flips=False"),
+        ("seed: [8, 9]", "seed=0x8", "seed=8"),
+    ],
+)
+def test_another_spelling_of_a_value_picks_the_same_cell(tmp_path: Path, line: str, only: str, name: str) -> None:
+    file = tmp_path / "try.yaml"
+    file.write_text(f"loss: cosface\n{line}\n")
+    assert [cell.name for cell in read_plan(file, only).cells] == [name]
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        ("seed: [0, 0]\n", None),
+        ("learning_rate: [1e-4, 0.001, 0.0001]\n", None),
+        ("loss: [arcface, cosface]\n", "loss=cosface,loss=cosface"),
+        ("epochs: 3\n", "seed=1,seed=0x1"),
+    ],
+)
+def test_a_value_that_a_grid_has_twice_is_refused(tmp_path: Path, text: str, only: str | None) -> None:
+    """Both would be trained into one folder, or the same twice into two."""
+    with pytest.raises(RecipeError, match=r"try\.yaml: .* twice"):
+        plan_of(tmp_path, text, only)
+
+
 @pytest.mark.parametrize("only", ["[a,b]", "a", "[a],held_out_classes=[b]", "a,held_out_classes=b"])
 def test_a_list_can_be_given_in_only(tmp_path: Path, only: str) -> None:
     (recipe,) = plan_of(tmp_path, "epochs: 3\n", f"held_out_classes={only},seed=2")
@@ -180,7 +219,10 @@ def test_a_list_can_be_given_in_only(tmp_path: Path, only: str) -> None:
     assert recipe.seed == 2
 
 
-@pytest.mark.parametrize("only", ["loss", "loss=", "los=arcface", "loss=arcfase", "seed=@1", "margin={"])
+WRONG = ["loss", "loss=", "los=arcface", "loss=arcfase", "seed=@1", "margin={", "epochs=2024-13-45"]
+
+
+@pytest.mark.parametrize("only", [*WRONG, pytest.param(f"epochs={'[' * 3000}", id="deep")])
 def test_a_wrong_only_is_refused(tmp_path: Path, only: str) -> None:
     with pytest.raises(RecipeError):
         plan_of(tmp_path, "loss: [arcface, cosface]\n", only)
@@ -195,6 +237,9 @@ def test_a_wrong_only_is_refused(tmp_path: Path, only: str) -> None:
         ("loss: [arcface\n", "YAML"),
         ("epochs: 3\nepochs: 4\n", "twice"),
         ("loss: []\n", "empty"),
+        ("lossses: []\n", "there is no recipe key 'lossses'"),
+        ("lossses: [arcface]\n", "there is no recipe key 'lossses'"),
+        pytest.param(f"epochs: {10**400}\n", "epochs", id="digits"),
         ("!!python/object/apply:os.system ['true']\n", "YAML"),
     ],
 )
@@ -232,6 +277,14 @@ def test_loss_settings_are_what_the_losses_take() -> None:
         if name == "cross-entropy":
             assert recipe.loss_settings == {}
         build_loss(name, n_classes=3, dim=4, **recipe.loss_settings)
+
+
+def test_a_recipe_knows_whether_its_loss_compares_photos() -> None:
+    from fewshot.losses import LOSSES
+
+    assert {name: resolve({"loss": name}).compares_photos for name in LOSS_NAMES} == {
+        name: loss.compares_photos for name, loss in LOSSES.items()
+    }
 
 
 def test_reading_recipes_loads_no_torch() -> None:

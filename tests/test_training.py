@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from training_steps import SMALLEST as SMALL
@@ -319,6 +321,25 @@ def test_class_batches_of_few_classes_take_more_photos_of_each() -> None:
     for batch in batches.class_batches(class_index, 32, 4, np.random.default_rng(0)):
         assert np.bincount(class_index[batch]).tolist() == [16, 16]
         assert len(set(batch.tolist())) == 32
+
+
+@given(
+    st.lists(st.integers(2, 9), min_size=2, max_size=4), st.integers(2, 4), st.integers(2, 16), st.integers(0, 2**32)
+)
+def test_no_photo_comes_twice_before_all_of_its_class_came_once(
+    sizes: list[int], photos_per_class: int, batch_size: int, seed: int
+) -> None:
+    sizes = [max(n, photos_per_class) for n in sizes]
+    class_index = np.repeat(np.arange(len(sizes)), sizes)
+    batch_size = max(batch_size, 2 * photos_per_class)
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "n_batches", lambda *_: 60)
+        seen = np.zeros(len(class_index), np.int64)
+        for batch in batches.class_batches(class_index, batch_size, photos_per_class, rng):
+            assert len(set(batch.tolist())) == len(batch)
+            seen[batch] += 1
+            assert all(np.ptp(seen[class_index == i]) <= 1 for i in range(len(sizes)))
 
 
 def test_shuffled_batches_hold_every_photo_once() -> None:

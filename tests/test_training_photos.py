@@ -85,6 +85,14 @@ def test_the_split_of_the_published_figures_stays(tmp_path):
     assert (len(by_photo.test), len(by_photo.validation), len(by_photo.train)) == (15, 18, 48)
 
 
+def test_a_group_that_a_name_leaves_out_is_no_source(tmp_path):
+    """All such photos would else be of one source, and stay together."""
+    write_photos(tmp_path, {label: [*(f"{label}_{i}" for i in range(4)), "other"] for label in ("H1", "H2")})
+    recipe = resolve({**PATCHES, "split_by": "source", "source_pattern": "^(H[0-9]_[0-9])?"})
+    with pytest.raises(RecipeError, match=r"finds no source \(group 1\) in 'other.jpg'"):
+        read_split(recipe, tmp_path)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_source_of_several_classes_is_on_one_side(tmp_path, seed):
     """Two classes share every second source, as where a leaf shows one disease on one half and another on the other."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from fewshot.evaluation import prototype_accuracy
 from fewshot.recipes import resolve
@@ -76,3 +77,29 @@ def test_the_best_epoch_is_marked_where_it_is_the_one_kept() -> None:
     kept = markdown(report(keep="best"))
     assert kept.count("(best)") == kept.count("| 2 (best) |") == 2  # the backbone's and the head's
     assert "(best)" not in markdown(report(keep="last"))
+
+
+def test_the_figures_that_chose_the_epoch_are_shown() -> None:
+    rows = tuple(
+        EpochRow(i, 1.0, Scores(0.4, 0.91), Scores(0.3, watched), Scores(0.5, tested))
+        for i, watched, tested in ((1, 0.82, 0.6), (2, 0.81, 0.99))
+    )
+    lines = markdown(report(keep="best", backbone_rows=rows)).splitlines()
+    backbone, head = (i for i, line in enumerate(lines) if line.startswith("| epoch | s |"))
+    assert [name for name in lines[backbone].split(" | ") if "loss" in name] == [
+        "train loss",
+        "validation loss",
+        "test loss",
+    ]
+    assert lines[backbone + 2] == (
+        "| 1 (best) | 1.00 | 0.400 | 0.910 | - | - | - | 0.300 | 0.820 | - | - | - | 0.500 | 0.600 | - | - | - |"
+    )
+    assert {line.count("|") for line in lines[backbone : backbone + 4]} == {18}
+    assert "validation" not in lines[head]
+    assert {line.count("|") for line in lines[head : head + 5]} == {13}
+
+
+def test_the_recipe_in_a_report_is_the_recipe() -> None:
+    recipe = resolve({"seed": 20260807, "learning_rate": 0.000123456789, "loss": "cosface", "held_out_classes": ["a"]})
+    text = markdown(report(recipe=recipe))
+    assert resolve(yaml.safe_load(text.split("```")[1].removeprefix("yaml"))) == recipe

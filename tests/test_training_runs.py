@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import LEAF_COLOURS, write_leaf
+from PIL import Image
 from safetensors.torch import save_file
 from training_steps import SMALLEST
 
@@ -178,6 +179,34 @@ def test_a_folder_of_an_earlier_version_knows_photos_by_their_names(tmp_path, da
     (data / "train" / "rust" / "0.png").unlink()
     with pytest.raises(TrainingError, match="other photos"):
         train(file, data, tmp_path / "out")
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize(("part", "what"), [("train", "support"), ("test", "query")])
+def test_a_photo_that_is_embedded_to_zeros_costs_the_prototypes_alone(tmp_path, data, monkeypatch, part, what):
+    """Through ReLU a black photo is zeros, where the biases are and stay at zero."""
+    build = runs.build_trainee
+
+    def without_biases(*given):
+        trainee = build(*given)
+        trainee.network[2].bias.data.zero_()
+        return trainee
+
+    monkeypatch.setattr(runs, "build_trainee", without_biases)
+    Image.new("RGB", (80, 80)).save(data / part / "rust" / "0.png")
+    file = recipe_file(tmp_path, learning_rate=[0.0, 1e-30], head="mlp", head_epochs=2)
+    reports = train(file, data, tmp_path / "out")
+    assert [report.prototype for report in reports] == [None, None], "and the next of the grid is trained"
+    for each in reports:
+        assert each.test is not None
+        assert {"backbone.safetensors", "head.safetensors", "results.json"} <= {
+            file.name for file in each.folder.iterdir()
+        }
+        said = f"No nearest-prototype accuracy could be measured: the embedding of a {what} is of length zero"
+        assert said in (each.folder / "report.md").read_text()
+        assert "nearest prototype (" not in (each.folder / "report.md").read_text()
 
 
 # ---- a grid

@@ -66,8 +66,8 @@ def class_batches(
         for i in chosen:
             dealt: list[int] = []
             while len(dealt) < k:
-                if not decks[i]:
-                    decks[i] = [int(row) for row in rng.permutation(members[i]) if row not in dealt]
+                if not decks[i]:  # what is in this batch already goes to the bottom; the top is the list's end
+                    decks[i] = dealt + [int(row) for row in rng.permutation(members[i]) if row not in dealt]
                 dealt.append(decks[i].pop())
             rows += dealt
         yield np.array(rows, np.int64)

@@ -206,14 +206,14 @@ def _sources(photos: Photos, recipe: Recipe) -> list[str]:
     found = []
     for file in photos.files:
         match = re.search(recipe.source_pattern, file.name)
-        if match is None or not match.groups():
+        if match is None or match[1] is None:
             raise RecipeError(f"source_pattern {recipe.source_pattern!r} finds no source (group 1) in {file.name!r}.")
-        found.append(match.group(1))
+        found.append(match[1])
     return found
 
 
 def _check_counts(train: Photos, recipe: Recipe) -> None:
-    if recipe.loss not in ("contrastive", "triplet", "quadruplet") or recipe.epochs == 0:
+    if not recipe.compares_photos or recipe.epochs == 0:
         return
     if len(train.labels) < least_n_way(recipe):
         raise TooFewPhotosError(

@@ -10,7 +10,7 @@ from fewshot.evaluation import Interval, Metrics, PrototypeAccuracy, crop_of
 from fewshot.recipes import Recipe
 from fewshot.training.checkpoints import as_write_error, write_whole
 from fewshot.training.networks import Origin
-from fewshot.training.progress import EpochRow, best_row
+from fewshot.training.progress import EpochRow, Scores, best_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Report:
     embed_seconds: float  # once through the backbone, all photos: what a frozen backbone costs instead of epochs
     machine: dict[str, str]
     n_train: tuple[int, ...]  # training photos of each class
+    no_prototype: str = ""  # why there is no `prototype`, though there are test photos
 
     @property
     def support(self) -> str:
@@ -64,6 +65,7 @@ class Report:
             "classifier": self.classifier,
             "test": self.test.as_dict() if self.test else None,
             "prototype": self.prototype.as_dict() if self.prototype else None,
+            "no_prototype": self.no_prototype,
             "n_shot": self.n_shot,
             "n_train": list(self.n_train),
             "backbone_epochs": [row.as_dict() for row in self.backbone_rows],
@@ -106,6 +108,8 @@ def markdown(report: Report) -> str:
         lines.append(f"Of the training photos {report.n_cut_out} show a leaf on a plain ground that could be cut out.")
     lines.append("")
     lines += _summary(report)
+    if report.no_prototype:
+        lines += ["", f"No nearest-prototype accuracy could be measured: {report.no_prototype}"]
     if recipe.keep == "best" or recipe.patience:
         by = "validation photos" if report.n_photos.get("validation") else "test photos themselves, which flatters them"
         lines += ["", f"The epoch was chosen by the {by}."]
@@ -119,7 +123,7 @@ def markdown(report: Report) -> str:
         ]
         lines += ["", "## Confusion", "", *_confusion(report.test, report.labels)]
     lines += ["", "## Recipe", "", "```yaml"]
-    lines += [f"{key}: {_yaml(value)}" for key, value in recipe.as_dict().items()]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in recipe.as_dict().items()]
     lines += ["```", "", "Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()) + ".", ""]
     return "\n".join(lines)
 
@@ -151,11 +155,13 @@ def _summary(report: Report) -> list[str]:
 
 def _epoch_table(rows: Sequence[EpochRow], keep: str) -> list[str]:
     chosen = best_row(rows).epoch if keep == "best" else None
-    lines = ["| epoch | s | train loss | acc | prec | rec | F1 | test loss | acc | prec | rec | F1 |"]
-    lines.append("|---:|" * 1 + "---:|" * 11)
+    parts = ["train", "validation", "test"] if any(row.validation for row in rows) else ["train", "test"]
+    lines = ["| epoch | s |" + "".join(f" {part} loss | acc | prec | rec | F1 |" for part in parts)]
+    lines.append("|---:|---:|" + "---:|" * 5 * len(parts))
     for row in rows:
         cells = [f"{row.epoch}{' (best)' if row.epoch == chosen else ''}", f"{row.seconds:.2f}"]
-        for scores in (row.train, row.test):
+        for part in parts:
+            scores = getattr(row, part) or Scores()
             values = (scores.loss, scores.accuracy, scores.precision, scores.recall, scores.f1)
             cells += ["-" if value is None else f"{value:.3f}" for value in values]
         lines.append("| " + " | ".join(cells) + " |")
@@ -182,10 +188,6 @@ def _confusion(metrics: Metrics, labels: Sequence[str]) -> list[str]:
 
 def _percent(interval: Interval) -> str:
     return f"{100 * interval.share:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f}, n = {interval.n})"
-
-
-def _yaml(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool | list | str) else f"{value:g}"
 
 
 def _write_curves(report: Report, file: Path) -> None:

@@ -15,7 +15,14 @@ from safetensors.torch import save
 
 from fewshot import __version__
 from fewshot.backbones import FACTS_FILE, PORTABLE_FILE, STATISTICS_FILE, WEIGHTS_FILE, resolve, source_key
-from fewshot.errors import FewshotError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
+from fewshot.errors import (
+    FewshotError,
+    NotFiniteError,
+    PrototypeError,
+    TrainingError,
+    TrainingStoppedError,
+    WeightsUnreachableError,
+)
 from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
 from fewshot.networks import load
 from fewshot.portable import export_onnx
@@ -151,6 +158,7 @@ def train_cell(
         elif phase is not None and recipe.interpolation == 1:
             # Interpolated weights no longer fit the classifier that was trained with the loss.
             logits = phase.logits(test.embeddings)
+    prototype, no_prototype = _prototypes(split, train_set, test)
     report = Report(
         name=name,
         cell=cell.name,
@@ -164,11 +172,12 @@ def train_cell(
         head_rows=tuple(head_rows),
         classifier=None if logits is None else ("head" if head is not None else "loss"),
         test=_metrics(logits, split.test),
-        prototype=_prototypes(split, train_set, test),
+        prototype=prototype,
         n_shot=N_SHOT,
         embed_seconds=embed_seconds,
         machine=_machine(processes),
         n_train=tuple(np.bincount(split.train.class_index).tolist()),
+        no_prototype=no_prototype,
     )
     _write_backbone(folder, trainee, recipe, head, train_set, split.train.labels)
     write_report(report)
@@ -203,18 +212,20 @@ def _metrics(logits: Float32s | None, test: Photos) -> Metrics | None:
     return measure(test.class_index, logits.argmax(axis=1).astype(np.int64), test.labels)
 
 
-def _prototypes(split: Split, train_set: Features, test: Features) -> PrototypeAccuracy | None:
-    """Nearest-prototype accuracy on the test photos, with the first photos of each class as its support."""
+def _prototypes(split: Split, train_set: Features, test: Features) -> tuple[PrototypeAccuracy | None, str]:
+    """Nearest-prototype accuracy on the test photos, with the first photos of each class as its support; else why not.
+
+    A baseline ends in ReLU and may embed a photo to zeros, which its head and its loss take: the training is kept.
+    """
     if len(split.test) == 0:
-        return None
+        return None, ""
     rows = first_rows(split.train, N_SHOT)
     labels = split.train.labels
-    return prototype_accuracy(
-        train_set.embeddings[rows],
-        [labels[i] for i in train_set.class_index[rows]],
-        test.embeddings,
-        [labels[i] for i in test.class_index],
-    )
+    supports, queries = ([labels[i] for i in index] for index in (train_set.class_index[rows], test.class_index))
+    try:
+        return prototype_accuracy(train_set.embeddings[rows], supports, test.embeddings, queries), ""
+    except PrototypeError as error:
+        return None, error.message
 
 
 def _write_backbone(
