@@ -1,6 +1,5 @@
 """What is wrong with an index; and a damaged one -> what of it is proved sound, in its place."""
 
-import errno
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ from fewshot.errors import (
     IndexDamagedError,
     IndexUnwritableError,
     MixedEmbeddingsError,
+    is_disk_full,
 )
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
@@ -102,7 +102,7 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
     try:
         return _repaired(folder, on_notice)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise DiskFullError(
                 f"the disk that holds {folder} is full; the index is as it was.",
                 hint="Free some space, and repair again.",

@@ -237,7 +237,9 @@ def test_an_index_on_a_disk_of_its_own_is_repaired(sound, tmp_path, mounted):
     assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "index_unwritable")])
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EDQUOT, "disk_full"), (errno.EIO, "index_unwritable")]
+)
 def test_a_repair_that_fails_puts_the_log_back(sound, tmp_path, monkeypatch, number, code):
     folder, replace = tmp_path / "index", os.replace
     shutil.copytree(sound.folder, folder)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.errors import TokenError, UnauthorizedError, did_you_mean
+from fewshot.store.schema import TOKENS_FILE, TOKENS_LOCK
 
-FILE_NAME = "tokens.json"
 SCOPES = ("read", "write")
 MAX_NAME_LENGTH = 100
-LOCK_NAME = "tokens.lock"
 # The cost of a hash: 16 MB and some 40 ms, once a token and start of the service; what is known is then remembered.
 SCRYPT = {"n": 2**14, "r": 8, "p": 1, "dklen": 32}
 _SHAPE = re.compile(r"fewshot_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
@@ -65,8 +64,8 @@ class TokenFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE_NAME
-        self._lock_path = folder / LOCK_NAME
+        self._path = folder / TOKENS_FILE
+        self._lock_path = folder / TOKENS_LOCK
         self._seen: tuple[int, int, int] | None = None
         self._tokens: dict[str, Token] = {}
         self._key = secrets.token_bytes(32)
@@ -207,7 +206,7 @@ class TokenFile:
 
     def _write(self, tokens: list[Token]) -> None:
         text = json.dumps({"tokens": [asdict(token) for token in tokens]}, indent=1)
-        temporary = self._path.with_name(f".{FILE_NAME}.{os.getpid()}.{secrets.token_hex(4)}")
+        temporary = self._path.with_name(f".{TOKENS_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
                 file.write(text + "\n")
