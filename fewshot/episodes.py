@@ -279,7 +279,7 @@ def _numbered_through(parts: Sequence[Int64s]) -> tuple[Int64s, list[int]]:
 
 def nothing_asked(n_way: int) -> LeaveOneOut:
     """What leave-one-out finds where each class has a single photo."""
-    return LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, max(1, n_way - 1)), np.float32))
+    return LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, n_way - 1), np.float32))
 
 
 def _mean(values: list[float]) -> Mean:

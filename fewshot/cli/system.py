@@ -95,8 +95,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
     """
     from fewshot.samples import CLASSES, write_samples
 
-    n = len(CLASSES) * (max(0, n_support) + max(0, n_query))
-    with progress("rendering", n) as step:
+    with progress("rendering", len(CLASSES) * (n_support + n_query)) as step:
         files = write_samples(folder, n_support=n_support, n_query=n_query, seed=seed, on_photo=lambda _: step())
     if as_json:
         json_line({"folder": str(folder), "classes": list(CLASSES), "photos": len(files)})
