@@ -1,6 +1,7 @@
 """Class folders -> labelled embeddings to be measured, and what about the photos would flatter the measure."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def read_labelled(
         on_photo()
         if isinstance(outcome, EmbeddedPhoto):
             n_copies += outcome.sha256 in of_content
-            of_content.setdefault(outcome.sha256, (outcome, i))
+            of_content.setdefault(outcome.sha256, (replace(outcome, thumbnail=None), i))  # pictures would fill memory
         elif isinstance(outcome, Refused):
             on_warning(f"{outcome.file}: {outcome.message}")
     if n_copies:
