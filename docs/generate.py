@@ -67,6 +67,7 @@ FLOW = [
     "gallery",
     "training",
     "evaluation",
+    "labelled",
     "episodes",
     "projection",
     "service",

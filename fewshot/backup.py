@@ -1,5 +1,6 @@
 """An index -> a sealed file of it, taken while it is in use; and back again, as one change or as a new index."""
 
+import glob
 import os
 import re
 import secrets
@@ -25,11 +26,13 @@ from fewshot.errors import (
     NotAnIndexError,
     OtherIndexError,
     UsageError,
+    is_disk_full,
 )
 from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
 from fewshot.store import FILE_NAME, Store, Transactions, copy_index
 from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
+from fewshot.store.schema import TOKENS_FILE, TOKENS_LOCK
 
 SUFFIX = ".backup"
 _LOGS = ("-wal", "-shm")  # what SQLite keeps beside an index file
@@ -291,7 +294,7 @@ def _is_left_of_an_index(path: Path) -> bool:
     """Whether it is what stands beside an index file, which itself is gone."""
     if path.name == "cache":
         return any((path / name).is_file() for name in ("prototypes.faiss", "supports.faiss", "calibration"))
-    ours = {KEPT_FOLDER, "tokens.json", *(f"{FILE_NAME}{suffix}" for suffix in _LOGS)}
+    ours = {KEPT_FOLDER, TOKENS_FILE, TOKENS_LOCK, *(f"{FILE_NAME}{suffix}" for suffix in _LOGS)}
     return path.name in ours or path.name.startswith(f"{FILE_NAME}.damaged-")
 
 
@@ -426,7 +429,7 @@ def place_of_work(folder: Path) -> tuple[Path, str]:
 @contextmanager
 def work_folder(parent: Path, name: str) -> Iterator[Path]:
     """A folder for one copy, on the disk where it shall stay; those of killed runs are taken away after a day."""
-    for left in parent.glob(f".{name}.copying.*"):
+    for left in parent.glob(f".{glob.escape(name)}.copying.*"):
         if left.is_dir() and datetime.now(UTC).timestamp() - left.stat().st_mtime > 86_400:
             shutil.rmtree(left, ignore_errors=True)
     work = parent / f".{name}.copying.{os.getpid()}.{secrets.token_hex(4)}"
@@ -438,6 +441,6 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _unwritable(error: OSError, target: Path) -> IndexProblem | BackupError:
-    if error.errno == 28:
+    if is_disk_full(error):
         return DiskFullError(f"the disk that holds {target} is full; nothing was changed.", hint="Free some space.")
     return BackupError(f"{target} cannot be written: {error.strerror or error}.", hint="Check the path.")

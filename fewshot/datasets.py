@@ -16,6 +16,7 @@ LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 # Not read here, but not to be overlooked either: they are answered with what is wrong with them.
 REFUSED_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
+PHOTO_ENDINGS = tuple(sorted(PHOTO_SUFFIXES | REFUSED_SUFFIXES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,18 +252,21 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if is_visible(Path(path.name))]
-    except FileNotFoundError as error:
-        raise MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.") from error
-    except NotADirectoryError as error:
-        raise MissingFolderError(f"{folder} is a file, not a folder.", hint="Name the folder it is in.") from error
     except OSError as error:
-        raise MissingFolderError(
-            f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions."
-        ) from error
+        raise unlisted_folder(folder, error) from error
+
+
+def unlisted_folder(folder: Path, error: OSError) -> MissingFolderError:
+    """Why what is in a folder cannot be listed."""
+    if isinstance(error, FileNotFoundError):
+        return MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.")
+    if isinstance(error, NotADirectoryError):
+        return MissingFolderError(f"{folder} is a file, not a folder.", hint="Name the folder it is in.")
+    return MissingFolderError(f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions.")
 
 
 def _ends_like_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES | REFUSED_SUFFIXES
+    return path.suffix.lower() in PHOTO_ENDINGS
 
 
 def _may_be_photo(path: Path) -> bool:

@@ -17,6 +17,7 @@ from fewshot.subjects import grouped
 _Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 _FEWEST_EPISODES = 5  # fewer say too little of how much they differ
 _N_BINS = 15
+_MOST_NAMED = 20  # classes that a warning names before it counts the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class EpisodePlan:
     n_episode: int = 600
     coverage: float = 0.9
     seed: int = 0
+
+    @property
+    def n_drawn(self) -> int:
+        """How many photos of each of its classes an episode draws."""
+        return self.n_shot + self.n_query
 
     def check(self) -> None:
         """Refuse what cannot be drawn, before anything is embedded for it.
@@ -87,6 +93,26 @@ class EpisodeReport:
         return asdict(self)
 
 
+def asked_as_unknown(labels: Sequence[str], class_index: Int64s, plan: EpisodePlan) -> str:
+    """Which classes have too few photos for any episode to enroll them, in a sentence; empty if none has.
+
+    Args:
+        labels: of the classes, by their number.
+        class_index: (n,) int64, the class of each usable photo.
+        plan: how episodes are drawn.
+    """
+    counts = np.bincount(class_index, minlength=len(labels)).tolist()
+    few = [f"{label} ({n})" for label, n in zip(labels, counts, strict=True) if n < plan.n_drawn]
+    if not few:
+        return ""
+    has, is_ = ("has", "is") if len(few) == 1 else ("have", "are")
+    more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
+    return (
+        f"{len(few)} of {len(labels)} classes {has} fewer usable photos than the {plan.n_drawn} that an episode draws, "
+        f"and {is_} asked as unknown only: {', '.join(few[:_MOST_NAMED])}{more}."
+    )
+
+
 def evaluate_episodes(
     embeddings: Float32s, class_index: Int64s, plan: EpisodePlan, *, on_episode: Callable[[], None] | None = None
 ) -> EpisodeReport:
@@ -108,11 +134,11 @@ def evaluate_episodes(
     """
     plan.check()
     members = [np.flatnonzero(class_index == i) for i in range(int(class_index.max(initial=-1)) + 1)]
-    usable = [i for i, rows in enumerate(members) if len(rows) >= plan.n_shot + plan.n_query]
+    usable = [i for i, rows in enumerate(members) if len(rows) >= plan.n_drawn]
     if len(usable) < plan.n_way:
         raise TooFewPhotosError(
-            f"{len(usable)} of {len(members)} classes have the {plan.n_shot + plan.n_query} photos that an episode "
-            f"draws; wanted {plan.n_way}.",
+            f"{len(usable)} of {len(members)} classes have the {plan.n_drawn} photos that an episode draws; wanted "
+            f"{plan.n_way}.",
             hint="Lower --n-way, --n-shot or --n-query, or add photos.",
         )
     rng = np.random.default_rng(plan.seed)
@@ -279,7 +305,7 @@ def _numbered_through(parts: Sequence[Int64s]) -> tuple[Int64s, list[int]]:
 
 def nothing_asked(n_way: int) -> LeaveOneOut:
     """What leave-one-out finds where each class has a single photo."""
-    return LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, max(1, n_way - 1)), np.float32))
+    return LeaveOneOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, n_way - 1), np.float32))
 
 
 def _mean(values: list[float]) -> Mean:

@@ -1,6 +1,7 @@
 """Every error that a user can meet, with its code, hint, exit code and HTTP status."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -52,6 +53,15 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     """
     near = nearest_name(wanted, known)
     return f"Did you mean {near!r}?" if near else ""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there is no space left for what was to be written: on the disk, or within the user's quota.
+
+    >>> is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded")), is_disk_full(PermissionError())
+    (True, False)
+    """
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(FewshotError):

@@ -1,12 +1,11 @@
 """What is wrong with an index; and a damaged one -> what of it is proved sound, in its place."""
 
-import errno
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import moved_aside, place_of_work, whole_file, work_folder
@@ -17,8 +16,10 @@ from fewshot.errors import (
     DiskFullError,
     FewshotError,
     IndexDamagedError,
+    IndexProblem,
     IndexUnwritableError,
     MixedEmbeddingsError,
+    is_disk_full,
 )
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
@@ -30,8 +31,8 @@ from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined,
 from fewshot.store.schema import FORMAT_VERSION
 
 # How a problem begins that is not of the index file itself.
-CACHE = "cache: "  # made anew at the next use
-MISSING = "missing: "  # a cache has seen changes that are not here any more
+_CACHE = "cache: "  # made anew at the next use
+_MISSING = "missing: "  # a cache has seen changes that are not here any more
 
 
 def found_problems(reader: Reader, search_files: Iterable[Path], calibration_file: Path) -> list[str]:
@@ -42,17 +43,17 @@ def found_problems(reader: Reader, search_files: Iterable[Path], calibration_fil
             _, facts = VectorIndex.open(path, {})
             if reader.token(int(facts["generation"])) != facts["token"]:
                 found.append(
-                    f"{MISSING}{path.name} was made at change {facts['generation']}, which the index, at change "
+                    f"{_MISSING}{path.name} was made at change {facts['generation']}, which the index, at change "
                     f"{reader.about().generation}, does not hold: an older file was put in its place, or its log was "
                     "cut off."
                 )
         except CacheDamagedError as error:
-            found.append(f"{CACHE}{error.message} It will be rebuilt at the next use.")
+            found.append(f"{_CACHE}{error.message} It will be rebuilt at the next use.")
     try:
         if calibration_file.exists():
             verify(calibration_file)
     except CacheDamagedError as error:
-        found.append(f"{CACHE}{error.message} It will be made anew at the next use.")
+        found.append(f"{_CACHE}{error.message} It will be made anew at the next use.")
     try:
         if reader.about().fingerprint is None and reader.n_supports():
             found.append("photos are enrolled, but the index does not say by which backbone")
@@ -83,6 +84,34 @@ class Repaired:
         return {"photos": self.n_photos, "lost": lost, "doubts": list(self.doubts), "damaged": str(self.damaged)}
 
 
+def mend(
+    folder: Path, problems: Sequence[str], *, on_notice: Callable[[str], None] | None = None
+) -> Repaired | Literal["caches"] | None:
+    """Do about the problems of an index what can be done.
+
+    Args:
+        folder: the index's folder; no other process has it open.
+        problems: what `found_problems` said of it, or why it cannot be opened; at least one.
+        on_notice: as of `repair`.
+
+    Returns:
+        "caches": they alone were damaged, and are taken away. None: changes are missing, which no repair brings back;
+        the caches, which tell of it, are left. Otherwise what `repair` did.
+
+    Raises:
+        IndexProblem: as of `repair`, or the caches cannot be taken away.
+    """
+    if all(problem.startswith(_CACHE) for problem in problems):
+        try:
+            shutil.rmtree(folder / "cache")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return "caches"
+    if all(problem.startswith((_CACHE, _MISSING)) for problem in problems):
+        return None
+    return repair(folder, on_notice=on_notice)
+
+
 def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> Repaired:
     """Save what is sound of a damaged index, and put it in its place.
 
@@ -102,15 +131,7 @@ def repair(folder: Path, *, on_notice: Callable[[str], None] | None = None) -> R
     try:
         return _repaired(folder, on_notice)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(
-                f"the disk that holds {folder} is full; the index is as it was.",
-                hint="Free some space, and repair again.",
-            ) from error
-        raise IndexUnwritableError(
-            f"the index at {folder} cannot be repaired: {error.strerror or error}.",
-            hint="Check the permissions of its folder.",
-        ) from error
+        raise _unwritable(folder, error) from error
 
 
 def _repaired(folder: Path, on_notice: Callable[[str], None] | None) -> Repaired:
@@ -211,6 +232,17 @@ def _check(made: Path, folder: Path) -> None:
         problems = reader.problems()
     if problems:
         raise _hopeless(folder, f"what was saved of it contradicts itself ({problems[0]})")
+
+
+def _unwritable(folder: Path, error: OSError) -> IndexProblem:
+    if is_disk_full(error):
+        return DiskFullError(
+            f"the disk that holds {folder} is full; the index is as it was.", hint="Free some space, and repair again."
+        )
+    return IndexUnwritableError(
+        f"the index at {folder} cannot be repaired: {error.strerror or error}.",
+        hint="Check the permissions of its folder.",
+    )
 
 
 def _hopeless(folder: Path, why: str) -> IndexDamagedError:

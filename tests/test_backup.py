@@ -1,5 +1,7 @@
 """Backups: taken while the index changes, verified, and restored as one change or as a new index."""
 
+import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -27,6 +29,7 @@ from fewshot.errors import (
 )
 from fewshot.gallery import Gallery
 from fewshot.sealed import write_sealed
+from fewshot.service.tokens import TokenFile
 from fewshot.store import FILE_NAME
 
 
@@ -234,6 +237,24 @@ def test_a_disk_of_its_own_gets_an_index(filled, tmp_path, embedder, mounted):
     assert restore(made, folder, replace=True).kept is not None
 
 
+def test_what_a_killed_backup_left_is_taken_away_whatever_the_index_is_called(tmp_path, embedder):
+    left = tmp_path / "kept" / ".plants[1].copying.7.abc"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with Gallery(tmp_path / "plants[1]", create=True, embedder=embedder) as index:
+        index.backup(tmp_path / "kept")
+    assert not left.exists()
+
+
+def test_a_quota_that_is_used_up_is_a_full_disk(filled, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(fewshot.backup, "write_sealed", fails)
+    with pytest.raises(DiskFullError, match="full"):
+        filled.backup(tmp_path / "kept")
+
+
 @pytest.mark.parametrize("error", [NewerFormatError, DiskFullError, IndexLockedError])
 def test_what_keeps_a_sound_backup_from_being_read_is_not_called_its_damage(filled, tmp_path, monkeypatch, error):
     made = filled.backup(tmp_path / "one.backup")
@@ -274,14 +295,14 @@ def test_an_index_that_is_cut_to_nothing_or_gone_is_restored(filled, tmp_path, e
     (filled.folder / f"{FILE_NAME}-wal").write_bytes(later)  # never read as the log of another file
     (filled.folder / "cache").mkdir(exist_ok=True)
     (filled.folder / "cache" / "supports.faiss").write_bytes(b"of what is gone")
-    (filled.folder / "tokens.json").write_text("{}")
+    TokenFile(filled.folder).create("phone", ("read",))
     restore(made, filled.folder)
     with reopened(filled.folder, embedder) as again:
         assert content(again) == then
         assert again.problems() == []
     assert [path.read_bytes() for path in filled.folder.glob("*.damaged-*-wal")] == [later]
     assert (filled.folder / KEPT_FOLDER).is_dir()
-    assert (filled.folder / "tokens.json").read_text() == "{}"
+    assert [token.name for token in TokenFile(filled.folder).all()] == ["phone"]
 
 
 def test_a_folder_whose_cache_is_of_something_else_gets_no_index(filled, tmp_path):

@@ -93,6 +93,7 @@ def test_a_database_s_search_index_is_measured_and_answers_the_same(plants, data
     within = run("query", photo, "--nearest", "9", "--within", "mildew", index=database)
     shown = CliRunner().invoke(main, ["search-index", "--drop", "--index", database])
     assert "exact scan" in shown.output
+    assert run("search-index", "--drop", index=database) == [{"search_index": False}]
     for found in (scanned, indexed):
         assert [near["file"] for near in found[0]["nearest"]] == [near["file"] for near in in_memory[0]["nearest"]]
         assert found[0]["matches"] == in_memory[0]["matches"]

@@ -12,6 +12,7 @@ from fewshot.cli.main import COMMANDS, main
 from fewshot.neighbours import EXACT_NUMBERS
 from fewshot.samples import write_samples
 from fewshot.search.bases import CELLS_LIMIT, EXACT_LIMIT
+from fewshot.store.schema import FORMAT_VERSION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,6 +51,11 @@ def test_every_variable_of_the_environment_is_documented():
         for name in re.findall(r'"(FEWSHOT_[A-Z_]+)"', path.read_text())
     }
     assert set(re.findall(r"^\| `\$(\w+)`", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)) == read
+
+
+def test_the_specification_names_the_format_that_is_written():
+    (named,) = re.findall(r"Format version: \*\*(\d+)\*\*", (ROOT / "indexes" / "README.md").read_text())
+    assert int(named) == FORMAT_VERSION
 
 
 def test_readme_targets_exist_in_the_makefile():

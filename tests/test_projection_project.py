@@ -27,6 +27,7 @@ from fewshot.gallery import Gallery
 from fewshot.projection import tables
 from fewshot.projection.comparison import shared_photos
 from fewshot.projection.folder import OutputFolder
+from fewshot.projection.page import page
 from fewshot.projection.project import Plan, Source, n_steps, project
 from fewshot.projection.spaces import Point, Space
 
@@ -261,6 +262,17 @@ def test_a_folder_whose_name_is_no_utf8_is_written_whole(enrolled, tmp_path):
 def test_a_run_that_failed_leaves_a_folder_that_the_next_one_may_use(tmp_path):
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
     OutputFolder(tmp_path / "out").write("figures/pca-2d.svg", "<svg/>")
+
+
+def test_the_largest_classes_have_a_name_on_the_page_and_the_others_share_one(monkeypatch):
+    monkeypatch.setattr("fewshot.projection.page.MOST_CLASSES", 2)
+    labels = ["blight"] * 2 + ["mildew"] + ["rust"] * 3
+    points = tuple(Point("support", label, f"{i}.png") for i, label in enumerate(labels))
+    space = Space("leaves", "colours", np.eye(6, dtype=np.float32), points, 6, 0, 3)
+    written = page("leaves", [space], [], [[None] * 6])
+    data = json.loads(written.partition('<script id="data" type="application/json">')[2].partition("</script>")[0])
+    assert [each["label"] for each in data["classes"]] == ["blight", "rust", "the other 1 classes"]
+    assert data["spaces"][0]["rows"] == [[0, 1], [3, 4, 5], [2]]
 
 
 def test_a_full_disk_is_told_as_one_and_leaves_no_half_file(tmp_path, monkeypatch):

@@ -150,6 +150,20 @@ def test_damaged_caches_are_taken_away_and_nothing_else(broken):
     assert (broken / FILE_NAME).read_bytes() == before
 
 
+def test_caches_that_cannot_be_taken_away_are_told(broken, monkeypatch):
+    flip(broken / "cache" / "supports.faiss", 100)
+    rmtree = shutil.rmtree
+
+    def barred(path, **words):
+        if Path(path) == broken / "cache":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rmtree(path, **words)
+
+    monkeypatch.setattr(shutil, "rmtree", barred)
+    told = CliRunner().invoke(main, ["doctor", "--repair", "--index", str(broken), "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (1, "index_unwritable")
+
+
 def test_an_index_beyond_repair_is_left_as_it_is(broken):
     (broken / FILE_NAME).write_bytes(b"noise" * 3000)
     with pytest.raises(IndexDamagedError, match="cannot be repaired"):
@@ -237,7 +251,9 @@ def test_an_index_on_a_disk_of_its_own_is_repaired(sound, tmp_path, mounted):
     assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "index_unwritable")])
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EDQUOT, "disk_full"), (errno.EIO, "index_unwritable")]
+)
 def test_a_repair_that_fails_puts_the_log_back(sound, tmp_path, monkeypatch, number, code):
     folder, replace = tmp_path / "index", os.replace
     shutil.copytree(sound.folder, folder)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from service_client import PHOTO_ROUTES, error_of, files, serving, token
 from fewshot.cli import main
 from fewshot.datasets import class_folders
 from fewshot.gallery import Gallery
-from fewshot.records import Question
+from fewshot.records import NamedBytes, Question, SkippedPhoto
+from fewshot.service.batching import Batcher
 from fewshot.service.settings import Settings
+from fewshot.service.work import N_READERS
 
 
 def first_support(client, label="rust"):
@@ -501,6 +505,40 @@ def test_a_failure_in_the_engine_reaches_the_client_and_the_next_photo_is_answer
         assert client.post("/v1/query", files=files(rust)).status_code == 200
 
 
+def test_what_needs_no_engine_waits_for_no_batch_and_does_not_fail_with_one(enrolled, tmp_path, rust, monkeypatch):
+    """A photo that is enrolled already comes while the engine is at work; the batch after that fails."""
+    batcher = Batcher(enrolled, Settings(guarded=False), lambda _: None)
+    engine, gate, entered = enrolled.embedder().open_for_many(), threading.Event(), threading.Event()
+
+    def run(*_):
+        entered.set()
+        assert gate.wait(20)
+        gate.clear()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(engine), "run", run)
+    asked, enrolling = NamedBytes("new.png", rust.read_bytes()), tmp_path / "photos" / "rust" / "rust-00.png"
+    batcher.start()
+    try:
+        first = batcher.submit([asked], Question())
+        assert entered.wait(20)
+        known = batcher.submit([NamedBytes("known.png", enrolling.read_bytes())], None)
+        second = batcher.submit([asked], Question())
+        eventually(lambda: batcher._done and batcher._ready)
+        entered.clear()
+        gate.set()
+        assert entered.wait(20), "the second batch is in the engine"
+        (outcome,), _ = known.result(0)
+        assert isinstance(outcome, SkippedPhoto)
+        gate.set()
+        for failed in (first, second):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                failed.result(20)
+    finally:
+        gate.set()
+        batcher.close(20)
+
+
 @pytest.mark.parametrize("path", ["/v1/health", "/v1/nothing", "/v1/classes/none", "/metrics", "/v1/openapi.json"])
 def test_every_response_has_its_headers(client, path):
     headers = client.get(path).headers
@@ -524,6 +562,27 @@ def test_health_says_live_and_ready(client, enrolled):
     while not client.get("/v1/health").json()["ready"]:
         pass
     assert client.get("/v1/health/ready").status_code == 200
+
+
+def test_liveness_is_told_while_every_read_waits_for_a_silent_database(enrolled, monkeypatch):
+    gate, size = threading.Event(), enrolled.size
+
+    def silent():
+        assert gate.wait(20)
+        return size()
+
+    with serving(enrolled) as client:
+        eventually(lambda: client.get("/v1/health").json()["ready"])
+        monkeypatch.setattr(enrolled, "size", silent)
+        with ThreadPoolExecutor(N_READERS + 1) as pool:
+            asked = [pool.submit(client.get, "/v1/health/ready") for _ in range(N_READERS)]
+            try:
+                eventually(lambda: client.app.state.work._readers._n_unfinished == N_READERS)
+                body = pool.submit(client.get, "/v1/health/live").result(5).json()
+            finally:
+                gate.set()
+            assert [each.result(20).status_code for each in asked] == [200] * N_READERS
+    assert (body["live"], body["ready"], body["supports"]) == (True, True, 20)
 
 
 def test_a_backbone_that_cannot_be_opened_leaves_the_service_live_and_not_ready(enrolled, rust, monkeypatch):

@@ -14,7 +14,8 @@ from fewshot.cli import main
 from fewshot.datasets import class_folders
 from fewshot.errors import TokenError, UnauthorizedError
 from fewshot.service.settings import Settings
-from fewshot.service.tokens import FILE_NAME, TokenFile
+from fewshot.service.tokens import TokenFile
+from fewshot.store.schema import TOKENS_FILE
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_token_is_known_by_its_word_and_by_no_other(tokens):
 
 def test_the_file_holds_no_secret_and_only_its_owner_may_read_it(tokens, gallery):
     _, word = tokens.create("phone", ("write",))
-    path = gallery.folder / FILE_NAME
+    path = gallery.folder / TOKENS_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert word.split("_", 2)[2] not in path.read_text()
     assert [entry.name for entry in gallery.folder.iterdir() if entry.name.startswith(".")] == []
@@ -74,7 +75,7 @@ def test_a_wrong_secret_is_compared_in_constant_time_as_is_a_wrong_id(tokens, mo
 
 def test_secrets_are_kept_as_scrypt_hashes_and_hashed_once(tokens, gallery, monkeypatch):
     made, word = tokens.create("phone", ("write",))
-    (row,) = json.loads((gallery.folder / FILE_NAME).read_text())["tokens"]
+    (row,) = json.loads((gallery.folder / TOKENS_FILE).read_text())["tokens"]
     assert row["kind"] == "scrypt"
     secret = word.split("_", 2)[2]
     assert (
@@ -102,12 +103,12 @@ def test_a_file_of_before_keeps_working_and_is_migrated_at_first_use(gallery):
     old = {"token_id": "0123abcd", "name": "old", "scopes": ["read"], "created_at": "2026-01-01T00:00:00+00:00"}
     other = {**old, "token_id": "0123abce", "name": "older"}
     rows = [{**each, "salt": salt, "digest": digest} for each in (old, other)]
-    (gallery.folder / FILE_NAME).write_text(json.dumps({"tokens": rows}))
+    (gallery.folder / TOKENS_FILE).write_text(json.dumps({"tokens": rows}))
     tokens = TokenFile(gallery.folder)
     with pytest.raises(UnauthorizedError):
         tokens.check("fewshot_0123abcd_" + "t" * 43)
     assert tokens.check(f"fewshot_0123abcd_{secret}").name == "old"
-    kept = {row["name"]: row for row in json.loads((gallery.folder / FILE_NAME).read_text())["tokens"]}
+    kept = {row["name"]: row for row in json.loads((gallery.folder / TOKENS_FILE).read_text())["tokens"]}
     assert [kept["old"]["kind"], kept["older"]["kind"]] == ["scrypt", "sha256"]
     assert kept["old"]["digest"] != digest
     assert {key: kept["old"][key] for key in old} == old
@@ -120,7 +121,7 @@ def test_a_file_of_before_that_cannot_be_written_keeps_working(gallery, monkeypa
     secret, salt = "s" * 43, "0" * 32
     digest = hashlib.sha256(f"{salt}:{secret}".encode()).hexdigest()
     row = {"token_id": "0123abcd", "name": "old", "scopes": ["read"], "created_at": "", "salt": salt, "digest": digest}
-    (gallery.folder / FILE_NAME).write_text(json.dumps({"tokens": [row]}))
+    (gallery.folder / TOKENS_FILE).write_text(json.dumps({"tokens": [row]}))
     tokens = TokenFile(gallery.folder)
 
     def refuse(_tokens):
@@ -134,7 +135,7 @@ def test_a_file_of_before_that_cannot_be_written_keeps_working(gallery, monkeypa
 
 def test_an_unknown_hash_lets_nobody_in(tokens, gallery):
     _, word = tokens.create("phone", ("write",))
-    path = gallery.folder / FILE_NAME
+    path = gallery.folder / TOKENS_FILE
     path.write_text(path.read_text().replace('"scrypt"', '"plain"'))
     with pytest.raises(TokenError, match="'plain' is no hash"):
         tokens.check(word)
@@ -180,7 +181,7 @@ def test_a_name_that_cannot_be_shown_is_refused(tokens, name):
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"tokens": [{"name": 1}]}', '{"tokens": [7]}'])
 def test_a_damaged_file_lets_nobody_in_and_says_so(tokens, gallery, content):
     _, word = tokens.create("phone", ("write",))
-    (gallery.folder / FILE_NAME).write_text(content)
+    (gallery.folder / TOKENS_FILE).write_text(content)
     with pytest.raises(TokenError, match="cannot be read"):
         TokenFile(gallery.folder).check(word)
 
@@ -191,15 +192,15 @@ def test_a_file_that_is_damaged_while_it_is_served_is_told_to_the_log_alone(fill
     with serving(filled) as client:
         if is_known:
             assert client.get("/v1/classes", headers=header).status_code == 200
-        (filled.folder / FILE_NAME).write_text('{"tokens": [7]}')
+        (filled.folder / TOKENS_FILE).write_text('{"tokens": [7]}')
         response = client.get("/v1/classes", headers=header)
         error_of(response, 500, "unforeseen")
         assert str(filled.folder) not in response.text
-        assert FILE_NAME not in response.text
+        assert TOKENS_FILE not in response.text
         assert client.get("/v1/classes").status_code == 200  # who needs no token is answered
-        (filled.folder / FILE_NAME).unlink()
+        (filled.folder / TOKENS_FILE).unlink()
         error_of(client.get("/v1/classes", headers=header), 401, "unauthorized")
-    (told,) = [record for record in caplog.records if FILE_NAME in record.getMessage()]
+    (told,) = [record for record in caplog.records if TOKENS_FILE in record.getMessage()]
     assert response.headers["X-Request-Id"] in told.getMessage()
     assert "Restore the file from a copy" in told.getMessage()
     assert told.levelname == "ERROR"

@@ -463,6 +463,19 @@ def test_photos_wait_while_the_database_does_not_answer(enrolled, inbox, monkeyp
     assert watch.told == [f"{away.said} Photos wait."]
 
 
+def test_a_database_that_is_away_a_second_time_is_told_a_second_time(enrolled, inbox, monkeypatch):
+    monkeypatch.setattr("fewshot.watching.watcher.RETRY_S", 0.05)
+    away = DatabaseUnreachableError("the database of index 'index' does not answer: Connection refused.")
+    failing(enrolled, monkeypatch, away, away)
+    with Watch(enrolled, inbox) as watch:
+        new_photo(inbox / "a.png")
+        eventually(lambda: len(answered(inbox)) == 1)
+        failing(enrolled, monkeypatch, away, away)
+        new_photo(inbox / "b.png", seed=901)
+        eventually(lambda: len(answered(inbox)) == 2)
+    assert watch.told == [f"{away.said} Photos wait."] * 2
+
+
 def test_a_backbone_exchanged_while_photos_are_asked_is_asked_itself(enrolled, inbox, monkeypatch):
     failing(enrolled, monkeypatch, MixedEmbeddingsError("another backbone"))
     new_photo(inbox / "a.png")

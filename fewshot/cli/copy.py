@@ -91,7 +91,10 @@ def search_index(recall: float, n_results: int, n_asked: int, drop: bool, index:
             )
         if drop:
             gallery.drop_search_index()
-            echo(f"{gallery.name}: photos are searched by an exact scan")
+            if as_json:
+                json_line({"search_index": False})
+            else:
+                echo(f"{gallery.name}: photos are searched by an exact scan")
             return
         measured = gallery.build_search_index(recall, n_results, n_asked, notice)
     reached = measured[-1].recall >= recall

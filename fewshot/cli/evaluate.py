@@ -12,8 +12,6 @@ from fewshot.cli.terminal import echo
 if TYPE_CHECKING:
     from fewshot.episodes import Mean
 
-MOST_NAMED = 20
-
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -49,66 +47,22 @@ def evaluate(
     index would answer it. No index is read or changed. Intervals are over other draws from these photos; other classes
     and photos differ by more.
     """
-    import numpy as np
-
     from fewshot.datasets import class_folders
     from fewshot.embedder import EmbedderChoice, open_embedder
-    from fewshot.episodes import EpisodePlan, evaluate_episodes
-    from fewshot.inspection import near_copies
-    from fewshot.records import EmbeddedPhoto, Refused
-    from fewshot.subjects import first_shots, subjects_of_classes
+    from fewshot.episodes import EpisodePlan, asked_as_unknown, evaluate_episodes
+    from fewshot.labelled import read_labelled
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     plan.check()
     folders = class_folders(folder, on_warning=warn)
-    photos = [(photo, i) for i, each in enumerate(folders) for photo in each.photos]
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
-    vectors, classes, names, hashes = [], [], [], []
-    seen, n_copies = set(), 0
-    with progress("embedding", len(photos)) as step:
-        outcomes = opened.embed_photos([photo for photo, _ in photos], n_photos=len(photos), keep=True)
-        for outcome, (_, class_index) in zip(outcomes, photos, strict=True):
-            step()
-            if isinstance(outcome, EmbeddedPhoto) and outcome.sha256 in seen:
-                n_copies += 1
-            elif isinstance(outcome, EmbeddedPhoto):
-                seen.add(outcome.sha256)
-                vectors.append(outcome.embedding)
-                classes.append(class_index)
-                names.append(outcome.file)
-                assert outcome.dhash is not None  # kept
-                hashes.append(outcome.dhash)
-            elif isinstance(outcome, Refused):
-                warn(f"{outcome.file}: {outcome.message}")
-    if n_copies:
-        warn(f"{n_copies} of {len(photos)} files hold the same bytes as one before, as no index enrolls; left out.")
-    bits = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 16)
-    alike = near_copies(bits, np.arange(len(bits)))
-    if alike:
-        copy, original = next(iter(alike.items()))
-        warn(
-            f"{len(alike)} of {len(photos)} photos are near-copies of one before, such as {names[copy]} of "
-            f"{names[original]}. Episodes that enroll the one and ask the other flatter: leave one of them out."
-        )
-    embeddings = np.stack(vectors) if vectors else np.zeros((0, opened.dim), np.float32)
-    of_class = np.array(classes, np.int64)
-    n_further = len(embeddings) - len(first_shots(subjects_of_classes(embeddings, of_class)))
-    if n_further:
-        warn(
-            f"{n_further} of {len(photos)} photos look like further shots of a plant, or place, that another photo of "
-            "their class shows. Episodes that enroll the one and ask the other flatter: leave one of them out."
-        )
-    counts = np.bincount(of_class, minlength=len(folders)).tolist()
-    few = [f"{each.label} ({n})" for each, n in zip(folders, counts, strict=True) if n < n_shot + n_query]
+    with progress("embedding", sum(len(each.photos) for each in folders)) as step:
+        embeddings, class_index = read_labelled(folders, opened, on_photo=step, on_warning=warn)
+    few = asked_as_unknown([each.label for each in folders], class_index, plan)
     if few:
-        one = len(few) == 1
-        warn(
-            f"{len(few)} of {len(folders)} classes {'has' if one else 'have'} fewer usable photos than the "
-            f"{n_shot + n_query} that an episode draws, and {'is' if one else 'are'} asked as unknown only: "
-            f"{', '.join(few[:MOST_NAMED])}{f' and {len(few) - MOST_NAMED} more' if len(few) > MOST_NAMED else ''}."
-        )
+        warn(few)
     with progress("episodes", n_episode) as step:
-        report = evaluate_episodes(embeddings, of_class, plan, on_episode=step)
+        report = evaluate_episodes(embeddings, class_index, plan, on_episode=step)
     if as_json:
         json_line({"backbone": opened.fingerprint, **report.as_dict()})
         return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fewshot.decoding.guard import Guard
     from fewshot.gallery import Gallery
     from fewshot.service.settings import Settings
-    from fewshot.service.tokens import TokenFile
+    from fewshot.service.tokens import Tokens
 
 
 @click.command()
@@ -195,7 +195,7 @@ def token(action: str, name: str | None, scope: str, index: str, as_json: bool) 
         _token(tokens_of(gallery), action, name, scope, as_json)
 
 
-def _token(tokens: "TokenFile", action: str, name: str | None, scope: str, as_json: bool) -> None:
+def _token(tokens: "Tokens", action: str, name: str | None, scope: str, as_json: bool) -> None:
     if action == "list":
         rows = [each.as_dict() for each in tokens.all()]
         if as_json:

@@ -2,9 +2,8 @@
 
 import importlib.metadata
 import platform
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +11,9 @@ from fewshot.cli.options import common, index_place, notice, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
 from fewshot.extras import EXTRAS, missing, need
+
+if TYPE_CHECKING:
+    from fewshot.repair import Repaired
 
 
 @click.command()
@@ -95,8 +97,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
     """
     from fewshot.samples import CLASSES, write_samples
 
-    n = len(CLASSES) * (max(0, n_support) + max(0, n_query))
-    with progress("rendering", n) as step:
+    with progress("rendering", len(CLASSES) * (n_support + n_query)) as step:
         files = write_samples(folder, n_support=n_support, n_query=n_query, seed=seed, on_photo=lambda _: step())
     if as_json:
         json_line({"folder": str(folder), "classes": list(CLASSES), "photos": len(files)})
@@ -107,7 +108,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
-    from fewshot.repair import CACHE, MISSING, repair
+    from fewshot.repair import Repaired, mend
     from fewshot.store import shown_place
 
     folder = index_place(index)
@@ -116,38 +117,33 @@ def _repair(index: str, problems: list[str], as_json: bool) -> None:
             "--repair makes a new file of a damaged one; a damaged database is restored by its server's own means, or "
             "from `fewshot backup`."
         )
-    place = shown_place(folder)
-    if all(problem.startswith(CACHE) for problem in problems):
-        shutil.rmtree(folder / "cache")
-        if as_json:
-            json_line({"index": str(folder), "problems": problems, "repaired": "caches"})
-        else:
-            echo(f"{place}: its caches were damaged and are made anew at the next use; nothing is lost")
-        return
-    if all(problem.startswith((CACHE, MISSING)) for problem in problems):
-        if as_json:
-            json_line({"index": str(folder), "problems": problems, "repaired": None})
-        else:
-            for problem in problems:
-                echo(f"{click.style('problem:', fg='red')} {problem}")
-            echo(
-                f"{place}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
-                "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
-            )
-        click.get_current_context().exit(1)
-    done = repair(folder, on_notice=notice)
+    done = mend(folder, problems, on_notice=notice)
     if as_json:
-        json_line({"index": str(folder), "problems": problems, "repaired": done.as_dict()})
+        what = done.as_dict() if isinstance(done, Repaired) else done
+        json_line({"index": str(folder), "problems": problems, "repaired": what})
     else:
-        for problem in problems:
-            echo(f"{click.style('problem:', fg='red')} {problem}")
-        echo(f"{place}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
-        for doubt in done.doubts:
-            echo(f"{click.style('note:', fg='yellow')} {doubt}")
-        for number, what, why in done.lost:
-            echo(f"{click.style('lost:', fg='red')} {what} (support {number}): {why}")
-    if done.lost:
+        _print_repair(shown_place(folder), problems, done)
+    if done is None or (isinstance(done, Repaired) and done.lost):
         click.get_current_context().exit(1)
+
+
+def _print_repair(place: str, problems: list[str], done: "Repaired | str | None") -> None:
+    if isinstance(done, str):
+        echo(f"{place}: its caches were damaged and are made anew at the next use; nothing is lost")
+        return
+    for problem in problems:
+        echo(f"{click.style('problem:', fg='red')} {problem}")
+    if done is None:
+        echo(
+            f"{place}: changes are missing that no repair brings back; `fewshot restore FOLDER --replace` brings "
+            "those in a backup. Nothing was changed, and the caches, which tell of it, are left."
+        )
+        return
+    echo(f"{place}: {done.n_photos} photos saved, {len(done.lost)} lost; the damaged file is {done.damaged}")
+    for doubt in done.doubts:
+        echo(f"{click.style('note:', fg='yellow')} {doubt}")
+    for number, what, why in done.lost:
+        echo(f"{click.style('lost:', fg='red')} {what} (support {number}): {why}")
 
 
 _WHITENED = "whitened by the statistics of the classes the backbone was trained on"

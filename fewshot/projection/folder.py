@@ -1,9 +1,8 @@
 """The folder that results go to: made, checked and written so that a killed run leaves no half file."""
 
-import errno
 from pathlib import Path
 
-from fewshot.errors import OutputFolderError
+from fewshot.errors import OutputFolderError, is_disk_full
 
 # What a run writes last, and an empty file that it writes first: by either a folder of ours is known, and may be
 # written again.
@@ -68,7 +67,7 @@ class OutputFolder:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputFolderError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return OutputFolderError(f"there is no space left to write {path}.", hint="Free some, or choose another --out.")
     return OutputFolderError(
         f"{path} cannot be written: {error.strerror}.", hint="Choose another folder with --out, or change permissions."

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def page(
         tiles: of each space a small WebP picture of each point, or None.
     """
     labels = sorted({label for space in spaces for label in space.labels})
-    rows_by_size = sorted(labels, key=lambda label: -sum(point.label == label for point in spaces[0].points))
-    own = labels if len(labels) <= MOST_CLASSES else sorted(rows_by_size[:MOST_CLASSES])
+    own = labels
+    if len(labels) > MOST_CLASSES:
+        n_points = Counter(point.label for point in spaces[0].points)
+        own = sorted(sorted(labels, key=lambda label: -n_points[label])[:MOST_CLASSES])
     styles = marks(own)
     classes = [_class(label, styles[label]) for label in own]
     place = {label: i for i, label in enumerate(own)} | {label: len(own) for label in labels if label not in styles}

@@ -60,9 +60,8 @@ class Point:
 class Space:
     """The points of one space: supports in order of label, then queries, then prototypes.
 
-    `vectors` is (n_points, dim) float32, rows of unit length. `tiles` holds a small square WebP picture of each photo,
-    None where there is none. `n_supports` and `n_queries` count what there was before some were chosen to be drawn;
-    `n_shared`, in a comparison, how many of the supports the other space has too.
+    `vectors` is (n_points, dim) float32, rows of unit length. `n_supports` and `n_queries` count what there was before
+    some were chosen to be drawn; `n_shared`, in a comparison, how many of the supports the other space has too.
     """
 
     name: str

@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection, Request
 from fewshot.errors import BusyError, ForbiddenError, TokenError, UnauthorizedError, UnforeseenError
 from fewshot.service.limits import Backoff, RateLimit, network
 from fewshot.service.settings import Settings, is_loopback
-from fewshot.service.tokens import Token, TokenFile
+from fewshot.service.tokens import Token, Tokens
 from fewshot.service.web import is_of_page
 
 _bearer = HTTPBearer(
@@ -41,7 +41,7 @@ class Access:
         settings: `require_read_token` and `rate_per_minute`.
     """
 
-    def __init__(self, tokens: TokenFile, settings: Settings) -> None:
+    def __init__(self, tokens: Tokens, settings: Settings) -> None:
         self._tokens = tokens
         self._settings = settings
         self._rate = RateLimit(settings.rate_per_minute)

@@ -211,11 +211,14 @@ class Batcher:
                 for embedder in outdated:
                     embedder.close()
                 self._open()
+            self._answer(done)  # what needs no engine waits for no batch, and does not fail with one
             try:
-                self._answer(done + self._embed(taken))
+                complete = self._embed(taken)
             except Exception as error:
-                for job in {*done, *(job for job, _, _ in taken)}:
+                for job, _, _ in taken:
                     job.fail(error)
+            else:
+                self._answer(complete)
 
     def _open(self) -> None:
         try:
@@ -287,17 +290,15 @@ class Batcher:
             assert embedder is not None
             try:
                 answers: list[list[Prediction]] = self._gallery.answer(asked, question, embedder)
+                for job, found in zip(asking, answers, strict=True):
+                    job.finish(found)
             except MixedEmbeddingsError as error:
                 self.forget(embedder)
                 for job in asking:
                     job.fail(IndexChangedError(error.message))
-                continue
             except Exception as error:  # of this question alone, such as a pattern that no class fits
                 for job in asking:
                     job.fail(error)
-                continue
-            for job, found in zip(asking, answers, strict=True):
-                job.finish(found)
 
 
 def _resolve(future: "Future[Any]", settle: Callable[[], None]) -> None:

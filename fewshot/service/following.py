@@ -3,8 +3,7 @@
 import threading
 
 from fewshot.gallery import Gallery
-from fewshot.service.shared_tokens import TokenTable
-from fewshot.service.tokens import TokenFile
+from fewshot.service.tokens import Tokens
 
 
 class Follower:
@@ -15,9 +14,9 @@ class Follower:
         tokens: those of the index, to be looked at with it.
     """
 
-    def __init__(self, gallery: Gallery, tokens: TokenFile) -> None:
+    def __init__(self, gallery: Gallery, tokens: Tokens) -> None:
         self._gallery = gallery
-        self._look = tokens.look if isinstance(tokens, TokenTable) else None
+        self._tokens = tokens
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -33,4 +32,4 @@ class Follower:
             self._thread.join(timeout_s)
 
     def _follow(self) -> None:
-        self._gallery.follow(self._stop, on_look=self._look)
+        self._gallery.follow(self._stop, on_look=self._tokens.look)

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 from fewshot.errors import DatabaseUnreachableError, LabelTakenError, TokenError
 from fewshot.gallery import Gallery
-from fewshot.service.tokens import Token, TokenFile, token_of
+from fewshot.service.tokens import Token, TokenFile, Tokens, token_of
 
 # For so long what was seen last holds without another look; who follows looks twice a second, and while the database is
 # silent every 8.5 s.
@@ -17,8 +17,8 @@ FRESH_S = 10.0
 log = logging.getLogger(__name__)
 
 
-class TokenTable(TokenFile):
-    """The tokens of one index, in a table beside it.
+class TokenTable(Tokens):
+    """In a table beside an index in a database.
 
     Args:
         gallery: the opened index.
@@ -31,14 +31,13 @@ class TokenTable(TokenFile):
     def __init__(
         self, gallery: Gallery, *, followed: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        super().__init__(gallery.folder)
+        super().__init__()
         self._gallery = gallery
         self._clock = clock
         self._looked_at = clock()
         self._unreadable: set[str] = set()
-        self._followed = False
-        self._refresh()
         self._followed = followed
+        self.look()
 
     def look(self) -> None:
         """See what was changed elsewhere. A row that is no token lets nobody in, and is told in the log.
@@ -69,11 +68,6 @@ class TokenTable(TokenFile):
             self._proved.clear()
         self._looked_at = started
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """A change is one transaction of the database, which lets in one after the other."""
-        yield
-
     def known(self, word: str) -> Token | None:
         """As of a file, but none while nobody looks: `check`, which may wait for the database, then looks itself."""
         if self._followed and self._clock() - self._looked_at > FRESH_S:
@@ -93,6 +87,9 @@ class TokenTable(TokenFile):
                 pass  # what was seen before holds
         return super().check(word)
 
+    def _changing(self) -> AbstractContextManager[None]:
+        return nullcontext()  # a change is one transaction of the database, which lets in one after the other
+
     def _refresh(self) -> None:
         if not self._followed:
             self.look()
@@ -108,6 +105,6 @@ class TokenTable(TokenFile):
         self.look()
 
 
-def tokens_of(gallery: Gallery, *, followed: bool = False) -> TokenFile:
+def tokens_of(gallery: Gallery, *, followed: bool = False) -> Tokens:
     """The tokens of an index, wherever it is: in a file in its folder, or in its database."""
     return TokenTable(gallery, followed=followed) if gallery.is_shared else TokenFile(gallery.folder)

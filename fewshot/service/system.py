@@ -21,21 +21,21 @@ router = APIRouter(tags=["system"])
 @router.get("/v1/health", response_model=shapes.Health, responses=errors(), summary="Live and ready?")
 async def health(work: AtWork) -> dict[str, Any]:
     """`live`: the service answers. `ready`: its engine is open and its index can be read, so it can answer photos."""
-    return await work.read(_health, work)
+    return await work.read(_looked, work)
 
 
 @router.head("/v1/health/live", include_in_schema=False)
 @router.get("/v1/health/live", response_model=shapes.Health, responses=errors(), summary="For a liveness probe")
 async def live(work: AtWork) -> dict[str, Any]:
-    """The same, under a path of its own."""
-    return await work.read(_health, work)
+    """The same, of the index as it was last seen: that a database is silent is no reason to start a service anew."""
+    return _health(work)
 
 
 @router.head("/v1/health/ready", include_in_schema=False)
 @router.get("/v1/health/ready", response_model=shapes.Health, responses=errors(), summary="For a readiness probe")
 async def ready(work: AtWork) -> dict[str, Any]:
     """The same, but 503 until photos can be answered."""
-    found = await work.read(_health, work)
+    found = await work.read(_looked, work)
     if not found["ready"]:
         if work.batcher.is_ready:
             raise BusyError("the service is not ready: its database does not answer.", retry_after_s=1)
@@ -72,17 +72,21 @@ async def metrics(work: AtWork) -> Response:
     return Response(await work.read(work.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
 
-def _health(work: Work) -> dict[str, Any]:
-    is_ready = work.batcher.is_ready
+def _looked(work: Work) -> dict[str, Any]:
+    """Health, once the index has been looked at."""
     try:
-        n_classes, n_supports = work.gallery.size()
-        work.last_seen = (n_classes, n_supports, work.gallery.about().generation)
+        work.last_seen = (*work.gallery.size(), work.gallery.about().generation)
+        work.is_reached = True
     except DatabaseUnreachableError:
-        is_ready = False  # alive all the same: to start it anew would not bring the database back
+        work.is_reached = False
+    return _health(work)
+
+
+def _health(work: Work) -> dict[str, Any]:
     n_classes, n_supports, generation = work.last_seen
     return {
         "live": True,
-        "ready": is_ready,
+        "ready": work.batcher.is_ready and work.is_reached,
         "index": work.gallery.name,
         "classes": n_classes,
         "supports": n_supports,

@@ -9,19 +9,19 @@ import os
 import re
 import secrets
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fewshot.errors import TokenError, UnauthorizedError, did_you_mean
+from fewshot.store.schema import TOKENS_FILE, TOKENS_LOCK
 
-FILE_NAME = "tokens.json"
 SCOPES = ("read", "write")
 MAX_NAME_LENGTH = 100
-LOCK_NAME = "tokens.lock"
 # The cost of a hash: 16 MB and some 40 ms, once a token and start of the service; what is known is then remembered.
 SCRYPT = {"n": 2**14, "r": 8, "p": 1, "dklen": 32}
 _SHAPE = re.compile(r"fewshot_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
@@ -54,30 +54,24 @@ class Token:
         return {"id": self.token_id, "name": self.name, "scopes": list(self.scopes), "created_at": self.created_at}
 
 
-class TokenFile:
-    """The tokens of one index, in a file of mode 0600 beside it; a change by another process is seen at once.
+class Tokens(ABC):
+    """The tokens of one index.
 
     Secrets are kept as scrypt hashes. A word that proved right is remembered, as a keyed hash and in memory alone, so
     that only the first request with it pays for scrypt; docs/threat-model.md says what each of this is for.
-
-    Args:
-        folder: the index's folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE_NAME
-        self._lock_path = folder / LOCK_NAME
-        self._seen: tuple[int, int, int] | None = None
+    def __init__(self) -> None:
         self._tokens: dict[str, Token] = {}
         self._key = secrets.token_bytes(32)
-        self._proved: dict[bytes, Token] = {}  # keyed hash of a word: its token; forgotten when the file changes
+        self._proved: dict[bytes, Token] = {}  # keyed hash of a word: its token; forgotten when the tokens change
         self._one_at_a_time = threading.Lock()
 
     def all(self) -> list[Token]:
         """Every token, oldest first.
 
         Raises:
-            TokenError: the file cannot be read or is no list of tokens.
+            TokenError: what is kept cannot be read or is no list of tokens.
         """
         self._refresh()
         return list(self._tokens.values())
@@ -156,7 +150,7 @@ class TokenFile:
         return hashlib.blake2b(word.encode("utf-8", "surrogatepass"), key=self._key, digest_size=32).digest()
 
     def _migrated(self, token: Token, secret: str) -> Token:
-        """A token of before, kept from now on as scrypt hashes it; as it was, if the file cannot be written."""
+        """A token of before, kept from now on as scrypt hashes it; as it was, if that cannot be written."""
         try:
             with self._changing():
                 self._refresh()
@@ -171,9 +165,37 @@ class TokenFile:
             return token
         return self._tokens.get(token.token_id, made)
 
+    def look(self) -> None:  # noqa: B027 - most need none
+        """See what was changed elsewhere, where that takes a look of its own."""
+
+    @abstractmethod
+    def _changing(self) -> AbstractContextManager[None]:
+        """Of two changes at once, by whatever process, none undoes the other."""
+
+    @abstractmethod
+    def _refresh(self) -> None:
+        """Bring `_tokens` up to what is kept."""
+
+    @abstractmethod
+    def _write(self, tokens: list[Token]) -> None:
+        """Keep these tokens and no others."""
+
+
+class TokenFile(Tokens):
+    """In a file of mode 0600 beside the index; a change by another process is seen at once.
+
+    Args:
+        folder: the index's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._path = folder / TOKENS_FILE
+        self._lock_path = folder / TOKENS_LOCK
+        self._seen: tuple[int, int, int] | None = None
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Alone among all processes: of two changes at once, none undoes the other."""
         try:
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -207,7 +229,7 @@ class TokenFile:
 
     def _write(self, tokens: list[Token]) -> None:
         text = json.dumps({"tokens": [asdict(token) for token in tokens]}, indent=1)
-        temporary = self._path.with_name(f".{FILE_NAME}.{os.getpid()}.{secrets.token_hex(4)}")
+        temporary = self._path.with_name(f".{TOKENS_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
                 file.write(text + "\n")

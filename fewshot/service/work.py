@@ -36,13 +36,15 @@ class Work:
     def __init__(self, gallery: Gallery, settings: Settings, guard: Guard | None = None) -> None:
         self.gallery = gallery
         self.settings = settings
-        self.metrics = Metrics(self._index_size)
+        self.metrics = Metrics(gallery.size)
         self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe, guard)
         self.metrics.waiting.set_function(lambda: self.batcher.n_waiting)
         self._readers = Threads(N_READERS, "read")
         self._writer = Threads(1, "write")  # SQLite has one writer; more would only wait in threads
         self._n_writes = 0
-        self.last_seen = (0, 0, 0)  # classes, photos and generation when the index was last looked at for health
+        # When the index was last looked at for health: classes, photos and generation, and whether it could be read.
+        self.last_seen = (0, 0, 0)
+        self.is_reached = False
 
     def start(self) -> None:
         """Begin to answer."""
@@ -75,12 +77,12 @@ class Work:
         """Run something that reads the index, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
-    async def read_json(self, function: Callable[..., dict[str, Any]], *arguments: Any) -> Response:
+    async def read_json(self, function: Callable[[], dict[str, Any]]) -> Response:
         """What a function gives, as a response: read, and made to JSON as well, in a thread.
 
         An answer may hold tens of thousands of photos. The loop that all clients share does nothing for it but send.
         """
-        return Response(await self.read(_json_of, function, *arguments), media_type="application/json")
+        return Response(await self.read(_json_of, function), media_type="application/json")
 
     async def write(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that changes the index, in the one thread that does; done even if the client leaves.
@@ -115,13 +117,9 @@ class Work:
     def _written(self, _change: object) -> None:
         self._n_writes -= 1
 
-    def _index_size(self) -> tuple[int, int]:
-        return self.gallery.size()
 
-
-def _json_of(function: Callable[..., dict[str, Any]], *arguments: Any) -> bytes:
-    facts = function(*arguments)
-    return b"{" + b",".join(_dumped(name) + b":" + _member(value) for name, value in facts.items()) + b"}"
+def _json_of(function: Callable[[], dict[str, Any]]) -> bytes:
+    return b"{" + b",".join(_dumped(name) + b":" + _member(value) for name, value in function().items()) + b"}"
 
 
 def _member(value: Any) -> bytes:

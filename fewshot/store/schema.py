@@ -6,6 +6,9 @@ from fewshot.store.vectors import ServerVector
 
 FORMAT_VERSION = 2
 APPLICATION_ID = 0x46455753  # "FEWS", where SQLite keeps whose file it is
+# What stands beside the file of an index that is served.
+TOKENS_FILE = "tokens.json"
+TOKENS_LOCK = "tokens.lock"
 
 # In SQLite every integer has 64 bits, and only a key called INTEGER counts up by itself.
 Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")

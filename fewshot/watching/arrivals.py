@@ -10,10 +10,9 @@ from pathlib import Path
 
 from watchfiles import watch
 
-from fewshot.datasets import PHOTO_SUFFIXES, REFUSED_SUFFIXES, is_visible
+from fewshot.datasets import PHOTO_ENDINGS, is_visible, unlisted_folder
 from fewshot.errors import MissingFolderError
 
-_SUFFIXES = tuple(sorted(PHOTO_SUFFIXES | REFUSED_SUFFIXES))
 # However well the system tells of changes, some get lost (a full queue, a folder moved in): everything is looked
 # through again so often.
 FULL_LOOK_EVERY_S = 60.0
@@ -94,7 +93,7 @@ class Arrivals:
                     self._notice(file.path, signature_of(file))
             except MissingFolderError:
                 pass  # deleted in this moment
-        elif path.name.lower().endswith(_SUFFIXES):
+        elif path.name.lower().endswith(PHOTO_ENDINGS):
             self._notice(str(path), signature_of(path))
 
     def settled(self) -> list[Arrival]:
@@ -142,7 +141,7 @@ def watched_folder(folder: Path) -> Path:
         with os.scandir(folder):
             return folder.resolve()
     except OSError as error:
-        raise _missing(folder, error) from error
+        raise unlisted_folder(folder, error) from error
 
 
 def _is_folder(path: Path) -> bool:
@@ -173,7 +172,7 @@ def photo_files(folder: Path | str) -> Iterator["os.DirEntry[str]"]:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        raise _missing(Path(folder), error) from error
+        raise unlisted_folder(Path(folder), error) from error
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if is_visible(Path(entry.name)):
@@ -181,16 +180,8 @@ def photo_files(folder: Path | str) -> Iterator["os.DirEntry[str]"]:
                     yield from photo_files(entry.path)
                 except MissingFolderError:
                     continue  # deleted meanwhile, or barred
-        elif entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith("."):
+        elif entry.name.lower().endswith(PHOTO_ENDINGS) and not entry.name.startswith("."):
             yield entry
-
-
-def _missing(folder: Path, error: OSError) -> MissingFolderError:
-    if isinstance(error, FileNotFoundError):
-        return MissingFolderError(f"there is no folder {folder}.", hint="Check the name and where you are.")
-    if isinstance(error, NotADirectoryError):
-        return MissingFolderError(f"{folder} is a file, not a folder.", hint="Name the folder it is in.")
-    return MissingFolderError(f"the folder {folder} cannot be read: {error.strerror}.", hint="Check its permissions.")
 
 
 def changes(

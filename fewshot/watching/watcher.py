@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ class Watcher:
         self._poll_s = poll_s
         self._on_warning, self._on_note, self._bar = on_warning, on_note, bar
         self._retries: dict[str, _Retry] = {}
-        self._told: set[str] = set()
+        self._told: defaultdict[str, set[str]] = defaultdict(set)  # of each topic, until it is in order again
         self._arrivals = Arrivals(folder, settle_s)
         for path, signature in memory.files().items():
             self._arrivals.done(path, signature)
@@ -154,10 +155,10 @@ class Watcher:
         try:
             self._arrivals.look(path)
         except MissingFolderError as error:
-            self._tell_once(f"{error.message} Waiting for it to come back.")
+            self._tell_once("folder", f"{error.message} Waiting for it to come back.")
         else:
             if path is None:
-                self._told -= {told for told in self._told if told.endswith("Waiting for it to come back.")}
+                self._told["folder"].clear()
 
     def _answer(self, batch: Sequence[Arrival]) -> None:
         """Ask the photos that are new, and remember all that is finished; the others are looked at again."""
@@ -184,10 +185,12 @@ class Watcher:
         try:
             predictions = self._predictions(photos) if photos else []
         except WAITED_OUT as error:
-            self._tell_once(f"{error.said} Photos wait.")
+            self._tell_once("index", f"{error.said} Photos wait.")
             for arrival in batch:
                 self._arrivals.look_again(arrival, arrival.quiet_s + RETRY_S)
             return
+        if photos:
+            self._told["index"].clear()
         finished = [self._copied(arrival, original) for arrival, original in copies]
         for (key, (arrival, _, located)), prediction in zip(asked.items(), predictions, strict=True):
             if prediction.reason != BAD_IMAGE:
@@ -264,7 +267,7 @@ class Watcher:
             self.tally.n_answered += 1
             if answer.reason == "match" and answer.answer not in self._routes.units:
                 who = ", ".join(answer.units) or "nobody"
-                self._tell_once(f"no route for {answer.answer!r}, enrolled meanwhile: {who} is sent.")
+                self._tell_once("routes", f"no route for {answer.answer!r}, enrolled meanwhile: {who} is sent.")
         return Finished(arrival.path, arrival.signature, answer, tuple(sinks))
 
     def _key(self, content: str, located: Located) -> str:
@@ -298,7 +301,7 @@ class Watcher:
                 raise post.failure
             post.wake()
 
-    def _tell_once(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
+    def _tell_once(self, topic: str, sentence: str) -> None:
+        if sentence not in self._told[topic]:
+            self._told[topic].add(sentence)
             self._on_warning(sentence)
