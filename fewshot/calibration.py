@@ -78,16 +78,15 @@ class Calibration:
     metric: Metric | None = None
     whose: str = "this index"
 
-    def is_unknown(self, similarities: Float32s) -> bool:
-        """Whether a query with these cosines, highest first, belongs to no enrolled class."""
-        return self.threshold is not None and float(familiarity(similarities[None])[0]) < self.threshold
+    def is_unknown(self, found: float) -> bool:
+        """Whether a query of this familiarity belongs to no enrolled class."""
+        return self.threshold is not None and found < self.threshold
 
-    def explain(self, label: str, similarities: Float32s) -> str:
-        """A sentence for the user: what was found, against what."""
+    def explain(self, label: str, similarities: Float32s, found: float) -> str:
+        """A sentence for the user: which familiarity was found, of which cosines, against what."""
         if self.threshold is None:
             return f"most like {label}; with one photo a class, or two in all, there is no telling what would be unlike"
-        found = float(familiarity(similarities[None])[0])
-        side = "below" if self.is_unknown(similarities) else "above"
+        side = "below" if self.is_unknown(found) else "above"
         what = f"similarity {min(1.0, similarities[0]):.2f} to {label}"
         if len(similarities) > 1 and np.isfinite(similarities[1]):
             what += f", {min(1.0, similarities[1]):.2f} to the next"

@@ -97,6 +97,12 @@ def test_wrong_answers_of_a_small_index_are_not_stated_with_certainty():
     assert np.mean(certain) < 0.2
 
 
+def explained(known, *similarities):
+    """What is said of a query with these similarities to corn rust and others."""
+    row = np.array(similarities, np.float32)
+    return known.explain("corn rust", row, float(familiarity(row[None])[0]))
+
+
 def calibrate_nothing():
     return calibrate(LeaveOneOut(np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 1), np.float32)), 0)
 
@@ -127,7 +133,7 @@ def test_a_class_of_few_photos_alone_knows_most_of_its_own_kind(n_shot):
         support, class_index, query, _ = world(1, n_shot, 20, seed=seed)
         found = calibrate(left_out(support, class_index), 1)
         cosines = query @ class_prototypes(support, class_index, 1).T
-        rejected.append(np.mean([found.is_unknown(row) for row in cosines]))
+        rejected.append(np.mean([found.is_unknown(each) for each in familiarity(cosines)]))
     assert np.mean(rejected) < 0.08
 
 
@@ -151,7 +157,7 @@ def test_queries_of_classes_that_are_not_enrolled_are_unknown_and_those_of_enrol
     enrolled = class_index < 12
     found = calibrate(left_out(support[enrolled], class_index[enrolled]), 12)
     cosines, _ = asked(support[enrolled], class_index[enrolled], query)
-    unknown = np.array([found.is_unknown(row) for row in cosines])
+    unknown = np.array([found.is_unknown(each) for each in familiarity(cosines)])
     assert unknown[truth >= 12].mean() > 0.95
     assert unknown[truth < 12].mean() < 0.08
 
@@ -159,15 +165,15 @@ def test_queries_of_classes_that_are_not_enrolled_are_unknown_and_those_of_enrol
 def test_without_a_threshold_nothing_is_unknown_and_the_explanation_says_why():
     found = calibrate_nothing()
     assert found.threshold is None
-    assert not found.is_unknown(np.array([-1.0], np.float32))
-    assert "corn rust; with one photo a class" in found.explain("corn rust", np.array([0.2], np.float32))
+    assert not found.is_unknown(-1.0)
+    assert "corn rust; with one photo a class" in explained(found, 0.2)
 
 
 @pytest.mark.parametrize(("best", "side"), [(0.31, "below"), (0.5, "above"), (0.93, "above")])
 def test_the_explanation_says_what_was_found_against_what(best, side):
     found = Calibration(20.0, 0.7, np.zeros(0, np.int64), np.zeros(0, np.float32))
-    assert "similarity 1.00 to corn rust, 1.00 to" in found.explain("corn rust", np.array([1.34, 1.2], np.float32))
-    text = found.explain("corn rust", np.array([best, 0.1], np.float32))
+    assert "similarity 1.00 to corn rust, 1.00 to" in explained(found, 1.34, 1.2)
+    text = explained(found, best, 0.1)
     start = f"similarity {best:.2f} to corn rust, 0.10 to the next: familiarity {2 * best - 0.1:.2f}, {side}"
     assert text == f"{start} the threshold 0.70 of this index"
 
