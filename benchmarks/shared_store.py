@@ -28,7 +28,7 @@ from fewshot.datasets import class_folders
 from fewshot.embedder import EmbedderChoice
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question
-from fewshot.store import copy_index, open_store, searching
+from fewshot.store import copy_index, open_store
 from fewshot.store.schema import embeddings, metadata
 
 QUERIES = ("base/test", "novel/query", "hard")
@@ -139,9 +139,7 @@ def search(server, n, spread):
         started = time.perf_counter()
         steps = []
         with store.write() as writer:
-            found = searching.build(
-                writer.connection, 0.99, 5, 100, lambda step: steps.append((step, time.perf_counter()))
-            )
+            found = writer.build_search_index(0.99, 5, 100, lambda step: steps.append((step, time.perf_counter())))
         build_s = steps[1][1] - started
         result = {
             "vectors": n,

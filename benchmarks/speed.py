@@ -111,7 +111,7 @@ def fill_index(
             class_id = writer.add_class(f"class-{c:05d}")
             ids = writer.add_supports(class_id, photos)
             writer.set_prototypes(class_id, classifier.class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
-            writer.set_own_similarities(np.array(ids), classifier.own_similarities(vectors))
+            writer.set_own_similarities(np.array(ids), classifier.own_similarities(vectors), np.arange(len(ids)))
         writer.note("enroll", None, n_supports=n_classes * n_each)
     store.close()
 

@@ -69,6 +69,7 @@ def predictions(
         vectors = _means(vectors, sizes)  # not of unit length: a cosine to one is the mean of the photos' cosines
     else:
         similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
+    familiarities = classifier.familiarity(similarities).tolist()
     shares = classifier.probabilities(similarities, n_way, known.scale)
     labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
     nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
@@ -80,8 +81,8 @@ def predictions(
             for i in range(min(question.top, n_scored))
         )
         best = matches[0]
-        unknown = known.is_unknown(similarities[row])
-        message = known.explain(best.label, similarities[row])
+        unknown = known.is_unknown(familiarities[row])
+        message = known.explain(best.label, similarities[row], familiarities[row])
         if unknown:
             reason = "unknown"
         elif best.probability < AMBIGUOUS_BELOW:

@@ -29,7 +29,7 @@ from fewshot.errors import (
     is_disk_full,
 )
 from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
-from fewshot.store import FILE_NAME, Store, Transactions, copy_index
+from fewshot.store import FILE_NAME, Store, Transactions, copy_to_folder
 from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
 from fewshot.store.schema import TOKENS_FILE, TOKENS_LOCK
@@ -106,7 +106,7 @@ def back_up(store: Transactions, target: Path, on_part: Callable[[], None] | Non
         if is_file and target.exists():
             _check_replaceable(target)
         with work_folder(folder, store.name) as work:
-            _copy(store, work, on_part)
+            copy_to_folder(store, work, on_part)
             facts = {"kind": "backup", "index": store.name, "made_at": made_at.isoformat(timespec="seconds")}
             facts |= _checked_facts(work, store.name)
             name = f"{store.name}-{made_at:%Y%m%dT%H%M%SZ}-g{facts['generation']:08d}{SUFFIX}"
@@ -126,25 +126,6 @@ def _check_replaceable(target: Path) -> None:
             f"{target} is not written over, since it is no sound backup: {error.message}",
             hint="Move it away, or name another file.",
         ) from error
-
-
-def _copy(store: Transactions, work: Path, on_part: Callable[[], None] | None) -> None:
-    if isinstance(store, Store):
-        store.copy_to(work, on_part)
-        return
-    n_rows, n_done = 1, 0
-
-    def begin(n: int) -> None:
-        nonlocal n_rows
-        n_rows = max(1, n)
-
-    def step() -> None:
-        nonlocal n_done
-        n_done += 1
-        if on_part is not None and 100 * n_done // n_rows > 100 * (n_done - 1) // n_rows:
-            on_part()
-
-    copy_index(store, work, on_begin=begin, on_row=step)
 
 
 def read_backup(path: Path) -> Backup:

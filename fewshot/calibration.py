@@ -1,5 +1,6 @@
 """What an index's own photos say of its answers: the metric, how sure, how unfamiliar, what cannot be ruled out."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from fewshot.metric import Metric, fit_metric, without_each
 from fewshot.neighbours import Neighbours
 from fewshot.records import Float32s, Int64s
 from fewshot.sealed import read_sealed, write_sealed
-from fewshot.store import Reader
+from fewshot.store import OfContents, Reader
 from fewshot.subjects import first_shots, subject_means
 
 # The part of enrolled photos that may be called unknown, were they asked without being enrolled.
@@ -35,7 +36,7 @@ SCALE_FACTOR = 2.0
 # Two photos of one class are one observation: each is as near to the other as the other to it.
 FEWEST_FOR_A_THRESHOLD = 3
 # Of the cached file: another number than the file's, and it is made anew.
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,15 @@ class Calibration:
     metric: Metric | None = None
     whose: str = "this index"
 
-    def is_unknown(self, similarities: Float32s) -> bool:
-        """Whether a query with these cosines, highest first, belongs to no enrolled class."""
-        return self.threshold is not None and float(familiarity(similarities[None])[0]) < self.threshold
+    def is_unknown(self, found: float) -> bool:
+        """Whether a query of this familiarity belongs to no enrolled class."""
+        return self.threshold is not None and found < self.threshold
 
-    def explain(self, label: str, similarities: Float32s) -> str:
-        """A sentence for the user: what was found, against what."""
+    def explain(self, label: str, similarities: Float32s, found: float) -> str:
+        """A sentence for the user: which familiarity was found, of which cosines, against what."""
         if self.threshold is None:
             return f"most like {label}; with one photo a class, or two in all, there is no telling what would be unlike"
-        found = float(familiarity(similarities[None])[0])
-        side = "below" if self.is_unknown(similarities) else "above"
+        side = "below" if self.is_unknown(found) else "above"
         what = f"similarity {min(1.0, similarities[0]):.2f} to {label}"
         if len(similarities) > 1 and np.isfinite(similarities[1]):
             what += f", {min(1.0, similarities[1]):.2f} to the next"
@@ -132,28 +132,27 @@ class Calibrations:
 
     def __init__(self, neighbours: Neighbours, cache: Path) -> None:
         self._neighbours, self._cache = neighbours, cache
-        self._kept: tuple[tuple[int, str | None], Calibration, dict[tuple[int, ...], Calibration]] | None = None
-
-    @property
-    def generation(self) -> int | None:
-        """Of which generation what is kept is; None: nothing is."""
-        return None if self._kept is None else self._kept[0][0]
+        self._kept: OfContents[tuple[Calibration, dict[tuple[int, ...], Calibration]]] = OfContents()
+        self._narrowing = threading.Lock()
 
     def of(self, reader: Reader, within: Sequence[int] | None = None) -> Calibration:
         """What the index's own photos say of its answers, or of those among some classes; made once a content."""
-        kept, content = self._kept, reader.content()  # other threads may answer from other generations
-        if kept is None or kept[0] != content:
-            self._kept = kept = (content, calibrated(reader, self._neighbours, self._cache), {})
-        _, known, known_within = kept
+        known, known_within = self._kept.of(reader, lambda: (self._made(reader), {}))
         if within is None:
             return known
-        narrowed = known_within.get(tuple(within))
-        if narrowed is None:
-            if len(known_within) >= MOST_CHOICES_KEPT:
-                known_within.clear()
-            narrowed = calibrated_within(reader, self._neighbours, known, within)
-            known_within[tuple(within)] = narrowed
-        return narrowed
+        with self._narrowing:
+            narrowed = known_within.get(tuple(within))
+            if narrowed is None:
+                if len(known_within) >= MOST_CHOICES_KEPT:
+                    known_within.clear()
+                narrowed = calibrated_within(reader, self._neighbours, known, within)
+                known_within[tuple(within)] = narrowed
+            return narrowed
+
+    def _made(self, reader: Reader) -> Calibration:
+        if reader.about().generation < self._kept.newest:  # for a thread that still asks in a view before a change
+            return calibrated_anew(reader, self._neighbours)
+        return calibrated(reader, self._neighbours, self._cache)
 
 
 def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibration:
@@ -172,14 +171,19 @@ def calibrated(reader: Reader, neighbours: Neighbours, cache: Path) -> Calibrati
             return _unpacked(payload, facts)
     except (CacheDamagedError, KeyError):
         pass  # missing, damaged, or written by an earlier version: made anew from the store
-    asked, metric = asked_enrolled(reader, neighbours)
-    found = replace(calibrate(asked, reader.n_classes()), metric=metric)
+    found = calibrated_anew(reader, neighbours)
     payload, facts = _packed(found)
     try:
         write_sealed(cache, lambda target: target.write_bytes(payload), {**made_for, **facts})
     except OSError:
         pass  # a folder that cannot be written costs the next start a fraction of a second, nothing else
     return found
+
+
+def calibrated_anew(reader: Reader, neighbours: Neighbours) -> Calibration:
+    """The calibration of an index in a reader's view, from its photos."""
+    asked, metric = asked_enrolled(reader, neighbours)
+    return replace(calibrate(asked, reader.n_classes()), metric=metric)
 
 
 def _packed(found: Calibration) -> tuple[bytes, dict[str, Any]]:

@@ -100,7 +100,7 @@ def remove_support(writer: Writer, support_id: int) -> Support:
 
 def learn_class(writer: Writer, class_id: int) -> None:
     """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
-    ids, _, vectors = writer.class_vectors([class_id])
+    ids, vectors = writer.class_vectors(class_id)
     groups, shown = grouped(vectors)
     writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
     writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups, shown), shown)

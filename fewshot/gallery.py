@@ -38,15 +38,13 @@ from fewshot.repair import found_problems
 from fewshot.store import (
     FILE_NAME,
     About,
+    Measured,
     ServerStore,
-    Store,
     Transactions,
-    copy_index,
+    copy_to_folder,
     is_server,
     open_store,
-    searching,
 )
-from fewshot.store.searching import Measured
 
 if TYPE_CHECKING:
     from fewshot.cluster.spreading import Cluster
@@ -196,7 +194,7 @@ class Gallery:
     def is_enrolled(self, sha256: str) -> bool:
         """Whether a photo with this content hash is enrolled, under whatever label."""
         with self._store.read() as reader:
-            return reader.label_of_photo(sha256) is not None
+            return sha256 in reader.labels_of_photos([sha256])
 
     def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest changes, newest first."""
@@ -245,20 +243,18 @@ class Gallery:
     ) -> list[Measured]:
         """Let the database of this index search its photos by HNSW; see `store.searching.build`."""
         with self._store.write() as writer:
-            return searching.build(writer.connection, wanted_recall, n_results, n_asked, on_step)
+            return writer.build_search_index(wanted_recall, n_results, n_asked, on_step)
 
     @property
     def has_search_index(self) -> bool:
         """Whether the database of this index searches its photos by HNSW."""
-        if not self.is_shared:
-            return False
         with self._store.read() as reader:
-            return searching.built_dim(reader.connection) is not None
+            return reader.has_search_index()
 
     def drop_search_index(self) -> None:
         """Let the database of this index search its photos by an exact scan again."""
         with self._store.write() as writer:
-            searching.drop(writer.connection)
+            writer.drop_search_index()
 
     # ---- enroll
 
@@ -605,10 +601,7 @@ class Gallery:
             NotAnIndexError: there is something in the folder.
             IndexUnwritableError, DiskFullError: it cannot be written.
         """
-        if isinstance(self._store, Store):
-            self._store.copy_to(folder)
-        else:
-            copy_index(self._store, folder)
+        copy_to_folder(self._store, folder)
 
     def backup(self, target: Path, on_part: Callable[[], None] | None = None) -> Backup:
         """Write a verified backup while the index is in use; see `backup.back_up`."""

@@ -33,7 +33,7 @@ def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassIn
     """
     class_id = reader.wanted_class_id(label)
     records = {record.support_id: record for record in reader.supports_of(class_id)}
-    ids, _, vectors = reader.class_vectors([class_id])
+    ids, vectors = reader.class_vectors(class_id)
     own = [record.own_similarity for record in records.values() if record.own_similarity is not None]
     nearest = neighbours.other_classes(reader, vectors, class_id, 1)
     prototypes = reader.prototypes_of(class_id)
@@ -96,7 +96,7 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
     new_labels = []
     for label in dict.fromkeys(record.label for record in new_records.values()):
         class_id = reader.wanted_class_id(label)
-        ids, _, vectors = reader.class_vectors([class_id])
+        ids, vectors = reader.class_vectors(class_id)
         n_subjects = reader.n_subjects(class_id)
         if len(ids) < FEW_SUPPORTS:
             sentences.append(

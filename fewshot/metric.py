@@ -94,7 +94,8 @@ def fit_metric(support: Float32s, groups: Int64s, counts: Int64s | None = None) 
         Linear discriminant analysis with a shrunk covariance: Friedman 1989, "Regularized discriminant analysis",
         eq. 18. There the covariance is inverted; here the classes keep their prototypes, and both sides are moved.
     """
-    around, n_here = deviations(support, groups)
+    means, n_here = _means(support, groups)
+    around = (support - means[groups]).astype(np.float32)
     n_free = len(support) - int((n_here > 0).sum())
     counts = n_here if counts is None else counts
     total = float((around**2).sum())
@@ -119,12 +120,6 @@ def _agreement(moved: Float32s, groups: Int64s) -> float:
     sums = group_sums(moved, groups, len(counts))
     n_pairs = float((counts * (counts - 1)).sum())
     return min(1.0, max(LEAST_AGREEMENT, (float((sums**2).sum()) - len(moved)) / n_pairs))
-
-
-def deviations(support: Float32s, groups: Int64s) -> tuple[Float32s, Int64s]:
-    """Each photo's way from the mean of its group, (n_support, dim) float32, and how many photos each group has."""
-    means, counts = _means(support, groups)
-    return (support - means[groups]).astype(np.float32), counts
 
 
 def _means(support: Float32s, groups: Int64s, n_groups: int = 0) -> tuple[np.ndarray, Int64s]:

@@ -12,11 +12,11 @@ from fewshot import search
 from fewshot.errors import CacheDamagedError
 from fewshot.metric import Metric
 from fewshot.records import NO_ID, Float32s, Int64s, Neighbour
-from fewshot.store import Reader
+from fewshot.store import OfContents, Reader
 
 # Enrolled photos are kept exact up to so many numbers (64 MB, which a search goes through in 5 ms); beyond, a byte
 # each: their similarities are computed from the store's vectors, so that nothing is lost but a place in memory.
-# Prototypes decide answers and stay exact.
+# Prototypes decide answers; they stay exact up to `search.bases.EXACT_LIMIT`.
 EXACT_NUMBERS = 16_000_000
 # Changes carried along beside a cached file before it is written anew.
 PENDING_FLOOR, PENDING_PART = 512, 0.05
@@ -50,9 +50,9 @@ class Neighbours:
     ) -> None:
         self._most_in_memory = most_in_memory
         self._copies = {
-            kind: _VectorCopy(folder / f"{kind}s.faiss", kind, on_notice) for kind in ("prototype", "support")
+            made.kind: made(folder / f"{made.kind}s.faiss", on_notice) for made in (_PrototypeCopy, _SupportCopy)
         }
-        self._moved: tuple[tuple[int, str | None], search.VectorIndex] | None = None
+        self._moved: OfContents[search.VectorIndex] = OfContents()
 
     @property
     def cache_files(self) -> list[Path]:
@@ -89,9 +89,8 @@ class Neighbours:
         """
         only = None if within is None else reader.ids_of("prototype", within)
         with self._prototypes(reader, metric) as prototypes:
-            n_classes, n_prototypes = (
-                (reader.n_classes(), len(prototypes)) if within is None or only is None else (len(within), len(only))
-            )
+            n_classes = reader.n_classes() if within is None else len(within)
+            n_prototypes = len(prototypes) if only is None else len(only)
             n_asked = n + min(n, max(0, n_prototypes - n_classes))
             while True:
                 similarities, ids = prototypes.search(vectors, n_asked, only)
@@ -107,22 +106,11 @@ class Neighbours:
     @contextmanager
     def _prototypes(self, reader: Reader, metric: Metric | None) -> "Iterator[search.VectorIndex]":
         if metric is not None:
-            yield self._moved_by(metric, reader)  # never changed, so that several may search it
+            # Never changed, so that several may search it.
+            yield self._moved.of(reader, lambda: _moved_prototypes(metric, reader))
             return
         with self._copies["prototype"].at(reader) as prototypes:
             yield prototypes
-
-    def _moved_by(self, metric: Metric, reader: Reader) -> "search.VectorIndex":
-        """All prototypes in an index's own metric, in memory; made anew for each generation."""
-        content = reader.content()
-        known = self._moved
-        if known is not None and known[0] == content:
-            return known[1]
-        ids, vectors = reader.changed_vectors("prototype", since=-1)
-        index = search.VectorIndex(vectors.shape[1], unit=False)
-        index.build(ids, metric.placed(vectors))
-        self._moved = (content, index)
-        return index
 
     def other_classes(self, reader: Reader, vectors: Float32s, class_id: int, n: int) -> list[list[tuple[int, float]]]:
         """Each vector's nearest classes but its own: (class id, cosine), nearest first, at most n."""
@@ -185,28 +173,27 @@ def _nearest_of_each_class(similarities: Float32s, class_ids: Int64s, n: int) ->
     )
 
 
-def _prototypes_of_supports(reader: Reader) -> "search.Centres | None":
-    """All prototypes, and for supports the row of their class's first one."""
+def _moved_prototypes(metric: Metric, reader: Reader) -> "search.VectorIndex":
+    """All prototypes in an index's own metric, in memory."""
     ids, vectors = reader.changed_vectors("prototype", since=-1)
-    owned_ids, classes = reader.owners("prototype")
-    support_ids, support_classes = reader.owners("support")
-    if not len(ids) or not np.array_equal(ids, owned_ids):
-        return None
-    order = np.argsort(classes, kind="stable")
-    rows = order[np.minimum(np.searchsorted(classes[order], support_classes), len(order) - 1)]
-    return vectors, lambda ids: rows[np.searchsorted(support_ids, ids)]
+    index = search.VectorIndex(vectors.shape[1], unit=False)
+    index.build(ids, metric.placed(vectors))
+    return index
 
 
 class _VectorCopy:
-    """The faiss copy of a store's support or prototype vectors: a file, brought up to the generation asked for."""
+    """The faiss copy of some of a store's vectors: a file, brought up to the generation asked for."""
 
-    def __init__(self, path: Path, kind: str, on_notice: Callable[[str], None] | None = None) -> None:
+    kind: str
+    shown_as: str
+
+    def __init__(self, path: Path, on_notice: Callable[[str], None] | None = None) -> None:
         self.path = path
-        self._kind = kind
         self._on_notice = on_notice
         self._index: search.VectorIndex | None = None
         self._generation = -1
         self._token: str | None = None
+        self._older: tuple[tuple[int, str | None], search.VectorIndex] | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -216,52 +203,56 @@ class _VectorCopy:
             yield self._synced(reader)
 
     def _synced(self, reader: Reader) -> "search.VectorIndex":
-        """The copy at the generation of `reader`: taken as it is, caught up, or rebuilt from the store."""
+        """The copy at the generation of `reader`: taken as it is, caught up, or built from the store."""
         about = reader.about()
-        index = self._index if self._index is not None else self._opened(about.fingerprint)
-        known = index is not None and self._generation <= about.generation
-        if index is None or not known or reader.token(self._generation) != self._token:
+        if self._index is None:
+            self._open(about.fingerprint)
+        elif about.generation < self._generation:
+            return self._beside(reader)
+        index = self._index
+        if index is None or index.dim != about.dim or about.generation < self._generation:
             return self._rebuilt(reader)
-        if index.dim != about.dim:
+        if reader.token(self._generation) != self._token:
             return self._rebuilt(reader)
         if self._generation < about.generation:
-            n_pending = index.n_pending + reader.n_changed(self._kind, self._generation)
+            n_pending = index.n_pending + reader.n_rows(self.kind, since=self._generation)
             if n_pending > PENDING_FLOOR + PENDING_PART * len(index):
                 return self._rebuilt(reader)
-            changed, vectors = reader.changed_vectors(self._kind, self._generation)
-            index.remove(np.concatenate([reader.removed_ids(self._kind, self._generation), changed]))
+            changed, vectors = reader.changed_vectors(self.kind, self._generation)
+            index.remove(np.concatenate([reader.removed_ids(self.kind, self._generation), changed]))
             index.add(changed, vectors)
-            self._index, self._generation = index, about.generation
-            self._token = reader.token(about.generation)
+            self._generation, self._token = reader.content()
+            self._older = None  # who still asks in a view before that is soon done
         return index
 
-    def _opened(self, fingerprint: str | None) -> "search.VectorIndex | None":
+    def _open(self, fingerprint: str | None) -> None:
         if not self.path.exists():
-            return None
+            return
         try:
-            index, facts = search.VectorIndex.open(self.path, {"kind": self._kind, "fingerprint": fingerprint})
+            index, facts = search.VectorIndex.open(self.path, {"kind": self.kind, "fingerprint": fingerprint})
         except CacheDamagedError as error:
             log.info("cache passed over and rebuilt: %s", error.message)
-            return None
+            return
         self._index, self._generation, self._token = index, int(facts["generation"]), facts["token"]
-        return index
+
+    def _beside(self, reader: Reader) -> "search.VectorIndex":
+        """What a view before the copy's generation holds, for threads that still ask in it: the copy stays as it is."""
+        content = reader.content()
+        if self._older is None or self._older[0] != content:
+            self._older = None  # two of them need not fit in memory
+            self._older = content, self._built(reader)
+        return self._older[1]
 
     def _rebuilt(self, reader: Reader) -> "search.VectorIndex":
-        about = reader.about()
-        dim = about.dim or 0
-        if self._kind == "support":
-            index = search.VectorIndex(dim, exact_limit=EXACT_NUMBERS // max(1, dim))
-        else:
-            index = search.VectorIndex(dim, cells_limit=None)
-        n = reader.n_supports() if self._kind == "support" else reader.n_prototypes()
-        if n > TOLD_FROM and self._on_notice is not None:
-            what = "photos" if self._kind == "support" else "prototypes"
-            self._on_notice(f"making the search file of {n:,} {what}; for a million that takes minutes.")
-        sample = self._sample(reader, n, index.n_training(n))
-        centres = (lambda: _prototypes_of_supports(reader)) if self._kind == "support" else None
-        index.build_from(n, sample, lambda: reader.vector_parts(self._kind), centres)
-        token = reader.token(about.generation)
-        facts = {"kind": self._kind, "fingerprint": about.fingerprint, "generation": about.generation, "token": token}
+        """The copy built anew, and its file written."""
+        index = self._built(reader)
+        generation, token = reader.content()
+        facts = {
+            "kind": self.kind,
+            "fingerprint": reader.about().fingerprint,
+            "generation": generation,
+            "token": token,
+        }
         try:
             index.save(self.path, facts)
             index, _ = search.VectorIndex.open(self.path, facts)  # mapped: memory that the system may take back
@@ -271,15 +262,51 @@ class _VectorCopy:
             log.warning(
                 "the search cache %s cannot be written (%s); answers are right, but start slower.", self.path, error
             )
-        self._index, self._generation, self._token = index, about.generation, token
+        self._index, self._generation, self._token = index, generation, token
         return index
 
-    def _sample(self, reader: Reader, n: int, n_wanted: int) -> tuple[Int64s, Float32s]:
-        """Ids and vectors of about `n_wanted` of the n there are."""
-        if not n_wanted:
-            return np.zeros(0, np.int64), np.zeros((0, reader.about().dim or 0), np.float32)
-        every = max(1, n // n_wanted)
-        parts = list(reader.vector_parts(self._kind, every))
-        if sum(len(ids) for ids, _ in parts) < n_wanted // 2:  # just those ids were removed
-            parts = [(ids[::every], vectors[::every]) for ids, vectors in reader.vector_parts(self._kind)]
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    def _built(self, reader: Reader) -> "search.VectorIndex":
+        """All vectors of a view."""
+        dim = reader.about().dim or 0
+        index = self._empty(dim)
+        n = reader.n_rows(self.kind)
+        if n > TOLD_FROM and self._on_notice is not None:
+            self._on_notice(f"making the search file of {n:,} {self.shown_as}; for a million that takes minutes.")
+        sample = np.zeros(0, np.int64), np.zeros((0, dim), np.float32)
+        if n_wanted := index.n_training(n):
+            parts = list(reader.vector_parts(self.kind, n_wanted))
+            sample = np.concatenate([ids for ids, _ in parts]), np.concatenate([vectors for _, vectors in parts])
+        index.build_from(n, sample, lambda: reader.vector_parts(self.kind), lambda: self._centres(reader))
+        return index
+
+    def _empty(self, dim: int) -> "search.VectorIndex":
+        raise NotImplementedError
+
+    def _centres(self, _reader: Reader) -> "search.Centres | None":
+        """What the vectors are known to lie around, if anything."""
+        return None
+
+
+class _PrototypeCopy(_VectorCopy):
+    kind, shown_as = "prototype", "prototypes"
+
+    def _empty(self, dim: int) -> "search.VectorIndex":
+        return search.VectorIndex(dim, cells_limit=None)
+
+
+class _SupportCopy(_VectorCopy):
+    kind, shown_as = "support", "photos"
+
+    def _empty(self, dim: int) -> "search.VectorIndex":
+        return search.VectorIndex(dim, exact_limit=EXACT_NUMBERS // max(1, dim))
+
+    def _centres(self, reader: Reader) -> "search.Centres | None":
+        """All prototypes, and for supports the row of their class's first one."""
+        ids, vectors = reader.changed_vectors("prototype", since=-1)
+        owned_ids, classes = reader.owners("prototype")
+        support_ids, support_classes = reader.owners("support")
+        if not len(ids) or not np.array_equal(ids, owned_ids):
+            return None
+        order = np.argsort(classes, kind="stable")
+        rows = order[np.minimum(np.searchsorted(classes[order], support_classes), len(order) - 1)]
+        return vectors, lambda ids: rows[np.searchsorted(support_ids, ids)]

@@ -25,8 +25,8 @@ from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Reader, Store
-from fewshot.store.connection import newer_format
 from fewshot.store.log import damaged_log, fold_in
+from fewshot.store.migrating import newer_format
 from fewshot.store.salvage import Salvaged, SavedPhoto, fill, format_of, joined, salvage
 from fewshot.store.schema import FORMAT_VERSION
 

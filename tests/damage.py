@@ -1,6 +1,7 @@
 """An index with one of its files cut or flipped: is it noticed and named, what is saved, what is made anew?"""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -36,9 +37,11 @@ def content(gallery: Gallery) -> dict[int, tuple[dict[str, Any], bytes]]:
     return {each.support_id: (each.as_dict(), gallery.thumbnail(each.support_id)) for each in records}
 
 
-def answers(gallery: Gallery) -> list[Any]:
-    """What is answered to the vectors of a few photos of its own."""
-    _, _, vectors = gallery.embeddings(10)
+def answers(gallery: Gallery, asked: Sequence[int] = ()) -> list[Any]:
+    """What is answered to the vectors of a few photos of its own, or of these."""
+    _, photos, vectors = gallery.embeddings(1000 if asked else 10)
+    if asked:
+        vectors = vectors[[photo.support_id in asked for photo in photos]]
     found = gallery.predict(vectors, Question(top=4, n_nearest=3))
     return [(each.answer, [m.label for m in each.matches], [n.support_id for n in each.nearest]) for each in found]
 

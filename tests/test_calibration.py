@@ -1,5 +1,8 @@
 """That temperature, threshold and conformal sets keep what they promise on data where the truth is known."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot import calibration
-from fewshot.calibration import Calibration, LeaveOneOut, calibrate, calibrated
+from fewshot.calibration import Calibration, Calibrations, LeaveOneOut, calibrate, calibrated
 from fewshot.classifier import SOFTMAX_SCALE, class_prototypes, familiarity, own_similarities, probabilities
 from fewshot.neighbours import Neighbours
 from fewshot.records import EmbeddedPhoto
@@ -94,6 +97,12 @@ def test_wrong_answers_of_a_small_index_are_not_stated_with_certainty():
     assert np.mean(certain) < 0.2
 
 
+def explained(known, *similarities):
+    """What is said of a query with these similarities to corn rust and others."""
+    row = np.array(similarities, np.float32)
+    return known.explain("corn rust", row, float(familiarity(row[None])[0]))
+
+
 def calibrate_nothing():
     return calibrate(LeaveOneOut(np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 1), np.float32)), 0)
 
@@ -124,7 +133,7 @@ def test_a_class_of_few_photos_alone_knows_most_of_its_own_kind(n_shot):
         support, class_index, query, _ = world(1, n_shot, 20, seed=seed)
         found = calibrate(left_out(support, class_index), 1)
         cosines = query @ class_prototypes(support, class_index, 1).T
-        rejected.append(np.mean([found.is_unknown(row) for row in cosines]))
+        rejected.append(np.mean([found.is_unknown(each) for each in familiarity(cosines)]))
     assert np.mean(rejected) < 0.08
 
 
@@ -148,7 +157,7 @@ def test_queries_of_classes_that_are_not_enrolled_are_unknown_and_those_of_enrol
     enrolled = class_index < 12
     found = calibrate(left_out(support[enrolled], class_index[enrolled]), 12)
     cosines, _ = asked(support[enrolled], class_index[enrolled], query)
-    unknown = np.array([found.is_unknown(row) for row in cosines])
+    unknown = np.array([found.is_unknown(each) for each in familiarity(cosines)])
     assert unknown[truth >= 12].mean() > 0.95
     assert unknown[truth < 12].mean() < 0.08
 
@@ -156,15 +165,15 @@ def test_queries_of_classes_that_are_not_enrolled_are_unknown_and_those_of_enrol
 def test_without_a_threshold_nothing_is_unknown_and_the_explanation_says_why():
     found = calibrate_nothing()
     assert found.threshold is None
-    assert not found.is_unknown(np.array([-1.0], np.float32))
-    assert "corn rust; with one photo a class" in found.explain("corn rust", np.array([0.2], np.float32))
+    assert not found.is_unknown(-1.0)
+    assert "corn rust; with one photo a class" in explained(found, 0.2)
 
 
 @pytest.mark.parametrize(("best", "side"), [(0.31, "below"), (0.5, "above"), (0.93, "above")])
 def test_the_explanation_says_what_was_found_against_what(best, side):
     found = Calibration(20.0, 0.7, np.zeros(0, np.int64), np.zeros(0, np.float32))
-    assert "similarity 1.00 to corn rust, 1.00 to" in found.explain("corn rust", np.array([1.34, 1.2], np.float32))
-    text = found.explain("corn rust", np.array([best, 0.1], np.float32))
+    assert "similarity 1.00 to corn rust, 1.00 to" in explained(found, 1.34, 1.2)
+    text = explained(found, best, 0.1)
     start = f"similarity {best:.2f} to corn rust, 0.10 to the next: familiarity {2 * best - 0.1:.2f}, {side}"
     assert text == f"{start} the threshold 0.70 of this index"
 
@@ -232,7 +241,7 @@ def enroll(store, support, class_index):
             ]
             ids = writer.add_supports(class_id, photos)
             writer.set_prototypes(class_id, class_prototypes(vectors, np.zeros(len(vectors), int), 1))
-            writer.set_own_similarities(np.array(ids), own_similarities(vectors))
+            writer.set_own_similarities(np.array(ids), own_similarities(vectors), np.arange(len(ids)))
             writer.note("enroll", f"class {i}")
 
 
@@ -275,7 +284,7 @@ def test_classes_enrolled_in_turn_are_both_asked_where_not_all_can_be(store):
         class_ids = [writer.add_class(f"class {i}") for i in range(2)]
         for i, vector in enumerate(support):
             ids = writer.add_supports(class_ids[i % 2], [EmbeddedPhoto("x.png", f"{i:064d}", 9, 9, vector, None)])
-            writer.set_own_similarities(np.array(ids), np.array([0.5], np.float32))
+            writer.set_own_similarities(np.array(ids), np.array([0.5], np.float32), np.arange(1))
         writer.note("enroll", "both")
     with store.read() as reader:
         for n_most in (30, 60):
@@ -360,6 +369,55 @@ def test_the_calibration_is_kept_until_the_index_changes_and_made_anew_when_dama
         writer.note("remove", "class 4")
     assert len(now().margins) == 36
     assert len(made) == 3
+
+
+def test_views_before_and_behind_a_change_make_nothing_of_each_other_anew(store, tmp_path, monkeypatch):
+    support, class_index, *_ = world(5, 9, 1, seed=5)
+    enroll(store, support, class_index)
+    made = []
+    monkeypatch.setattr(
+        calibration,
+        "calibrate",
+        lambda scores, n_way, real=calibration.calibrate: made.append(1) or real(scores, n_way),
+    )
+    file = tmp_path / "cache" / "calibration"
+    kept = Calibrations(Neighbours(tmp_path / "cache"), file)
+    with store.read() as old:
+        old.about()  # the view begins with its first question
+        with store.write() as writer:
+            writer.remove_class(writer.wanted_class_id("class 4"))
+            writer.note("remove", "class 4")
+        with store.read() as new:
+            for _ in range(3):
+                assert [len(kept.of(view).margins) for view in (new, old)] == [36, 45]
+            generation = new.about().generation
+    assert len(made) == 2
+    assert read_sealed(file)[1]["generation"] == generation
+
+
+def test_what_several_threads_ask_at_once_is_made_once(store, tmp_path, monkeypatch):
+    support, class_index, *_ = world(5, 9, 1, seed=5)
+    enroll(store, support, class_index)
+    made, all_ask = [], threading.Barrier(4)
+
+    def slow(scores, n_way, real=calibration.calibrate):
+        made.append(1)
+        time.sleep(0.2)
+        return real(scores, n_way)
+
+    monkeypatch.setattr(calibration, "calibrate", slow)
+    kept = Calibrations(Neighbours(tmp_path / "cache"), tmp_path / "cache" / "calibration")
+
+    def ask(_):
+        with store.read() as reader:
+            reader.about()
+            all_ask.wait(10)
+            return kept.of(reader)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert len(made) == 1
+    assert all(each is found[0] for each in found)
 
 
 def test_the_cached_file_is_laid_out_as_the_format_says(store, tmp_path):

@@ -39,7 +39,7 @@ def add(store, label, n=2, seed=0):
             sha256 = rng.bytes(32).hex()
             photos.append(EmbeddedPhoto(f"{sha256[:6]}.png", sha256, 80, 72, vector / np.linalg.norm(vector), None))
         writer.add_supports(class_id, photos)
-        ids, _, vectors = writer.class_vectors([class_id])
+        ids, vectors = writer.class_vectors(class_id)
         writer.set_prototypes(class_id, class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
         writer.note("enroll", label)
 
@@ -142,17 +142,28 @@ def limited(kind):
     return init
 
 
-def test_a_sample_is_had_even_where_just_its_ids_were_removed(store, cache, monkeypatch):
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_sample_is_had_whichever_ids_were_removed(store, cache, monkeypatch, step):
     monkeypatch.setattr(module, "EXACT_NUMBERS", 2 * DIM)
+    add(store, "blight", n=91, seed=5)
     with store.write() as writer:
-        writer.remove_supports([i for i in range(1, 10) if i % 2 == 0])
+        writer.remove_supports([i for i in range(1, 101) if i % step == 0])
         writer.note("remove", None)
-    monkeypatch.setattr(VectorIndex, "n_training", lambda self, n: n // 2)
+    monkeypatch.setattr(VectorIndex, "n_training", lambda self, n: n // step)
+    given = []
+    build_from = VectorIndex.build_from
+    monkeypatch.setattr(
+        VectorIndex,
+        "build_from",
+        lambda self, n, sample, *rest: given.append(len(sample[0]) / (n // step)) or build_from(self, n, sample, *rest),
+    )
     with store.read() as reader:
         ids, vectors = reader.changed_vectors("support", -1)
         near = Neighbours(cache).supports(reader, vectors, 1)
     assert [row[0].support_id for row in near] == ids.tolist()
     assert VectorIndex.open(cache / "supports.faiss", {})[0].facts["kind"] == "quantised"
+    assert given
+    assert all(0.7 <= part <= 1.3 for part in given)
 
 
 def test_a_stored_vector_finds_itself_and_its_class(store, cache):
@@ -393,6 +404,47 @@ def test_two_views_of_different_age_each_get_their_own_answer(store, cache):
         with store.read() as new:
             assert sum(n.support_id > 0 for n in lookup.supports(new, QUERIES[:1], 50)[0]) == n_old + 2
         assert len(lookup.supports(old, QUERIES[:1], 50)[0]) == n_old
+
+
+def test_views_before_and_behind_a_change_make_nothing_of_each_other_anew(store, cache, monkeypatch):
+    built = []
+    build_from = VectorIndex.build_from
+    monkeypatch.setattr(VectorIndex, "build_from", lambda self, *given: built.append(1) or build_from(self, *given))
+    lookup = Neighbours(cache)
+    answers(store, lookup)
+    files = lookup.cache_files
+    with store.read() as old:
+        n_old = old.n_supports()
+        add(store, "blight", n=2, seed=3)
+        answers(store, lookup)
+        with store.read() as new:
+            before = inodes(files)
+            del built[:]
+            for _ in range(3):
+                for view, n in ((old, n_old), (new, n_old + 2)):
+                    labels = view.class_labels(lookup.classes(view, QUERIES, view.n_classes())[1].ravel().tolist())
+                    assert ("blight" in labels.values()) == (view is new)
+                    assert len(lookup.supports(view, QUERIES[:1], 50)[0]) == n
+    assert len(built) == len(files), "one copy of each kind for the older view"
+    assert inodes(files) == before
+    assert answers(store, lookup) == fresh(store)
+
+
+def test_a_view_older_than_what_is_kept_leaves_the_files_of_the_newer_one(store, cache, monkeypatch):
+    monkeypatch.setattr(module, "PENDING_FLOOR", 0)  # each change is written at once
+    monkeypatch.setattr(module, "PENDING_PART", 0.0)
+    lookup = Neighbours(cache)
+    answers(store, lookup)
+    with store.read() as old:
+        wanted = lookup.classes(old, QUERIES, 2)
+        add(store, "blight", n=2, seed=3)
+        answers(store, lookup)
+        before = inodes(lookup.cache_files)
+        np.testing.assert_array_equal(lookup.classes(old, QUERIES, 2)[1], wanted[1])
+        lookup.supports(old, QUERIES, 2)
+        assert inodes(lookup.cache_files) == before
+    answers(store, Neighbours(cache))
+    assert inodes(lookup.cache_files) == before, "the next start finds them as they are"
 
 
 def test_cache_folder_that_cannot_be_written_only_warns(store, tmp_path, caplog):

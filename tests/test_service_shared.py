@@ -63,7 +63,7 @@ def test_a_service_brings_its_copies_up_to_a_change_made_elsewhere_without_being
         list(filled.enroll([class_folders(tmp_path / "photos")[0]]))
         filled.remove("rust")
         wanted = filled.about().generation
-        eventually(lambda: other._calibrations.generation == wanted)
+        eventually(lambda: other._calibrations._kept.newest == wanted)
         assert all(copy._generation == wanted for copy in other._neighbours._copies.values())
     assert photo.exists()
 

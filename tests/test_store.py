@@ -7,10 +7,12 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from fewshot.errors import (
@@ -26,7 +28,18 @@ from fewshot.errors import (
 )
 from fewshot.records import EmbeddedPhoto
 from fewshot.store import FILE_NAME, Store, open_store
-from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION, about, embeddings, metadata, prototypes, thumbnails
+from fewshot.store.drawing import drawn
+from fewshot.store.schema import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    about,
+    embeddings,
+    metadata,
+    prototypes,
+    removals,
+    staged,
+    thumbnails,
+)
 
 DIM = 8
 
@@ -51,7 +64,7 @@ def add_class(store, label, *names, n_thumbnail_bytes=40):
             )
         class_id = writer.add_class(label)
         ids = writer.add_supports(class_id, [photo(name, n_thumbnail_bytes=n_thumbnail_bytes) for name in names])
-        _, _, vectors = writer.class_vectors([class_id])
+        _, vectors = writer.class_vectors(class_id)
         mean = vectors.sum(axis=0)
         writer.set_prototypes(class_id, (mean / np.linalg.norm(mean))[None])
         writer.note("enroll", label, n_supports=len(ids))
@@ -355,10 +368,33 @@ def test_damaged_vector_is_noticed_when_read_and_named_by_problems(store, table,
             reader.changed_vectors(kind, since=-1)
         class_id = reader.wanted_class_id("rust")
         with pytest.raises(IndexDamagedError, match="checksum"):
-            reader.class_vectors([class_id]) if kind == "support" else reader.prototypes_of(class_id)
+            reader.class_vectors(class_id) if kind == "support" else reader.prototypes_of(class_id)
         problems = reader.problems()
     assert len(problems) == 1, problems
     assert f"{kind} {damaged} " in problems[0]
+
+
+def test_every_hint_of_damage_names_this_index_as_a_shell_takes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Path("my plants")
+    with closing(Store(place, create=True)) as opened:
+        (damaged,) = add_class(opened, "rust", "c.png")
+        change(opened, embeddings.update().values(vector=b""))
+        change(opened, thumbnails.update().values(webp=b""))
+        with opened.read() as reader:
+            for ask in (
+                lambda: reader.support_vectors(np.array([damaged])),
+                lambda: reader.support_vectors(np.array([999])),
+                lambda: reader.thumbnail(damaged),
+            ):
+                with pytest.raises(IndexDamagedError) as caught:
+                    ask()
+                assert "`fewshot doctor --index './my plants'`" in caught.value.hint
+        change(opened, about.delete())
+        with opened.read() as reader, pytest.raises(IndexDamagedError) as caught:
+            reader.about()
+        assert "`fewshot doctor --index './my plants'`" in caught.value.hint
+        assert "`fewshot doctor --index './my plants'`" in opened.translated(sqlite3.DatabaseError("malformed")).hint
 
 
 def test_vector_of_no_bytes_is_noticed_in_a_file(file):
@@ -481,7 +517,7 @@ def test_changed_vectors_gives_what_was_written_since_and_nothing_else(store):
         ids, vectors = reader.changed_vectors("support", 1)
         assert ids.tolist() == second
         assert np.array_equal(vectors, np.stack([photo("b.png").embedding, photo("c.png").embedding]))
-        assert reader.n_changed("support", 1) == 2
+        assert reader.n_rows("support", since=1) == 2
         assert reader.changed_vectors("support", 2)[0].tolist() == []
 
 
@@ -490,7 +526,7 @@ def test_photos_that_can_be_asked_are_those_with_an_own_similarity_evenly_chosen
     with store.read() as reader:
         assert [len(part) for part in reader.asked_supports(100)] == [0, 0, 0, 0]
     with store.write() as writer:
-        writer.set_own_similarities(np.array(ids[1:]), np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32))
+        writer.set_own_similarities(np.array(ids[1:]), np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32), np.arange(5))
         writer.note("enroll", "rust")
     with store.read() as reader:
         found, class_ids, own, shown = reader.asked_supports(100)
@@ -514,6 +550,38 @@ def test_photos_that_can_be_asked_are_those_with_an_own_similarity_evenly_chosen
             reader.support_vectors(np.array([999]))
         assert reader.ids_of("support", [reader.class_id("rust")]).tolist() == ids
         assert reader.class_ids(["rust", "none"]) == [reader.class_id("rust")]
+
+
+@pytest.mark.parametrize(("n", "n_most"), [(4001, 4000), (4001, 2500), (1999, 1000), (300, 7), (10, 10), (10, 99)])
+def test_about_as_many_are_drawn_as_may_be_and_from_everywhere(store, n, n_most):
+    numbers = np.arange(1, n + 1) + 2**40  # a database counts so far without being asked
+    change(store, removals.insert().values([{"kind": "x", "removed_id": int(i), "generation": 1} for i in numbers]))
+    with store.read() as reader:
+        query = sa.select(removals.c.removed_id).where(drawn(removals.c.removed_id, n, n_most))
+        found = np.sort(np.array(reader.connection.execute(query).scalars().all()))
+    wanted = min(n, n_most)
+    assert abs(len(found) - wanted) <= 2
+    of_each_part = np.histogram(found, 5, (numbers[0], numbers[-1]))[0]
+    assert abs(of_each_part - wanted / 5).max() <= 3
+
+
+def test_new_embeddings_are_put_aside_in_one_statement_and_the_last_ones_count(store):
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(4)))
+    said = []
+    with store.write() as writer:
+        event.listen(writer.connection, "before_cursor_execute", lambda *given: said.append(given[2]))
+        writer.stage("others@0", {i: unit_vector(i) for i in ids[:3]})
+        assert len(said) == 1
+        writer.stage("others@1", {i: unit_vector(100 + i) for i in ids[1:]})
+        writer.stage("others@1", {})
+        assert len(said) == 2
+    with store.read() as reader:
+        assert [row[0] for row in reader.unstaged("others@0")] == ids[1:]
+        assert [row[0] for row in reader.unstaged("others@1")] == ids[:1]
+        query = sa.select(staged.c.support_id, staged.c.vector)
+        kept = {i: np.frombuffer(vector, "<f4") for i, vector in reader.connection.execute(query)}
+    for i in ids:
+        assert np.array_equal(kept[i], unit_vector(i if i == ids[0] else 100 + i))
 
 
 # ---- classes

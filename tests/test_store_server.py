@@ -27,8 +27,9 @@ from fewshot.errors import (
     PgvectorMissingError,
     UsageError,
 )
-from fewshot.store import ServerStore, open_store, searching
+from fewshot.store import ServerStore, open_store
 from fewshot.store.schema import FORMAT_VERSION, fewshot_format
+from fewshot.store.searching import _asked
 from fewshot.store.server_errors import translated
 from fewshot.store.transactions import Transactions
 
@@ -340,14 +341,14 @@ def _enroll_new(store: Transactions, label, file):
     """What the gallery does: look, inside the change, at what is there; add what is not."""
     with store.write() as writer:
         new = photo(file)
-        if writer.label_of_photo(new.sha256) is not None:
+        if writer.labels_of_photos([new.sha256]):
             return
         if writer.about().fingerprint is None:
             facts = {"fingerprint": "colours@0", "precision": "f32", "dim": DIM, "source": {}, "backbone": {}}
             writer.pin_embedder(facts)
         class_id = writer.add_class(label)
         writer.add_supports(class_id, [new])
-        _, _, vectors = writer.class_vectors([class_id])
+        _, vectors = writer.class_vectors(class_id)
         mean = vectors.sum(axis=0)
         writer.set_prototypes(class_id, (mean / np.linalg.norm(mean))[None])
         writer.note("enroll", label, n_supports=1)
@@ -465,7 +466,7 @@ def test_as_many_classes_may_be_asked_as_there_are(store, hnsw):
     ids = add_class(store, "rust", *(f"{i}.png" for i in range(5)))
     if hnsw:
         with store.write() as writer:
-            searching.build(writer.connection, 0.9, 3, 5, lambda _: None)
+            writer.build_search_index(0.9, 3, 5, lambda _: None)
     with store.read() as reader:
         vectors = reader.support_vectors(np.array(ids))
         class_ids = [reader.wanted_class_id("rust"), *range(1000, 71_000)]
@@ -492,7 +493,7 @@ def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_re
     add_class(store, "rust", *(f"{i}.png" for i in range(300)))
     steps = []
     with store.write() as writer:
-        measured = searching.build(writer.connection, 0.95, 5, 50, steps.append)
+        measured = writer.build_search_index(0.95, 5, 50, steps.append)
     assert measured[-1].recall >= 0.95
     assert all(each.recall < 0.95 for each in measured[:-1])
     assert steps[0].startswith("building")
@@ -510,16 +511,26 @@ def test_hnsw_is_measured_against_the_exact_scan_and_kept_at_what_reached_the_re
         _, found = reader.nearest_supports(vectors, 1, None)
         assert found.ravel().tolist() == list(range(1, 11))
     with store.write() as writer:
-        searching.drop(writer.connection)
+        writer.drop_search_index()
     with store.read() as reader:
         assert reader.connection.execute(sa.text("SELECT to_regclass('embeddings_hnsw')")).scalar() is None
+
+
+def test_the_recall_is_that_of_photos_from_everywhere(store):
+    """Classes are enrolled in turn: the first photos would be those of the first classes only."""
+    ids = add_class(store, "rust", *(f"{i}.png" for i in range(99)))
+    with store.read() as reader:
+        asked, vectors = _asked(reader.connection, 50)
+        assert np.array_equal(vectors, reader.support_vectors(asked))
+    assert abs(len(asked) - 50) <= 2
+    assert abs(np.isin(asked, ids[50:]).sum() - 25) <= 2
 
 
 @pytest.mark.parametrize("dim", [DIM, DIM + 3])
 def test_embeddings_of_another_length_replace_those_that_an_hnsw_index_was_built_for(store, dim):
     ids = add_class(store, "rust", *(f"{i}.png" for i in range(20)))
     with store.write() as writer:
-        searching.build(writer.connection, 0.9, 3, 10, lambda _: None)
+        writer.build_search_index(0.9, 3, 10, lambda _: None)
     vectors = np.eye(len(ids), dim, dtype=np.float32) + 1
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with store.write() as writer:
@@ -529,7 +540,7 @@ def test_embeddings_of_another_length_replace_those_that_an_hnsw_index_was_built
         writer.adopt_staged("others@0")
         writer.note("reindex", None)
     with store.read() as reader:
-        assert searching.built_dim(reader.connection) == (DIM if dim == DIM else None)
+        assert reader.has_search_index() == (dim == DIM)
         assert reader.nearest_supports(vectors[:2], 1, None)[1].ravel().tolist() == ids[:2]
 
 
@@ -537,7 +548,7 @@ def test_embeddings_too_long_for_an_index_are_refused_with_what_remains(store):
     with store.write() as writer:
         writer.pin_embedder({"fingerprint": "long@0", "precision": "f32", "dim": 5000, "source": {}, "backbone": {}})
         with pytest.raises(UsageError, match="5,000") as caught:
-            searching.build(writer.connection, 0.9, 5, 10, lambda _: None)
+            writer.build_search_index(0.9, 5, 10, lambda _: None)
     assert "exact scan" in caught.value.hint
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fewshot import calibration
 from fewshot.calibration import calibrate, calibrated
-from fewshot.classifier import class_prototypes, own_similarities, support_groups
+from fewshot.classifier import class_prototypes, familiarity, own_similarities, support_groups
 from fewshot.enrolling import learn_class
 from fewshot.episodes import learn_classes
 from fewshot.metric import fit_metric, without_each
@@ -204,7 +204,7 @@ def answered(known, learnt, query, true):
     ordered = -np.sort(-similarities, axis=1)
     rival = np.where(similarities.argmax(axis=1) == true, ordered[:, 1], ordered[:, 0])
     lead = similarities[np.arange(len(true)), true] - rival
-    unknown = np.array([known.is_unknown(row) for row in ordered])
+    unknown = np.array([known.is_unknown(each) for each in familiarity(ordered)])
     return unknown, lead >= known.needed_margins(true, 0.9), lead
 
 

@@ -10,10 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewshot.search.bases import EXACT_LIMIT
     from fewshot.search.index import Centres, VectorIndex
 
-__all__ = ["EXACT_LIMIT", "Centres", "VectorIndex", "load_ahead"]
+__all__ = ["Centres", "VectorIndex", "load_ahead"]
 
 
 _INDEX = "fewshot.search.index"
@@ -22,7 +21,7 @@ _INDEX = "fewshot.search.index"
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("fewshot.search.bases" if name.isupper() else _INDEX), name)
+    return getattr(importlib.import_module(_INDEX), name)
 
 
 def load_ahead() -> None:

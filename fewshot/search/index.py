@@ -76,13 +76,11 @@ class VectorIndex:
         self._fresh = exact(dim)
         self._base_ids: Int64s | None = None  # ascending; read from the base when first asked for
         self._gone: set[int] = set()
+        self._passing_over: tuple[Any, Any] | None = None  # faiss's selector of what is not gone, and the one in it
         self._fresh_ids: set[int] = set()
 
     def __len__(self) -> int:
         return self._n_base - len(self._gone) + len(self._fresh_ids)
-
-    def __contains__(self, vector_id: int) -> bool:
-        return bool(self._held(np.array([vector_id], np.int64))[0])
 
     @property
     def is_exact(self) -> bool:
@@ -148,6 +146,7 @@ class VectorIndex:
             base, ids = self._filled(quantised(self.dim, sample[1]), parts())
         self._base, self._n_base, self._base_ids, self.facts = base, len(ids), ids, facts
         self._fresh, self._fresh_ids, self._gone = exact(self.dim), set(), set()
+        self._passing_over = None
 
     def _filled(
         self,
@@ -202,6 +201,7 @@ class VectorIndex:
             self._fresh_ids.difference_update(fresh)
         if len(ids):
             self._gone.update(ids[self._in_base(ids)].tolist())
+            self._passing_over = None
 
     def search(
         self, queries: Float32s, k: int, only: Int64s | None = None, vectors_of: VectorsOf | None = None
@@ -329,7 +329,10 @@ class VectorIndex:
         if only is not None:
             selector = faiss.IDSelectorBatch(np.setdiff1d(only, np.fromiter(gone, np.int64, len(gone))))
         elif gone:
-            selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.fromiter(gone, np.int64, len(gone))))
+            if self._passing_over is None:  # to make it takes longer than to search with it
+                batch: Any = faiss.IDSelectorBatch(np.fromiter(gone, np.int64, len(gone)))
+                self._passing_over = faiss.IDSelectorNot(batch), batch
+            selector = self._passing_over[0]
         n = index.ntotal
         in_cells = has_cells(index)
         # The cells near a query may hold none of the few vectors that are asked for.

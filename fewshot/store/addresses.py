@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -91,3 +92,12 @@ def shown_place(where: Path | str) -> str:
         return shown(parsed(str(where)))
     # A folder's bare name would be taken for one under indexes/.
     return f"./{where}" if isinstance(where, Path) and len(where.parts) == 1 and not where.is_absolute() else str(where)
+
+
+def doctor(where: Path | str) -> str:
+    """The command that looks an index over, for a hint.
+
+    >>> doctor(Path("my plants"))
+    "`fewshot doctor --index './my plants'`"
+    """
+    return f"`fewshot doctor --index {shlex.quote(shown_place(where))}`"

@@ -18,11 +18,11 @@ from fewshot.errors import (
     IndexLockedError,
     IndexMissingError,
     IndexUnwritableError,
-    NewerFormatError,
     NotAnIndexError,
 )
 from fewshot.sealed import make_folder
 from fewshot.store import migrating
+from fewshot.store.addresses import doctor
 from fewshot.store.reading import Place
 from fewshot.store.schema import APPLICATION_ID, FORMAT_VERSION
 from fewshot.store.transactions import BUSY_TIMEOUT_S, WRITES, Transactions
@@ -174,7 +174,7 @@ class Store(Transactions):
         if owner != APPLICATION_ID:
             raise NotAnIndexError(f"{self.path} is an SQLite file of another program, not an index.")
         if version > FORMAT_VERSION:
-            raise newer_format(self.name, version)
+            raise migrating.newer_format(self.name, version)
         self._write_ahead(connection)
         if version < FORMAT_VERSION:
             with self._connect(write=True) as migrated, migrated.begin():
@@ -240,21 +240,13 @@ class Store(Transactions):
             )
         return IndexDamagedError(
             f"index {self.name!r} is damaged: {text}.",
-            hint=f"`fewshot doctor --index {self.folder}` says what is sound; restore {FILE_NAME} from a copy.",
+            hint=f"{doctor(self.folder)} says what is sound; restore {FILE_NAME} from a copy.",
         )
 
 
 def entries_of(folder: Path) -> set[str]:
     """The names of what is in a folder, but for copies that are being made there."""
     return {path.name for path in folder.iterdir() if not _WORK.fullmatch(path.name)}
-
-
-def newer_format(name: str, version: int) -> NewerFormatError:
-    """The error for an index that a later version has made."""
-    return NewerFormatError(
-        f"index {name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
-        hint="Update fewshot: `pip install -U fewshot`.",
-    )
 
 
 def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:

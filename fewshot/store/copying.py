@@ -16,7 +16,7 @@ from fewshot.sealed import sync_folder
 from fewshot.store.addresses import is_server
 from fewshot.store.connection import FILE_NAME, Store, entries_of
 from fewshot.store.reading import Reader, checksum
-from fewshot.store.schema import about, copying, metadata
+from fewshot.store.schema import about, copying, metadata, staged
 from fewshot.store.server import ServerStore
 from fewshot.store.transactions import Transactions
 from fewshot.store.writing import Writer
@@ -80,6 +80,36 @@ def copy_index(
             arriving.store.close()
     arriving.reveal()
     return Copied(sum(counts), n_before, checksums)
+
+
+def copy_to_folder(store: Transactions, folder: Path, on_part: Callable[[], None] | None = None) -> None:
+    """Make another index of the same content in an empty folder: of a file as SQLite copies it, of a database by rows.
+
+    Args:
+        store: opened.
+        folder: where; made if it does not exist.
+        on_part: called about a hundred times on the way, for progress.
+
+    Raises:
+        NotAnIndexError, CopyError: there is something in the folder.
+        IndexUnwritableError, DiskFullError: it cannot be written.
+    """
+    if isinstance(store, Store):
+        store.copy_to(folder, on_part)
+        return
+    n_rows, n_done = 1, 0
+
+    def begin(n: int) -> None:
+        nonlocal n_rows
+        n_rows = max(1, n)
+
+    def step() -> None:
+        nonlocal n_done
+        n_done += 1
+        if on_part is not None and 100 * n_done // n_rows > 100 * (n_done - 1) // n_rows:
+            on_part()
+
+    copy_index(store, folder, on_begin=begin, on_row=step)
 
 
 # ---- where it arrives
@@ -190,12 +220,11 @@ def _noted(file: Path) -> Any:
 def _state(reader: Reader) -> dict[str, Any]:
     """What tells whether an index has changed since a copy began."""
     known = reader.about()
-    staged = {table.name: _count(reader, table) for table in TABLES if table.name == "staged_embeddings"}
     return {
         "created_at": known.created_at,
         "generation": known.generation,
         "token": reader.token(known.generation),
-        **staged,
+        staged.name: _count(reader, staged),
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from fewshot.errors import NewerFormatError
 from fewshot.store.schema import FORMAT_VERSION, fewshot_format
 
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
@@ -44,3 +45,11 @@ def migrate(
         connection.exec_driver_sql(f"PRAGMA user_version = {int(wanted)}")
     else:
         connection.execute(fewshot_format.update().values(version=wanted))
+
+
+def newer_format(name: str, version: int) -> NewerFormatError:
+    """The error for an index that a later version has made."""
+    return NewerFormatError(
+        f"index {name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
+        hint="Update fewshot: `pip install -U fewshot`.",
+    )

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fewshot.errors import IndexDamagedError, UnknownLabelError, UnknownSupportError
 from fewshot.records import ClassSummary, Float32s, Int64s, Support
 from fewshot.store import searching
+from fewshot.store.addresses import doctor
+from fewshot.store.drawing import drawn
 from fewshot.store.schema import (
     about,
     classes,
@@ -32,7 +34,9 @@ from fewshot.store.schema import (
 Answer = TypeVar("Answer")
 
 PART = 500  # SQLite bounds the number of parameters of one statement
-VECTOR_TABLES = {"support": (embeddings, embeddings.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
+# Of each kind of vectors: the rows that they belong to, and where they stand themselves, both with their key.
+ROWS = {"support": (supports, supports.c.support_id), "prototype": (prototypes, prototypes.c.prototype_id)}
+VECTOR_TABLES = {**ROWS, "support": (embeddings, embeddings.c.support_id)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +65,6 @@ class About:
 
 # What a support shows: the id of the first photo of it.
 _SUBJECT = sa.func.coalesce(supports.c.subject, supports.c.support_id)
-
-
-def _is_drawn(number: sa.ColumnElement[int], every: int) -> sa.ColumnElement[bool]:
-    """Whether a number is among those drawn, one of so many, evenly: also where classes were enrolled in turn.
-
-    Source:
-        Knuth, "The Art of Computer Programming" 3, section 6.4: multiples of the golden ratio (2654435761 of 2**32),
-        without their whole part, lie evenly between 0 and 1, in whatever steps they are taken.
-    """
-    return number * 2654435761 % 2**32 < 2**32 // every
-
-
 _SUPPORT_RECORD = sa.select(
     supports.c.support_id,
     classes.c.label,
@@ -113,7 +105,7 @@ class Reader:
         with self._decoding("its own facts"):
             row = self._connection.execute(sa.select(about)).one_or_none()
         if row is None:
-            raise IndexDamagedError(f"index {self._place.name!r} is damaged: its own facts are missing.")
+            raise self._damaged("its own facts are missing")
         facts = dict(row._mapping)
         facts.pop("one")
         return About(**facts)
@@ -148,11 +140,19 @@ class Reader:
 
     def n_prototypes(self) -> int:
         """How many prototypes all classes have together."""
-        return int(self._connection.execute(sa.select(sa.func.count()).select_from(prototypes)).scalar_one())
+        return self.n_rows("prototype")
 
     def n_supports(self) -> int:
         """How many photos are enrolled."""
-        return int(self._connection.execute(sa.select(sa.func.count()).select_from(supports)).scalar_one())
+        return self.n_rows("support")
+
+    def n_rows(self, kind: str, since: int = -1) -> int:
+        """How many supports or prototypes were written after a generation; -1 gives all."""
+        table, _ = ROWS[kind]
+        query = sa.select(sa.func.count()).select_from(table)
+        if since >= 0:
+            query = query.where(table.c.generation > since)
+        return int(self._connection.execute(query).scalar_one())
 
     def class_id(self, label: str) -> int | None:
         """The class of a label, or None."""
@@ -168,10 +168,6 @@ class Reader:
         if found is None:
             raise UnknownLabelError(label, self._place.name, self.labels())
         return found
-
-    def label_of_photo(self, sha256: str) -> str | None:
-        """The label under which a photo with this content is enrolled, or None."""
-        return self.labels_of_photos([sha256]).get(sha256)
 
     def labels_of_photos(self, hashes: Sequence[str]) -> dict[str, str]:
         """Content hash -> label, for those that are enrolled."""
@@ -247,10 +243,8 @@ class Reader:
         known = supports.c.own_similarity.is_not(None)
         counted = sa.select(sa.func.count()).where(known)
         columns = (supports.c.support_id, supports.c.class_id, supports.c.own_similarity, _SUBJECT)
-        chosen = sa.select(*columns).where(known)
         n = sum(row[0] for row in self._of_classes(counted, within))
-        if n > n_most:
-            chosen = chosen.where(_is_drawn(_SUBJECT, -(-n // n_most)))
+        chosen = sa.select(*columns).where(known, drawn(_SUBJECT, n, n_most))
         rows = sorted(self._of_classes(chosen, within))
         ids, class_ids, own, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
         numbers = [np.array(each, np.int64) for each in (ids, class_ids, shown)]
@@ -258,10 +252,8 @@ class Reader:
 
     def support_ids(self, n_most: int) -> Int64s:
         """Ids of the supports, in order; evenly chosen, at most about `n_most`, where there are more."""
-        query = sa.select(supports.c.support_id).order_by(supports.c.support_id)
-        n = self.n_supports()
-        if n > n_most:
-            query = query.where(_is_drawn(supports.c.support_id, -(-n // n_most)))
+        is_drawn = drawn(supports.c.support_id, self.n_supports(), n_most)
+        query = sa.select(supports.c.support_id).where(is_drawn).order_by(supports.c.support_id)
         return np.array(self._connection.execute(query).scalars().all(), np.int64)
 
     def support_vectors(self, support_ids: Int64s) -> Float32s:
@@ -274,10 +266,7 @@ class Reader:
         rows = {row[0]: row[1:] for row in self._in_parts(query, embeddings.c.support_id, support_ids.tolist())}
         missing = [i for i in support_ids.tolist() if i not in rows]
         if missing:
-            raise IndexDamagedError(
-                f"index {self._place.name!r} is damaged: support {missing[0]} has no embedding.",
-                hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
-            )
+            raise self._damaged(f"support {missing[0]} has no embedding")
         return self._vectors([rows[i] for i in support_ids.tolist()], support_ids)
 
     def photo_hashes(self, class_id: int) -> dict[int, str]:
@@ -286,16 +275,10 @@ class Reader:
         rows = self._connection.execute(query.order_by(supports.c.support_id))
         return {row[0]: row[1] for row in rows}
 
-    def class_vectors(self, class_ids: Sequence[int]) -> tuple[Int64s, Int64s, Float32s]:
-        """Support ids (n,), their class ids (n,) and their embeddings (n, dim), in order of enrolment."""
-        query = (
-            sa.select(supports.c.support_id, supports.c.class_id, embeddings.c.vector, embeddings.c.xxh3)
-            .join(embeddings, embeddings.c.support_id == supports.c.support_id)
-            .order_by(supports.c.support_id)
-        )
-        rows = list(self._in_parts(query, supports.c.class_id, list(class_ids)))
-        ids = np.array([row[0] for row in rows], np.int64)
-        return ids, np.array([row[1] for row in rows], np.int64), self._vectors([row[2:] for row in rows], ids)
+    def class_vectors(self, class_id: int) -> tuple[Int64s, Float32s]:
+        """The support ids of a class (n,) and their embeddings (n, dim), in order of enrolment."""
+        query = sa.select(embeddings.c.support_id, embeddings.c.vector, embeddings.c.xxh3).join(supports)
+        return self._read_vectors(query.where(supports.c.class_id == class_id).order_by(embeddings.c.support_id))
 
     def difference_hashes(self, class_ids: Sequence[int]) -> tuple[Int64s, NDArray[np.uint8]]:
         """Support ids (n,) of these classes and their difference hashes (n, 16) uint8, in order of enrolment."""
@@ -306,7 +289,7 @@ class Reader:
 
     def ids_of(self, kind: str, class_ids: Sequence[int]) -> Int64s:
         """Ids of the supports or prototypes of these classes."""
-        table, key = (supports, supports.c.support_id) if kind == "support" else (prototypes, prototypes.c.prototype_id)
+        table, key = ROWS[kind]
         rows = self._in_parts(sa.select(key), table.c.class_id, list(class_ids))
         return np.array([row[0] for row in rows], np.int64)
 
@@ -323,43 +306,35 @@ class Reader:
             kind: "support" or "prototype".
             since: a generation; -1 gives all.
         """
-        table, key = VECTOR_TABLES[kind]
-        query = sa.select(key, table.c.vector, table.c.xxh3).order_by(key)
+        query, key = _vectors_of(kind)
         if since >= 0:
-            owner = supports if kind == "support" else prototypes
-            if kind == "support":
-                query = query.join(supports, supports.c.support_id == embeddings.c.support_id)
-            query = query.where(owner.c.generation > since)
+            owners, owner = ROWS[kind]
+            query = query.where(key.in_(sa.select(owner).where(owners.c.generation > since)))
         return self._read_vectors(query)
 
     def owners(self, kind: str) -> tuple[Int64s, Int64s]:
         """The ids of all supports or prototypes, ascending, and the class of each."""
-        table, key = (supports, supports.c.support_id) if kind == "support" else (prototypes, prototypes.c.prototype_id)
+        table, key = ROWS[kind]
         rows = self._connection.execute(sa.select(key, table.c.class_id).order_by(key))
         both = np.fromiter((value for row in rows for value in row), np.int64).reshape(-1, 2)
         return both[:, 0].copy(), both[:, 1].copy()
 
-    def vector_parts(self, kind: str, every: int = 1) -> Iterator[tuple[Int64s, Float32s]]:
+    def vector_parts(self, kind: str, n_most: int | None = None) -> Iterator[tuple[Int64s, Float32s]]:
         """Ids and vectors of all supports or prototypes, a few thousand at a time: they need not fit in memory.
 
         Args:
             kind: "support" or "prototype".
-            every: only those whose id this divides.
+            n_most: only about so many of them, evenly chosen.
         """
-        table, key = VECTOR_TABLES[kind]
-        query = sa.select(key, table.c.vector, table.c.xxh3).order_by(key)
-        yield from self._parts_of_vectors(query if every == 1 else query.where(key % every == 0))
+        query, key = _vectors_of(kind)
+        if n_most is not None:
+            query = query.where(drawn(key, self.n_rows(kind), n_most))
+        yield from self._parts_of_vectors(query)
 
     def removed_ids(self, kind: str, since: int) -> Int64s:
         """Ids of the supports or prototypes removed after a generation."""
         query = sa.select(removals.c.removed_id).where(removals.c.kind == kind, removals.c.generation > since)
         return np.array(self._connection.execute(query).scalars().all(), np.int64)
-
-    def n_changed(self, kind: str, since: int) -> int:
-        """How many supports or prototypes were written after a generation."""
-        table = supports if kind == "support" else prototypes
-        query = sa.select(sa.func.count()).select_from(table).where(table.c.generation > since)
-        return int(self._connection.execute(query).scalar_one())
 
     def may_hold_more_supports_than(self, n: int) -> bool:
         """Whether so many photos may be enrolled, told at once: from the ids given so far, of which some are gone."""
@@ -382,6 +357,10 @@ class Reader:
         """
         return None if self._is_file else searching.nearest(self._connection, vectors, k, within)
 
+    def has_search_index(self) -> bool:
+        """Whether a database searches its supports by HNSW; a file never does."""
+        return not self._is_file and searching.built_dim(self._connection) is not None
+
     def kept_tokens(self) -> list[Any]:
         """What a server keeps of the tokens of its index, oldest first: the facts of each, if nobody meddled."""
         return list(self._connection.execute(sa.select(tokens.c.facts).order_by(tokens.c.place)).scalars())
@@ -398,10 +377,7 @@ class Reader:
         if row is None:
             return None
         if checksum(row.webp) != row.xxh3:
-            raise IndexDamagedError(
-                f"index {self._place.name!r} is damaged: the kept photo of support {support_id} does not fit its "
-                f"checksum."
-            )
+            raise self._damaged(f"the kept photo of support {support_id} does not fit its checksum")
         return bytes(row.webp)
 
     def copy_to(self, path: Path, on_part: Callable[[], None] | None = None) -> None:
@@ -471,10 +447,13 @@ class Reader:
         try:
             yield
         except (ValueError, TypeError) as error:
-            raise IndexDamagedError(
-                f"index {self._place.name!r} is damaged: {what} cannot be read ({error}).",
-                hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
-            ) from error
+            raise self._damaged(f"{what} cannot be read ({error})") from error
+
+    def _damaged(self, what: str) -> IndexDamagedError:
+        return IndexDamagedError(
+            f"index {self._place.name!r} is damaged: {what}.",
+            hint=f"{doctor(self._place.where)} lists what is damaged.",
+        )
 
     def problems(self) -> list[str]:
         """What is wrong with the record: SQLite's own check, foreign keys, checksums. Reads all of it."""
@@ -559,11 +538,14 @@ class Reader:
         dim = self.about().dim or 0
         for (blob, noted), row_id in zip(rows, ids.tolist(), strict=True):
             if checksum(blob) != noted or len(blob) != 4 * dim:
-                raise IndexDamagedError(
-                    f"index {self._place.name!r} is damaged: the vector of row {row_id} does not fit its checksum.",
-                    hint=f"`fewshot doctor --index {self._place.where}` lists what is damaged.",
-                )
+                raise self._damaged(f"the vector of row {row_id} does not fit its checksum")
         return np.frombuffer(b"".join(row[0] for row in rows), "<f4").reshape(len(rows), dim).astype(np.float32)
+
+
+def _vectors_of(kind: str) -> tuple[sa.Select[Any], sa.Column[Any]]:
+    """What asks for id, vector and checksum of all supports or prototypes, in order of their ids, and the id."""
+    table, key = VECTOR_TABLES[kind]
+    return sa.select(key, table.c.vector, table.c.xxh3).order_by(key), key
 
 
 def checksum(blob: bytes | Any) -> int | None:

@@ -361,7 +361,7 @@ def fill(writer: Writer, salvaged: Salvaged, photos: list[SavedPhoto]) -> None:
         photos: of its photos, those to put in, each with a vector.
     """
     assert salvaged.about is not None
-    connection = writer._connection
+    connection = writer.connection
     before = max([salvaged.about["generation"], *(row["generation"] for row in salvaged.history)])
     connection.execute(about.update().values({**salvaged.about, "generation": before}))
     generation = writer.generation()

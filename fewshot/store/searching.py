@@ -8,7 +8,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from fewshot.errors import EmptyIndexError, UsageError
-from fewshot.records import Float32s, Int64s
+from fewshot.records import NO_ID, Float32s, Int64s
+from fewshot.store.drawing import drawn
 from fewshot.store.schema import Vector, about, embeddings, search_settings, supports
 
 INDEX_NAME = "embeddings_hnsw"
@@ -119,7 +120,7 @@ def _search(
     connection: sa.Connection, vectors: Float32s, k: int, within: Sequence[int] | None, indexed_dim: int | None
 ) -> tuple[Float32s, Int64s]:
     similarities = np.full((len(vectors), k), -np.inf, np.float32)
-    ids = np.full((len(vectors), k), -1, np.int64)
+    ids = np.full((len(vectors), k), NO_ID, np.int64)
     query = _query(k, within, indexed_dim)
     for row, vector in enumerate(vectors):
         found = connection.execute(query, {"asked": np.ascontiguousarray(vector, "<f4").tobytes()}).all()
@@ -169,10 +170,8 @@ def _enough(ef_search: int, k: int) -> int:
 def _asked(connection: sa.Connection, n: int) -> tuple[Int64s, Float32s]:
     """Enrolled photos, evenly chosen: ids and embeddings."""
     total = connection.execute(sa.select(sa.func.count()).select_from(embeddings)).scalar_one()
-    query = sa.select(embeddings.c.support_id, embeddings.c.vector).order_by(embeddings.c.support_id).limit(n)
-    if total > n:
-        query = query.where(embeddings.c.support_id % (total // n) == 0)
-    rows = connection.execute(query).all()
+    query = sa.select(embeddings.c.support_id, embeddings.c.vector).order_by(embeddings.c.support_id)
+    rows = connection.execute(query.where(drawn(embeddings.c.support_id, total, n))).all()
     if not rows:
         raise EmptyIndexError("the index holds no photo yet, so there is nothing to search.")
     return np.array([row[0] for row in rows], np.int64), np.stack([np.frombuffer(row[1], "<f4") for row in rows])
@@ -182,7 +181,7 @@ def _recall(asked: Int64s, truth: Int64s, found: Int64s) -> float:
     """The share of the true nearest that were found; a photo's own row does not count."""
     hits = total = 0
     for own, true_row, found_row in zip(asked.tolist(), truth.tolist(), found.tolist(), strict=True):
-        wanted = set(true_row) - {own, -1}
+        wanted = set(true_row) - {own, NO_ID}
         hits, total = hits + len(wanted & set(found_row)), total + len(wanted)
     return hits / max(1, total)
 

@@ -15,7 +15,6 @@ from fewshot.errors import (
     FewshotError,
     IndexDamagedError,
     IndexMissingError,
-    NewerFormatError,
     NotAnIndexError,
     PgvectorMissingError,
 )
@@ -160,10 +159,7 @@ class ServerStore(Transactions):
                 )
             self._create(schema)
         elif version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"index {self.name!r} has format version {version}; this fewshot reads up to {FORMAT_VERSION}.",
-                hint="Update fewshot: `pip install -U fewshot`.",
-            )
+            raise migrating.newer_format(self.name, version)
         elif version < FORMAT_VERSION:
             with self._connect(write=True) as connection, connection.begin():
                 migrating.migrate(connection, _version(connection) or version)

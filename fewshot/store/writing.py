@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,15 @@ class Writer(Reader):
                 prototypes.insert().values(class_id=class_id, generation=self.generation(), **_packed(vector))
             )
 
-    def set_own_similarities(
-        self, support_ids: Int64s, values: Float32s | None, subjects: Int64s | None = None
-    ) -> None:
+    def set_own_similarities(self, support_ids: Int64s, values: Float32s | None, subjects: Int64s) -> None:
         """Note how well the supports of a class fit the others, and which of them show one plant.
 
         Args:
             support_ids: (n,) int64.
             values: (n,) float32, each one's cosine to the prototype of the others; None where it is alone.
-            subjects: (n,) int64, see `subjects.subjects`; None: each shows another.
+            subjects: (n,) int64, see `subjects.subjects`.
         """
-        shown = np.arange(len(support_ids)) if subjects is None else subjects
-        _, first, place, n_shots = np.unique(shown, return_index=True, return_inverse=True, return_counts=True)
+        _, first, place, n_shots = np.unique(subjects, return_index=True, return_inverse=True, return_counts=True)
         rows = [
             {
                 "id": int(support_id),
@@ -175,16 +172,19 @@ class Writer(Reader):
                 f"index {self._place.name!r} already holds a class {label!r}.",
                 hint="Choose another name; to merge two classes, remove one and enroll its photos into the other.",
             )
-        self.generation()
         self._connection.execute(classes.update().where(classes.c.class_id == class_id).values(label=label))
 
     def stage(self, fingerprint: str, vectors: dict[int, Float32s]) -> None:
         """Keep new embeddings of supports aside until all are there."""
-        for support_id, vector in vectors.items():
-            row = {"support_id": support_id, "fingerprint": fingerprint, **_packed(vector)}
+        rows = [
+            {"support_id": support_id, "fingerprint": fingerprint, **_packed(vector)}
+            for support_id, vector in vectors.items()
+        ]
+        if rows:
             insert: Any = sqlite.insert(staged) if self._is_file else _database_insert(staged)
             key = [staged.c.support_id]
-            self._connection.execute(insert.values(**row).on_conflict_do_update(index_elements=key, set_=row))
+            put = insert.on_conflict_do_update(index_elements=key, set_=dict(insert.excluded))
+            self._connection.execute(put, rows)
 
     def adopt_staged(self, fingerprint: str) -> None:
         """Make the staged embeddings the index's own; the caller has seen that none is missing.
@@ -199,6 +199,16 @@ class Writer(Reader):
         self._connection.execute(embeddings.insert().from_select(["support_id", "vector", "xxh3"], done))
         self._connection.execute(staged.delete())
         self._connection.execute(supports.update().values(generation=self.generation()))
+
+    def build_search_index(
+        self, wanted_recall: float, n_results: int, n_asked: int, on_step: Callable[[str], None]
+    ) -> list[searching.Measured]:
+        """Let a database search its supports by HNSW; see `searching.build`."""
+        return searching.build(self._connection, wanted_recall, n_results, n_asked, on_step)
+
+    def drop_search_index(self) -> None:
+        """Let a database search its supports by an exact scan again."""
+        searching.drop(self._connection)
 
     def count_from(self, table: sa.Table, highest: int) -> None:
         """Give the next rows of a table keys above this one."""

@@ -26,11 +26,13 @@ def main() -> None:
                 image.convert("RGB").resize((48, 48)).save(photo)
         with Gallery(folder, create=True, embedder=colour_embedder()) as gallery:
             list(gallery.enroll(class_folders(Path(work) / "support")))
+            asked = [photo.support_id for photo in gallery.embeddings(1000)[1]]
             found = {
                 "format": FORMAT_VERSION,
                 "classes": {row.label: row.supports for row in gallery.classes()},
                 "actions": [each["action"] for each in gallery.history()],
-                "answers": [each[0] for each in damage.answers(gallery)],
+                "asked": asked,
+                "answers": [each[0] for each in damage.answers(gallery, asked)],
             }
             if hasattr(gallery, "backup"):
                 gallery.backup(HERE / f"{sys.argv[1]}.backup")
