@@ -124,7 +124,7 @@ def doubts(reader: Reader, neighbours: Neighbours, support_ids: Iterable[int]) -
             )
         around = {class_id, *(other for row in nearest for other, _ in row)}
         sentences += _near_copies(reader, label, set(ids[new].tolist()), sorted(around))
-    return _twin_labels(reader, new_labels) + sentences
+    return twin_labels(new_labels, reader.labels() if new_labels else ()) + sentences
 
 
 def as_spoken(label: str) -> str:
@@ -151,10 +151,14 @@ def near_copies(hashes: NDArray[np.uint8], rows: Int64s) -> dict[int, int]:
     return first
 
 
-def _twin_labels(reader: Reader, new: Sequence[str]) -> list[str]:
-    """Of each new label that is spoken like another: which, and how to make the two one. A pair is told once."""
+def twin_labels(new: Sequence[str], labels: Iterable[str]) -> list[str]:
+    """Of each new label that is spoken like another of all: which, and how to make the two one. A pair is told once.
+
+    >>> len(twin_labels(["Bean-Rust"], ["Bean-Rust", "bean rust", "mildew"])), twin_labels(["mildew"], ["mildew"])
+    (1, [])
+    """
     alike: dict[str, list[str]] = {}
-    for label in reader.labels() if new else ():
+    for label in labels:
         alike.setdefault(as_spoken(label), []).append(label)
     sentences = []
     told: set[str] = set()

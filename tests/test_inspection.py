@@ -55,6 +55,17 @@ def test_the_command_line_warns_of_it_and_enrolls(leaves):
     assert "warning: there is a class 'bean-rust' already; 'Bean-Rust' is another one." in again.stderr
 
 
+def test_renaming_warns_of_it_too(enrolled):
+    with serving(enrolled) as client:
+        found = client.patch("/v1/classes/rust", json={"label": "Mildew"}, headers=token(enrolled)).json()
+    (sentence,) = found["warnings"]
+    assert sentence.startswith("there is a class 'mildew' already; 'Mildew' is another one.")
+    place = ["--index", enrolled.place]
+    told = run("rename", "blight", "Healthy", *place).stderr
+    assert told.startswith("warning: there is a class 'healthy' already; 'Healthy' is another one.")
+    assert "warning" not in run("rename", "mildew", "leaf-mould", *place).stderr
+
+
 def test_http_warns_of_it_and_enrolls(enrolled, leaves):
     photos = sorted((leaves(n=5, name="more", first_seed=50) / "rust").iterdir())
     with serving(enrolled) as client:

@@ -266,7 +266,7 @@ def test_put_of_unusable_photos_leaves_the_class_as_it_is(client, enrolled, writ
 
 def test_a_class_is_renamed(client, enrolled, write):
     body = client.patch("/v1/classes/rust", json={"label": "leaf-rust"}, headers=write).json()
-    assert body == {"label": "leaf-rust", "was": "rust"}
+    assert body == {"label": "leaf-rust", "was": "rust", "warnings": []}
     assert "leaf-rust" in [each.label for each in enrolled.classes()]
     error_of(client.patch("/v1/classes/blight", json={"label": "healthy"}, headers=write), 409, "label_taken")
     error_of(client.patch("/v1/classes/none", json={"label": "x"}, headers=write), 404, "unknown_label")

@@ -4,7 +4,7 @@ import shlex
 
 import click
 
-from fewshot.cli.options import common, open_gallery
+from fewshot.cli.options import common, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo, visible
 from fewshot.datasets import checked_label
@@ -70,9 +70,14 @@ def _remove_photo(label: str, number: int, index: str, as_json: bool) -> None:
 @common
 def rename(old: str, new: str, index: str, as_json: bool) -> None:
     """Give a class another label."""
+    from fewshot.inspection import twin_labels
+
     old, new = checked_label(old), checked_label(new)
     with open_gallery(index) as gallery:
         gallery.rename(old, new)
+        warnings = twin_labels([new], [each.label for each in gallery.classes()])
+    for sentence in warnings:
+        warn(sentence)
     if as_json:
         json_line({"label": new, "was": old})
     else:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from fewshot.datasets import checked_label
 from fewshot.enrolling import no_usable_photo
+from fewshot.inspection import twin_labels
 from fewshot.records import ClassInspection, ClassSummary, EnrollReport, Support, Suspicious
 from fewshot.service import shapes
 from fewshot.service.access import READ, WRITE
@@ -81,8 +82,14 @@ async def replace_class(request: Request, work: AtWork, label: Label, strict: St
 )
 async def rename_class(work: AtWork, label: Label, renaming: shapes.Renaming) -> dict[str, Any]:
     """Give a class another label; its photos stay."""
-    await work.write(work.gallery.rename, label, renaming.label)
-    return {"label": checked_label(renaming.label), "was": checked_label(label)}
+    new = checked_label(renaming.label)
+
+    def change() -> dict[str, Any]:
+        work.gallery.rename(label, new)
+        warnings = twin_labels([new], [each.label for each in work.gallery.classes()])
+        return {"label": new, "was": checked_label(label), "warnings": warnings}
+
+    return await work.write(change)
 
 
 @router.delete(

@@ -218,9 +218,10 @@ class Renaming(BaseModel):
 class Renamed(BaseModel):
     """A class under its new label."""
 
-    model_config = _example(label="corn-common-rust", was="corn-rust")
+    model_config = _example(label="corn-common-rust", was="corn-rust", warnings=[])
     label: str
     was: str
+    warnings: list[str]
 
 
 class Removed(BaseModel):

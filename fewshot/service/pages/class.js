@@ -96,7 +96,7 @@ function renaming(found) {
     try {
       const done = await call("PATCH", `/v1/classes/${encodeURIComponent(found.label)}`, { json: { label: input.value } });
       await go(classPath(done.label));
-      notice(`${isolated(done.was)} is now ${isolated(done.label)}.`, "", "fine");
+      notice(`${isolated(done.was)} is now ${isolated(done.label)}.`, done.warnings.join(" "), "fine");
     } catch (error) {
       told(error);
     }
