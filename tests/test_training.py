@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_steps import SMALLEST as SMALL
 
+from fewshot import losses
 from fewshot.errors import (
     ImageError,
     MissingFolderError,
@@ -497,7 +498,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_epoch(
 ) -> None:
     def break_at_epoch_2(progress: Progress) -> None:
         if progress.epoch == 2:
-            monkeypatch.setattr(backbone_phase.MetricLoss, "forward", lambda self, e, c: e.sum() * float("nan"))
+            monkeypatch.setattr(losses.CosFace, "forward", lambda self, e, c: e.sum() * float("nan"))
 
     file = recipe_file(tmp_path, epochs=3)
     with monkeypatch.context() as patch:

@@ -119,6 +119,10 @@ def load_teachers(recipe: Recipe) -> tuple[Trainee, ...]:
 
 
 def levelled(embeddings: torch.Tensor) -> torch.Tensor:
-    """As `transforms.level` with the power that statistics are measured with, and with a slope everywhere."""
+    """As `transforms.level` with the power that statistics are measured with, and with a slope that stays finite.
+
+    For that a little is added to each size before its root is taken: components jump by 0.02 where they change their
+    sign, and one that is exactly 0 stays 0 and has no slope.
+    """
     unit = unit_rows(embeddings)
     return unit_rows(torch.sign(unit) * (unit.abs() + _LEAST) ** POWER)
