@@ -113,8 +113,8 @@ def load_teachers(recipe: Recipe) -> tuple[Trainee, ...]:
     for name in recipe.teachers if recipe.epochs else ():
         source = resolve(name)
         described, network = networks.load(source)
-        prepared, origin = described.preprocessing, origin_of(name, source, described)
-        found.append(Trainee(network, origin, prepared, prepared.image_size_px, described.dim))
+        preprocessing, origin = described.preprocessing, origin_of(name, source, described)
+        found.append(Trainee(network, origin, preprocessing, preprocessing.image_size_px, described.dim))
     return tuple(found)
 
 
