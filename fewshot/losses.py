@@ -35,14 +35,14 @@ class MetricLoss(nn.Module):
             embeddings: (n, dim) float, any length; each loss says whether it scales them to unit length.
             class_index: (n,) int64, each in [0, n_classes).
         """
-        return self._value(embeddings, class_index)
+        raise NotImplementedError
 
     def at_step(self, step: int) -> None:
         """Tell the loss how many batches have been trained, before the next. Only SphereFace's annealing listens."""
 
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor | None:
         """(n, n_classes) scores without a margin, or None for a loss that has no class vectors."""
-        return None if self.compares_photos else self._scores(embeddings)
+        return None
 
     def set_class_vectors(self, vectors: torch.Tensor) -> None:
         """Start the class vectors at `vectors`, (n_classes, dim).
@@ -50,25 +50,51 @@ class MetricLoss(nn.Module):
         Raises:
             UsageError: the loss has none, or its classifier is not a set of vectors compared by angle.
         """
-        weights = getattr(getattr(self, "_loss", None), "W", None)
-        if weights is None:
-            raise UsageError(f"{type(self).__name__} has no class vectors to start from.")
+        raise UsageError(f"{type(self).__name__} has no class vectors to start from.")
+
+
+class _ComparingPhotos(MetricLoss):
+    """A loss of the library over the pairs or triplets that a miner picks in the batch."""
+
+    compares_photos = True
+
+    def __init__(self, loss: Any, mining: str, margin: float) -> None:
+        super().__init__()
+        self._loss: Any = loss
+        self._miner = _miner(mining, margin)
+
+    def forward(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+        chosen = self._miner(embeddings, class_index) if self._miner is not None else None
+        return _scalar(self._loss(embeddings, class_index, chosen))
+
+
+class _ByAngle(MetricLoss):
+    """A loss of the library that compares photos with one learned vector a class by their angle."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self._loss: Any = loss
+
+    def forward(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+        return _scalar(self._loss(embeddings, class_index))
+
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        return _scalar(self._loss.get_logits(embeddings))
+
+    def set_class_vectors(self, vectors: torch.Tensor) -> None:
         with torch.no_grad():
-            weights.copy_(vectors.T)
-
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def _scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+            self._loss.W.copy_(vectors.T)
 
 
-class Contrastive(MetricLoss):
+class Contrastive(_ComparingPhotos):
     """Same-class pairs are pulled together, other pairs pushed at least `margin` apart.
 
     For a pair at the Euclidean distance D of its unit-length embeddings: D^2 if both show one class, else
     max(margin - D, 0)^2. The loss is the mean over same-class pairs plus the mean over other pairs, each mean over its
     non-zero terms.
+
+    The margin bounds D. With `mining="semihard"` the same number also picks the triplets whose pairs count, and there
+    it bounds a difference of D^2: that between the other pair and the same-class pair.
 
     Source:
         Hadsell, Chopra, LeCun 2006, eq. 4. Departures: no factor 1/2; unit-length embeddings, so D is in [0, 2]; the
@@ -77,18 +103,12 @@ class Contrastive(MetricLoss):
         paper does.
     """
 
-    compares_photos = True
-
     def __init__(self, margin: float = 1.0, mining: str = "all") -> None:
-        super().__init__()
-        self._loss = _SquaredContrastive(neg_margin=margin, distance=pml_distances.LpDistance(p=2, power=1))
-        self._miner = _miner(mining, margin)
-
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return _mined(self._loss, self._miner, embeddings, class_index)
+        distance = pml_distances.LpDistance(p=2, power=1)
+        super().__init__(_SquaredContrastive(neg_margin=margin, distance=distance), mining, margin)
 
 
-class Triplet(MetricLoss):
+class Triplet(_ComparingPhotos):
     """An anchor is nearer to its positive than to its negative by `margin`.
 
     max(D_ap - D_an + margin, 0) with D the squared Euclidean distance of unit-length embeddings (in [0, 4]), averaged
@@ -99,15 +119,9 @@ class Triplet(MetricLoss):
         non-zero ones is pytorch-metric-learning's, and keeps the step size when most triplets are solved.
     """
 
-    compares_photos = True
-
     def __init__(self, margin: float = 1.0, mining: str = "all") -> None:
-        super().__init__()
-        self._loss = pml_losses.TripletMarginLoss(margin=margin, distance=pml_distances.LpDistance(p=2, power=2))
-        self._miner = _miner(mining, margin)
-
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return _mined(self._loss, self._miner, embeddings, class_index)
+        distance = pml_distances.LpDistance(p=2, power=2)
+        super().__init__(pml_losses.TripletMarginLoss(margin=margin, distance=distance), mining, margin)
 
 
 class Quadruplet(MetricLoss):
@@ -139,7 +153,8 @@ class Quadruplet(MetricLoss):
         _known("mining of the quadruplet loss", mining, ("all", "hard"))
         self.margin, self.margin_2, self.form, self.mining = margin, margin_2, form, mining
 
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+    def forward(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+        """The two terms of a batch, added."""
         unit = functional.normalize(embeddings, dim=1)
         # 2 - 2 cos, not cdist ** 2: exact where it matters and half the time. (n, n)
         distance = (2.0 - 2.0 * unit @ unit.T).clamp(min=0.0)
@@ -158,7 +173,7 @@ class Quadruplet(MetricLoss):
         if self.form == "anchor":
             return first, functional.relu(gap + self.margin_2)
         anchor, mate = positive.nonzero(as_tuple=True)
-        one, other = negative.nonzero(as_tuple=True)  # (n1, n2), both orders, classes differ
+        one, other = negative.triu().nonzero(as_tuple=True)  # (n1, n2) of two classes, once: D is symmetric
         apart = negative[anchor][:, one] & negative[anchor][:, other]  # (pairs, pairs)
         second = distance[anchor, mate][:, None] - distance[one, other][None, :]
         return first, functional.relu(second[apart] + self.margin_2)
@@ -172,13 +187,13 @@ class Quadruplet(MetricLoss):
         first = functional.relu(distance_ap - nearest[:, 0] + self.margin)
         if self.form == "anchor":
             return first, functional.relu(distance_ap - nearest[:, 1] + self.margin_2)
-        one, other = negative.nonzero(as_tuple=True)
+        one, other = negative.triu().nonzero(as_tuple=True)
         apart = (negative[:, one] & negative[:, other])[usable]  # (anchors, pairs)
         closest = distance[one, other][None, :].expand(apart.shape).masked_fill(~apart, float("inf")).amin(dim=1)
         return first, functional.relu(distance_ap - closest + self.margin_2)
 
 
-class SphereFace(MetricLoss):
+class SphereFace(_ByAngle):
     """Cross-entropy in which a photo must beat the other classes at `margin` times its angle to its own class.
 
     The logit of class j is |x| cos(theta_j); for the photo's own class cos(theta) is replaced by
@@ -194,25 +209,18 @@ class SphereFace(MetricLoss):
     """
 
     def __init__(self, n_classes: int, dim: int, margin: int = 4, annealing: bool = True) -> None:
-        super().__init__()
         if margin != int(margin) or margin < 1:
             raise UsageError(f"SphereFace's margin multiplies the angle: {margin} is no whole number above 0.")
+        super().__init__(_AnnealedSphereFace(num_classes=n_classes, embedding_size=dim, margin=int(margin), scale=1))
         self.annealing = annealing
-        self._loss = _AnnealedSphereFace(num_classes=n_classes, embedding_size=dim, margin=int(margin), scale=1)
         self.at_step(0)
 
     def at_step(self, step: int) -> None:
         """Set the annealing's weight; without annealing, 0."""
         self._loss.plain_weight = max(5.0, 1000.0 / (1.0 + 0.12 * step)) if self.annealing else 0.0
 
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss(embeddings, class_index))
 
-    def _scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss.get_logits(embeddings))
-
-
-class CosFace(MetricLoss):
+class CosFace(_ByAngle):
     """Cross-entropy over `scale` x cosine, in which the photo's own class is handicapped by `margin`.
 
     The logit of class j is s cos(theta_j), and s (cos(theta) - m) for the photo's own class.
@@ -222,17 +230,10 @@ class CosFace(MetricLoss):
     """
 
     def __init__(self, n_classes: int, dim: int, margin: float = 0.4, scale: float = 32.0) -> None:
-        super().__init__()
-        self._loss = pml_losses.CosFaceLoss(num_classes=n_classes, embedding_size=dim, margin=margin, scale=scale)
-
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss(embeddings, class_index))
-
-    def _scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss.get_logits(embeddings))
+        super().__init__(pml_losses.CosFaceLoss(num_classes=n_classes, embedding_size=dim, margin=margin, scale=scale))
 
 
-class ArcFace(MetricLoss):
+class ArcFace(_ByAngle):
     """Cross-entropy over `scale` x cosine, in which the photo's angle to its own class is widened.
 
     The logit of class j is s cos(theta_j), and s cos(theta + m) for the photo's own class. Where theta + m passes
@@ -245,15 +246,8 @@ class ArcFace(MetricLoss):
     """
 
     def __init__(self, n_classes: int, dim: int, margin_degrees: float = 28.6, scale: float = 32.0) -> None:
-        super().__init__()
         # The library takes degrees and then stores radians under the same name: it stays inside.
-        self._loss = _ClampedArcFace(num_classes=n_classes, embedding_size=dim, margin=margin_degrees, scale=scale)
-
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss(embeddings, class_index))
-
-    def _scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return _scalar(self._loss.get_logits(embeddings))
+        super().__init__(_ClampedArcFace(num_classes=n_classes, embedding_size=dim, margin=margin_degrees, scale=scale))
 
 
 class CrossEntropy(MetricLoss):
@@ -263,10 +257,12 @@ class CrossEntropy(MetricLoss):
         super().__init__()
         self.linear = nn.Linear(dim, n_classes)
 
-    def _value(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(self._scores(embeddings), class_index)
+    def forward(self, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of a batch."""
+        return functional.cross_entropy(self.linear(embeddings), class_index)
 
-    def _scores(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor | None:
+        """(n, n_classes), what the linear layer gives."""
         return _scalar(self.linear(embeddings))
 
 
@@ -336,7 +332,11 @@ class _ClampedArcFace(pml_losses.ArcFaceLoss):  # type: ignore[misc]
 
 
 def _miner(mining: str, margin: float) -> Any:
-    """A miner on the same unit-length squared distances as the losses, or None to compare all with all."""
+    """A miner on the squared distances of unit-length embeddings, or None to compare all with all.
+
+    The triplet loss is of the same distances. Contrastive's is of their roots, which are in the same order, so that
+    hard pairs are the same; semihard triplets are those whose squared distances differ by less than `margin`.
+    """
     _known("mining", mining, MININGS)
     squared = pml_distances.LpDistance(p=2, power=2)
     if mining == "hard":
@@ -344,11 +344,6 @@ def _miner(mining: str, margin: float) -> Any:
     if mining == "semihard":
         return pml_miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard", distance=squared)
     return None
-
-
-def _mined(loss: Any, miner: Any, embeddings: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
-    chosen = miner(embeddings, class_index) if miner is not None else None
-    return _scalar(loss(embeddings, class_index, chosen))
 
 
 def _mean_nonzero(terms: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,16 @@ def test_contrastive_is_its_equation() -> None:
     assert loss_of("contrastive", margin=1.3)(embeddings, class_index).item() == pytest.approx(wanted, rel=1e-9)
 
 
+def test_semihard_contrastive_takes_its_pairs_by_squared_distances() -> None:
+    embeddings, class_index = batch()
+    squared = squared_distances(embeddings)
+    mined = [(a, p, n) for a, p, n in triplets(class_index.tolist()) if 0 < squared[a][n] - squared[a][p] <= 1.3]
+    same = [squared[a][p] for a, p, _ in mined]
+    other = [max(1.3 - math.sqrt(squared[a][n]), 0.0) ** 2 for a, _, n in mined]
+    loss = loss_of("contrastive", margin=1.3, mining="semihard")
+    assert loss(embeddings, class_index).item() == pytest.approx(mean_nonzero(same) + mean_nonzero(other), rel=1e-9)
+
+
 def test_triplet_is_its_equation() -> None:
     embeddings, class_index = batch()
     squared = squared_distances(embeddings)
@@ -99,6 +109,25 @@ def test_quadruplet_is_its_equation(form: str) -> None:
     assert any(term == 0 for term in second)
     wanted = mean_nonzero(first) + mean_nonzero(second)
     assert loss_of("quadruplet", form=form)(embeddings, class_index).item() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("mining", ["all", "hard"])
+def test_a_pair_of_negatives_taken_once_counts_as_taken_in_both_orders(
+    mining: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient."""
+    embeddings, class_index = batch(seed=3, n_per_class=4)
+    loss = loss_of("quadruplet", form="four-sample", mining=mining)
+    found = []
+    for triu in (torch.Tensor.triu, lambda negative: negative):
+        monkeypatch.setattr(torch.Tensor, "triu", triu)
+        given = embeddings.clone().requires_grad_()
+        value = loss(given, class_index)
+        found.append((value.item(), *torch.autograd.grad(value, given)))
+    (once, slope), (twice, full_slope) = found
+    assert once == pytest.approx(twice, rel=1e-12)
+    assert torch.allclose(slope, full_slope, rtol=1e-10, atol=1e-14)
+    assert slope.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("form", ["anchor", "four-sample"])

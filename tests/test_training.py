@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_steps import SMALLEST as SMALL
 
+from fewshot import losses
 from fewshot.errors import (
     ImageError,
     MissingFolderError,
@@ -212,7 +213,7 @@ def test_interpolation_mixes_the_first_and_the_trained_weights(tmp_path: Path, d
 def trainee(**settings: Any) -> tuple[networks.Trainee, Any]:
     recipe = resolve({**SMALL, "backbone": "cnn-basic", **settings})
     torch.manual_seed(0)
-    return networks.build_trainee(recipe, None), recipe
+    return networks.build_trainee(recipe), recipe
 
 
 def test_frozen_parts_do_not_learn_and_late_parts_learn_fastest() -> None:
@@ -267,7 +268,7 @@ def test_every_backbone_runs_forward_and_learns_one_step(name: str) -> None:
     """Without weights, which most have none of here: the report says "random weights"."""
     recipe = resolve({"backbone": name, "weights": "random", "image_size_px": 96, "frozen_parts": 1})
     torch.manual_seed(0)
-    network = networks.build_trainee(recipe, None)
+    network = networks.build_trainee(recipe)
     assert network.origin.weights == "random"
     groups = networks.parameter_groups(recipe, network)
     networks.training_mode(recipe, network)
@@ -286,16 +287,16 @@ def test_every_backbone_runs_forward_and_learns_one_step(name: str) -> None:
 
 @pytest.mark.weights
 def test_the_installed_backbone_starts_from_its_weights() -> None:
-    network = networks.build_trainee(resolve({"backbone": "lite0"}), None)
+    network = networks.build_trainee(resolve({"backbone": "lite0"}))
     assert (network.origin.weights, network.dim) == ("imagenet", 1280)
     assert len(networks.parts(network.network)) == 9
-    none = networks.build_trainee(resolve({"backbone": "lite0", "normalisation": "none"}), None)
+    none = networks.build_trainee(resolve({"backbone": "lite0", "normalisation": "none"}))
     photo = torch.rand(1, 3, 96, 96)
     assert torch.allclose(network.eval()(photo), none.eval()((photo - 0.5) / 0.5), atol=1e-4)
     assert network.preprocessing.crop_pct == 0.875
-    assert networks.build_trainee(resolve({"backbone": "plants-lite0"}), None).origin.weights == "trained"
+    assert networks.build_trainee(resolve({"backbone": "plants-lite0"})).origin.weights == "trained"
     asked = {"backbone": "lite0", "image_size_px": 160, "test_image_size_px": 200, "test_crop_pct": 1.0}
-    whole = networks.build_trainee(resolve(asked), None).preprocessing
+    whole = networks.build_trainee(resolve(asked)).preprocessing
     assert (whole.image_size_px, whole.crop_pct, whole.short_side_px) == (200, 1.0, 200)
 
 
@@ -382,6 +383,21 @@ def test_dataset_normalisation_is_measured_on_the_training_photos(data: Path) ->
     pixels = np.concatenate([array.reshape(-1, 3) for array in decoded]) / 255.0
     assert np.allclose(mean, pixels.mean(axis=0), atol=1e-4)
     assert np.allclose(std, pixels.std(axis=0), atol=1e-3)
+
+
+def test_dataset_normalisation_changes_six_numbers_and_no_weight(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build = [], runs.build_trainee
+    monkeypatch.setattr(runs, "build_trainee", lambda recipe: built.append(recipe) or build(recipe))
+    recipes = [resolve({**SMALL, "test_folder": "test", "normalisation": how}) for how in ("dataset", "none")]
+    split = photos.read_split(recipes[0], data)
+    (measured, prepared), (plain, _) = (runs.prepare(recipe, split, photos.DecodedPhotos()) for recipe in recipes)
+    assert len(built) == 2, "once each"
+    mean, std = photos.channel_statistics(prepared.decoded)
+    assert (measured.preprocessing.mean, measured.preprocessing.std) == (tuple(mean.tolist()), tuple(std.tolist()))
+    assert same(measured.network.state_dict(), plain.network.state_dict())
+    batch = torch.rand(2, 3, 80, 80)
+    normalised = (batch - torch.from_numpy(mean).view(3, 1, 1)) / torch.from_numpy(std).view(3, 1, 1)
+    assert torch.allclose(measured(batch), plain(normalised), atol=1e-6)
 
 
 def test_what_the_next_training_wants_too_is_not_decoded_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +513,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_epoch(
 ) -> None:
     def break_at_epoch_2(progress: Progress) -> None:
         if progress.epoch == 2:
-            monkeypatch.setattr(backbone_phase.MetricLoss, "forward", lambda self, e, c: e.sum() * float("nan"))
+            monkeypatch.setattr(losses.CosFace, "forward", lambda self, e, c: e.sum() * float("nan"))
 
     file = recipe_file(tmp_path, epochs=3)
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """An epoch of the backbone: what the network is given, what is said of it, and which epochs are kept."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ def noise() -> list[Pixels]:
     return [rng.integers(0, 256, (84, 100, 3), dtype=np.uint8) for _ in range(N_PHOTOS)]
 
 
-def phase(folder: Path, **settings: Any) -> BackbonePhase:
+def phase(folder: Path, interpolation: float = 1.0, **settings: Any) -> BackbonePhase:
     """The backbone's part of a training on a dozen photos of noise, which are its test photos too."""
-    recipe = resolve({**SMALL, **settings})
+    recipe = replace(resolve({**SMALL, **settings}), interpolation=interpolation)  # of random weights it is refused
     torch.manual_seed(0)
-    trainee = networks.build_trainee(recipe, None)
+    trainee = networks.build_trainee(recipe)
     decoded = noise()
     photos = Photos(tuple(Path(f"{i}.jpg") for i in range(N_PHOTOS)), np.arange(N_PHOTOS) % len(LABELS), LABELS)
     nothing = photos.subset(np.zeros(0, np.int64))
@@ -214,3 +215,17 @@ def test_convolutions_and_batch_norms_resume_to_the_same_weights(tmp_path: Path)
     other = phase(tmp_path / "three", **settings, seed=1)
     other.run(unseen)
     assert not torch.equal(state(other)["network.conv_stem.weight"], state(unbroken)["network.conv_stem.weight"])
+
+
+# ---- what is kept of it
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_backbone_kept_is_as_far_from_the_first_as_the_recipe_says(tmp_path: Path, share: float) -> None:
+    first, learned, kept = (phase(tmp_path / str(i), interpolation=share if i == 2 else 1.0) for i in range(3))
+    learned.run(unseen)
+    kept.run(unseen)
+    weights = [each.trainee.network.state_dict() for each in (first, learned, kept)]
+    assert not torch.equal(weights[0]["1.weight"], weights[1]["1.weight"])
+    for name, found in weights[2].items():
+        assert torch.allclose(found, torch.lerp(weights[0][name], weights[1][name], share), atol=1e-6)

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fewshot.classifier import class_prototypes
 from fewshot.recipes import read_plan, resolve
 from fewshot.training import networks
+from fewshot.transforms import unit_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIVE = (
@@ -50,7 +53,7 @@ def part_names(network: nn.Module) -> list[list[str]]:
 
 def trainee(**settings: Any) -> networks.Trainee:
     torch.manual_seed(0)
-    return networks.build_trainee(resolve(settings), None)
+    return networks.build_trainee(resolve(settings))
 
 
 # ---- parts
@@ -84,7 +87,7 @@ def test_a_normalisation_belongs_to_the_part_before_it_also_in_a_head() -> None:
 
 def test_the_emergency_recipe_freezes_the_first_convolution_and_two_of_four_layers() -> None:
     (cell,) = read_plan(CONFIGS / "emergency.yaml", "weights=random").cells
-    network = networks.build_trainee(cell.recipe, None)
+    network = networks.build_trainee(cell.recipe)
     networks.parameter_groups(cell.recipe, network)
     still = {name.split(".")[0] for name, weight in network.network.named_parameters() if not weight.requires_grad}
     learning = {name.split(".")[0] for name, weight in network.network.named_parameters() if weight.requires_grad}
@@ -123,7 +126,7 @@ def test_a_size_for_tests_leaves_the_size_in_training(
     settings: dict[str, Any], learning_px: int, testing_px: int
 ) -> None:
     recipe = resolve({"backbone": "lite0", "weights": "random", **settings})
-    network = networks.build_trainee(recipe, None)
+    network = networks.build_trainee(recipe)
     assert networks.training_size_px(recipe, network) == learning_px
     assert network.preprocessing.image_size_px == testing_px
 
@@ -140,3 +143,16 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     with torch.no_grad():
         network[0].weight[0, 1] = value
     assert networks.first_not_finite(network) == "0.weight"
+
+
+# ---- where a class lies
+
+
+def test_prototypes_are_those_of_an_index_and_a_class_of_zeros_has_one_too() -> None:
+    rng = np.random.default_rng(0)
+    class_index = rng.permutation(np.repeat(np.arange(4), 5))
+    embeddings = (9 * rng.normal(size=(20, 8))).astype(np.float32)
+    found = networks.prototypes(torch.from_numpy(embeddings), class_index, 4)
+    assert np.allclose(found, class_prototypes(unit_rows(embeddings), class_index, 4), atol=1e-6)
+    embeddings[class_index == 2] = 0
+    assert not networks.prototypes(torch.from_numpy(embeddings), class_index, 4)[2].any()

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from training_steps import SMALLEST
 
+from fewshot import losses
 from fewshot.errors import ImageError, NotFiniteError, TrainingError, TrainingStoppedError, WeightsUnreachableError
-from fewshot.training import backbone_phase, report, runs
+from fewshot.training import report, runs
 from fewshot.training.runs import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,10 +41,10 @@ def no_weights(monkeypatch):
     """The baseline `cnn-basic` as a backbone whose weights are nowhere."""
     build = runs.build_trainee
 
-    def without(recipe, statistics):
+    def without(recipe):
         if recipe.backbone == "cnn-basic":
             raise WeightsUnreachableError("the weights of cnn-basic are not on this machine.", hint="Connect once.")
-        return build(recipe, statistics)
+        return build(recipe)
 
     monkeypatch.setattr(runs, "build_trainee", without)
 
@@ -80,7 +81,7 @@ def test_a_broken_photo_removed_leaves_the_folder_free(tmp_path, data):
 def test_nan_in_the_first_epoch_leaves_the_folder_to_a_lower_rate(tmp_path, data, monkeypatch):
     file = recipe_file(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone_phase.MetricLoss, "forward", lambda self, e, c: e.sum() * float("nan"))
+        patch.setattr(losses.CosFace, "forward", lambda self, e, c: e.sum() * float("nan"))
         with pytest.raises(NotFiniteError):
             train(file, data, tmp_path / "out")
     (trained,) = train(file, data, tmp_path / "out", only="learning_rate=1e-5")
@@ -189,8 +190,8 @@ def test_a_photo_that_is_embedded_to_zeros_costs_the_prototypes_alone(tmp_path, 
     """Through ReLU a black photo is zeros, where the biases are and stay at zero."""
     build = runs.build_trainee
 
-    def without_biases(*given):
-        trainee = build(*given)
+    def without_biases(recipe):
+        trainee = build(recipe)
         trainee.network[2].bias.data.zero_()
         return trainee
 

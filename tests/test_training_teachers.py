@@ -63,6 +63,15 @@ def test_the_slope_is_finite_where_a_component_is_zero() -> None:
     assert torch.isfinite(embeddings.grad).all()
 
 
+def test_a_component_jumps_with_its_sign_and_has_no_slope_at_zero() -> None:
+    embeddings = torch.tensor([[0.0, 1.0, 1e-12, -1e-12]], requires_grad=True)
+    found = levelled(embeddings)
+    assert found[0].tolist() == pytest.approx([0.0, 1.0, 0.01, -0.01], rel=1e-3)
+    found[0, 0].backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad[0, 0] == 0
+
+
 def test_a_cosine_between_rows_is_the_mean_of_the_teachers_cosines() -> None:
     train = fit_all(coloured(), 48, 1.0)
     both = Teachers((small(0), small(1)), train, ALONE)

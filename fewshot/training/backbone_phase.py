@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fewshot.training.networks import (
     first_not_finite,
     interpolate,
     parameter_groups,
+    prototypes,
     training_mode,
     training_size_px,
     unit_rows,
@@ -95,15 +96,16 @@ class BackbonePhase:
             self.projection = Projection(trainee.dim, dim)
         self.loss: MetricLoss = build_loss(recipe.loss, n_classes=len(labels), dim=dim, **recipe.loss_settings)
         trainee.to(device)
-        self._pretrained = {name: tensor.clone() for name, tensor in trainee.network.state_dict().items()}
+        self._pretrained: dict[str, torch.Tensor] = {}
+        if recipe.interpolation < 1:
+            self._pretrained = {name: tensor.clone() for name, tensor in trainee.network.state_dict().items()}
         self.teachers = Teachers(prepared.teachers, prepared.train, processes) if prepared.teachers else None
         self.follower: nn.Module = nn.Identity()
         if recipe.prototype_start or self.teachers is not None:
             plain = torch.from_numpy(processes.embed(trainee, prepared.train)).to(device)
             if recipe.prototype_start:
-                class_index = torch.from_numpy(prepared.split.train.class_index)
-                means = [unit_rows(plain)[class_index == i].mean(0) for i in range(len(labels))]
-                self.loss.set_class_vectors(unit_rows(torch.stack(means)).cpu())
+                vectors = prototypes(plain, prepared.split.train.class_index, len(labels))
+                self.loss.set_class_vectors(vectors.cpu())
             if self.teachers is not None:
                 self.follower = Follower(plain, self.teachers.plain)
         self.projection.to(device)
@@ -139,7 +141,8 @@ class BackbonePhase:
             self._save("last")
         if self.recipe.keep == "best":
             self._load_weights("best")
-        interpolate(self.trainee.network, self._pretrained, self.recipe.interpolation)
+        if self._pretrained:
+            interpolate(self.trainee.network, self._pretrained, self.recipe.interpolation)
 
     def logits(self, embeddings: Float32s) -> Float32s | None:
         """(n, n_classes) logits of the loss's own classifier for embeddings; None for a loss that has none."""
@@ -243,24 +246,22 @@ class BackbonePhase:
         """This epoch on the validation photos (None where there are none) and on the test photos."""
         split, prepared = self.prepared.split, self.prepared
         sets = [(split.validation, prepared.validation), (split.test, prepared.test)]
-        prototypes: Float32s | None = None
+        means: torch.Tensor | None = None
         if self.loss.compares_photos:
             support = first_rows(split.train, N_SHOT)
-            unit = unit_rows(torch.from_numpy(self._embed(prepared.train[support])))
-            owner = torch.from_numpy(split.train.class_index[support])
-            means = [unit[owner == i].mean(0) for i in range(len(split.train.labels))]
-            prototypes = unit_rows(torch.stack(means)).numpy()
+            embedded = torch.from_numpy(self._embed(prepared.train[support]))
+            means = prototypes(embedded, split.train.class_index[support], len(split.train.labels))
         found: list[Scores | None] = []
         for photos, pixels in sets:
             if len(photos) == 0:
                 found.append(None)
                 continue
             embeddings = self._embed(pixels)
-            if prototypes is not None:
-                cosine = unit_rows(torch.from_numpy(embeddings)).numpy() @ prototypes.T
+            if means is not None:
+                cosine = unit_rows(torch.from_numpy(embeddings)).numpy() @ means.numpy().T
                 scores = logit_scores(cosine, photos.class_index, photos.labels)
                 # A softmax over bare cosines is no loss that anything was trained with.
-                found.append(Scores(None, scores.accuracy, scores.precision, scores.recall, scores.f1))
+                found.append(replace(scores, loss=None))
             else:
                 logits = self.logits(embeddings)
                 assert logits is not None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,8 +68,7 @@ def train_head(
         seconds = time.monotonic() - started
         if name := first_not_finite(head):  # which the last step may have done, after its loss
             raise NotFiniteError(f"the head's {name} became NaN or infinite in epoch {epoch}.", hint=lower)
-        learned = _scores(head, train, labels)
-        learned = Scores(total / len(true), learned.accuracy, learned.precision, learned.recall, learned.f1)
+        learned = replace(_scores(head, train, labels), loss=total / len(true))
         watched = _scores(head, validation, labels) if len(validation.class_index) else None
         rows.append(EpochRow(epoch, seconds, learned, watched, _scores(head, test, labels)))
         if recipe.keep == "best" and best_row(rows) is rows[-1]:

@@ -12,7 +12,7 @@ from fewshot import networks
 from fewshot.backbones import Backbone, Preprocessing, WeightsSource, resolve
 from fewshot.errors import TrainingError
 from fewshot.recipes import BASELINES, Recipe
-from fewshot.records import Float32s, Pixels
+from fewshot.records import Float32s, Int64s, Pixels
 from fewshot.training.batches import plain_batch
 
 _BASELINE_SIZE_PX = 80  # the microscopy study's
@@ -58,6 +58,12 @@ class Trainee(nn.Module):
         assert isinstance(embeddings, torch.Tensor)
         return embeddings
 
+    def normalise_by(self, mean: Float32s, std: Float32s) -> None:
+        """Take these, (3,) each, as the mean and standard deviation of the channels, here and in use."""
+        self.preprocessing = replace(self.preprocessing, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.from_numpy(values).view(1, 3, 1, 1))
+
 
 class Head(nn.Module):
     """Two linear layers joined by ReLU (and dropout): the studies' classifier on a frozen backbone."""
@@ -91,12 +97,8 @@ class Projection(nn.Module):
         return projected
 
 
-def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] | None) -> Trainee:
-    """The backbone a recipe names, with the weights it asks for and the normalisation it says.
-
-    Args:
-        recipe: the settings.
-        channel_statistics: mean and std of the training photos' channels, for normalisation "dataset".
+def build_trainee(recipe: Recipe) -> Trainee:
+    """The backbone a recipe names, with the weights it asks for; for normalisation "dataset" see `normalise_by`.
 
     Raises:
         WeightsUnreachableError: ImageNet weights are asked for and are not on this machine.
@@ -117,10 +119,6 @@ def build_trainee(recipe: Recipe, channel_statistics: tuple[Float32s, Float32s] 
     own_size_px = preprocessing.image_size_px
     if recipe.normalisation == "none":
         preprocessing = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    elif recipe.normalisation == "dataset":
-        assert channel_statistics is not None
-        mean, std = (values.tolist() for values in channel_statistics)
-        preprocessing = replace(preprocessing, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
     size = recipe.test_image_size_px or recipe.image_size_px
     if size and recipe.backbone not in BASELINES:
         preprocessing = replace(preprocessing, image_size_px=size)
@@ -228,6 +226,12 @@ def first_not_finite(network: nn.Module) -> str | None:
 def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
     """Rows scaled to unit length."""
     return functional.normalize(embeddings, dim=1)
+
+
+def prototypes(embeddings: torch.Tensor, class_index: Int64s, n_classes: int) -> torch.Tensor:
+    """(n, dim) embeddings of any length -> (n_classes, dim), rows of unit length; every class has a row."""
+    unit, owner = unit_rows(embeddings), torch.from_numpy(class_index)
+    return unit_rows(torch.stack([unit[owner == i].mean(0) for i in range(n_classes)]))
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fewshot.evaluation import Metrics, measure
+from fewshot.evaluation import measure
 from fewshot.records import Float32s, Int64s
 
 
@@ -85,11 +85,7 @@ def logit_scores(logits: Float32s, true: Int64s, labels: Sequence[str], loss: fl
         return Scores()
     if loss is None:
         loss = float(functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true)))
-    return scores_of(measure(true, logits.argmax(axis=1).astype(np.int64), labels), loss)
-
-
-def scores_of(metrics: Metrics, loss: float | None) -> Scores:
-    """A row's scores from full metrics."""
+    metrics = measure(true, logits.argmax(axis=1).astype(np.int64), labels)
     return Scores(loss, metrics.accuracy.share, metrics.precision, metrics.recall, metrics.f1)
 
 

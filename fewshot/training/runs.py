@@ -187,20 +187,16 @@ def train_cell(
 def prepare(recipe: Recipe, split: Split, kept: DecodedPhotos) -> tuple[Trainee, Prepared]:
     """The networks and the decoded photos; networks first, so that missing weights are told before the decoding."""
     torch.manual_seed(recipe.seed)  # random first weights
-    plain = dataclasses.replace(recipe, normalisation="none") if recipe.normalisation == "dataset" else recipe
-    trainee, teachers = build_trainee(plain, None), load_teachers(recipe)
-    prepared = trainee.preprocessing
-    short_side_px = prepared.short_side_px
+    trainee, teachers = build_trainee(recipe), load_teachers(recipe)
+    short_side_px = trainee.preprocessing.short_side_px
     learning_px = round(training_size_px(recipe, trainee) * _DECODE_MARGIN)
     grey = recipe.backbone in BASELINES
     train_px = max(learning_px, short_side_px) if recipe.epochs else short_side_px
     wanted = [(split.train, train_px), (split.validation, short_side_px), (split.test, short_side_px)]
     decoded, *others = kept.of(wanted, grey)
     if recipe.normalisation == "dataset":
-        torch.manual_seed(recipe.seed)
-        trainee = build_trainee(recipe, channel_statistics(decoded))
-        prepared = trainee.preprocessing
-    size, crop_pct = prepared.image_size_px, prepared.crop_pct
+        trainee.normalise_by(*channel_statistics(decoded))
+    size, crop_pct = trainee.preprocessing.image_size_px, trainee.preprocessing.crop_pct
     train, validation, test = (fit_all(each, size, crop_pct) for each in (decoded, *others))
     grounds = find_grounds(recipe, split.train, decoded) if recipe.epochs else None
     return trainee, Prepared(split, decoded, grounds, train, validation, test, teachers)

@@ -113,12 +113,16 @@ def load_teachers(recipe: Recipe) -> tuple[Trainee, ...]:
     for name in recipe.teachers if recipe.epochs else ():
         source = resolve(name)
         described, network = networks.load(source)
-        prepared, origin = described.preprocessing, origin_of(name, source, described)
-        found.append(Trainee(network, origin, prepared, prepared.image_size_px, described.dim))
+        preprocessing, origin = described.preprocessing, origin_of(name, source, described)
+        found.append(Trainee(network, origin, preprocessing, preprocessing.image_size_px, described.dim))
     return tuple(found)
 
 
 def levelled(embeddings: torch.Tensor) -> torch.Tensor:
-    """As `transforms.level` with the power that statistics are measured with, and with a slope everywhere."""
+    """As `transforms.level` with the power that statistics are measured with, and with a slope that stays finite.
+
+    For that a little is added to each size before its root is taken: components jump by 0.02 where they change their
+    sign, and one that is exactly 0 stays 0 and has no slope.
+    """
     unit = unit_rows(embeddings)
     return unit_rows(torch.sign(unit) * (unit.abs() + _LEAST) ** POWER)
