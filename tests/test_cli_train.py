@@ -58,6 +58,14 @@ def test_json_is_one_line_a_cell(recipe, tmp_path):
     assert (Path(line["folder"]) / "backbone.safetensors").is_file()
 
 
+def test_photos_beside_the_class_folders_are_told_once_for_all_cells(recipe, tmp_path):
+    train_folder = tmp_path / "photos" / "train"
+    (train_folder / "corn-rust" / "0.png").rename(train_folder / "0.png")
+    result = run(recipe, "--data", tmp_path / "photos", "--out", tmp_path / "out", "--only", "seed=0,seed=1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count(f"1 photo lies in {train_folder} itself, in no class; it is not read.") == 1
+
+
 def test_a_cell_that_fails_is_told_and_the_others_are_trained(recipe, tmp_path):
     recipe.write_text(f"{RECIPE}learning_rate: [1e30, 1e-4]\n")
     words = (recipe, "--data", tmp_path / "photos", "--out", tmp_path / "out")

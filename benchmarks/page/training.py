@@ -20,8 +20,7 @@ def losses() -> str:
 `python benchmarks/losses.py`: the plant-disease study's table on an installed backbone, at a size that fits an hour
 ({size};
 the rest as in configs/doctorp-stage2.yaml, every layer trained). *Head*: accuracy of the two linear layers on
-the first {facts["size"]["photos_per_class_max"]} photos of each class of base/test (a run made now takes all), among 35
-classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1.
+base/test, among 35 classes. *Base*, *novel*, *hard*: the backbone in an index of 50 classes, plain cosine, top-1.
 Epoch times are of a machine that other work shared, and cannot be compared with each other. So small a training shows
 how the losses start, not where they end.
 

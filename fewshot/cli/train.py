@@ -51,7 +51,16 @@ def train(recipe: Path, data: Path, out: Path, only: str | None, index: str, as_
 
     on_cell = json_report if as_json else say_report
     with _bar() as on_progress:
-        run(recipe, data, out, only=only, on_progress=on_progress, on_cell=on_cell, on_failed=say_failed)
+        run(
+            recipe,
+            data,
+            out,
+            only=only,
+            on_progress=on_progress,
+            on_cell=on_cell,
+            on_failed=say_failed,
+            on_warning=warn,
+        )
 
 
 def json_report(report: "Report") -> None:

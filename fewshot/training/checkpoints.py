@@ -1,6 +1,5 @@
 """Where a run stands -> files that survive a crash, and back."""
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fewshot.errors import TrainingDiskFullError, TrainingError
+from fewshot.errors import TrainingDiskFullError, TrainingError, is_disk_full
 
 _FORMAT = 1
 
@@ -119,6 +118,6 @@ def write_whole(file: Path, data: bytes) -> None:
 
 def as_write_error(file: Path, error: OSError) -> TrainingError:
     """The error that a user meets when a file cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return TrainingDiskFullError(f"there is no space left to write {file}.")
     return TrainingError(f"{file} cannot be written: {error.strerror}.", hint="Choose another folder with --out.")

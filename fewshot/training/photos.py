@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,13 @@ class Split:
     test: Photos
 
 
-def read_split(recipe: Recipe, data: Path) -> Split:
+def read_split(recipe: Recipe, data: Path, on_warning: Callable[[str], None] | None = None) -> Split:
     """List the photos of a recipe and split them as it says, the same way every time.
+
+    Args:
+        recipe: the settings.
+        data: the folder in which the recipe's folders are.
+        on_warning: told of photos that lie beside the folders of the classes, and are of none.
 
     Raises:
         FolderError: a folder is missing or empty.
@@ -51,13 +56,13 @@ def read_split(recipe: Recipe, data: Path) -> Split:
             folder lacks, or the source pattern does not fit the files' names.
         TooFewPhotosError: a class has too few photos to be split, or for P x K batches, or there are too few classes.
     """
-    learnable = _read_folder(data / recipe.train_folder, recipe.photos_per_class_max or None)
+    learnable = _read_folder(data / recipe.train_folder, on_warning, recipe.photos_per_class_max or None)
     _check_labels("held_out_classes", recipe.held_out_classes, learnable)
     train = _with_labels(learnable, [label for label in learnable.labels if label not in recipe.held_out_classes])
     if recipe.epochs:
         _check_labels("ground_classes", recipe.ground_classes, train)  # before anything is decoded
     if recipe.test_folder:
-        found = _read_folder(data / recipe.test_folder)
+        found = _read_folder(data / recipe.test_folder, on_warning)
         _check_tested(found, learnable, recipe)
         test = _with_labels(found, train.labels)
     else:
@@ -133,12 +138,12 @@ def channel_statistics(decoded: Sequence[Pixels]) -> tuple[Float32s, Float32s]:
     return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32)
 
 
-def _read_folder(folder: Path, n_max: int | None = None) -> Photos:
+def _read_folder(folder: Path, on_warning: Callable[[str], None] | None, n_max: int | None = None) -> Photos:
     """The photos of each sub-folder, in name order: all, or the first `n_max`."""
     files: list[Path] = []
     classes: list[int] = []
     labels: list[str] = []
-    for found in class_folders(folder):
+    for found in class_folders(folder, on_warning=on_warning):
         chosen = found.photos[:n_max]
         if chosen:
             files += chosen

@@ -61,6 +61,7 @@ def train(
     on_progress: OnProgress | None = None,
     on_cell: Callable[[Report], None] | None = None,
     on_failed: Callable[[str, FewshotError], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> list[Report]:
     """Train every cell of a recipe file, or those that `only` picks. Epochs already trained are not trained again.
 
@@ -72,6 +73,7 @@ def train(
         on_progress: called after every batch.
         on_cell: called with each cell's report as it is finished.
         on_failed: called with the name of each cell of a grid that fails, and its error.
+        on_warning: told once, whatever the number of cells, of each folder in which photos lie that are of no class.
 
     Returns:
         One report a cell, in order; of several processes that torchrun started, the first alone gets them.
@@ -86,13 +88,21 @@ def train(
     plan = read_plan(recipe_file, only)
     reports = []
     failed: list[str] = []
+    told: set[str] = set()
     decoded = DecodedPhotos()
     with joined() as processes:
+
+        def warn_once(sentence: str) -> None:
+            if on_warning is not None and processes.is_first and sentence not in told:
+                told.add(sentence)
+                on_warning(sentence)
+
         for cell in plan.cells:
             folder = out / plan.name / _folder_name(cell.name) if cell.name else out / plan.name
             shown = on_progress if on_progress is not None and processes.is_first else _unseen
             try:
-                report = train_cell(plan.name, cell, data, folder, shown, processes, decoded)
+                split = read_split(cell.recipe, data, warn_once)
+                report = train_cell(plan.name, cell, split, folder, shown, processes, decoded)
             except KeyboardInterrupt as error:
                 raise _stopped(plan.name, cell.name, folder) from error
             except (WeightsUnreachableError, NotFiniteError) as error:
@@ -119,7 +129,7 @@ def train(
 def train_cell(
     name: str,
     cell: Cell,
-    data: Path,
+    split: Split,
     folder: Path,
     on_progress: OnProgress,
     processes: Processes,
@@ -127,7 +137,6 @@ def train_cell(
 ) -> Report | None:
     """One training, from photos to report, None in all processes but the first; see `train` for what it raises."""
     recipe = cell.recipe
-    split = read_split(recipe, data)
     _claim(folder, recipe, split, processes)
     trainee, prepared = prepare(recipe, split, decoded)
     phase: BackbonePhase | None = None
