@@ -339,15 +339,17 @@ def test_many_photos_are_sampled_evenly(store, tmp_path, monkeypatch):
     assert len(set(found.class_ids.tolist())) == 10
 
 
-def test_the_calibration_is_kept_until_the_index_changes_and_made_anew_when_damaged(store, tmp_path, monkeypatch):
+@pytest.fixture
+def made(monkeypatch):
+    """One item for each calibration that is made."""
+    found, real = [], calibration.calibrate
+    monkeypatch.setattr(calibration, "calibrate", lambda scores, n_way: found.append(1) or real(scores, n_way))
+    return found
+
+
+def test_the_calibration_is_kept_until_the_index_changes_and_made_anew_when_damaged(store, tmp_path, made):
     support, class_index, *_ = world(5, 9, 1, seed=5)
     enroll(store, support, class_index)
-    made = []
-    monkeypatch.setattr(
-        calibration,
-        "calibrate",
-        lambda scores, n_way, real=calibration.calibrate: made.append(1) or real(scores, n_way),
-    )
 
     def now():
         with store.read() as reader:
@@ -371,15 +373,9 @@ def test_the_calibration_is_kept_until_the_index_changes_and_made_anew_when_dama
     assert len(made) == 3
 
 
-def test_views_before_and_behind_a_change_make_nothing_of_each_other_anew(store, tmp_path, monkeypatch):
+def test_views_before_and_behind_a_change_make_nothing_of_each_other_anew(store, tmp_path, made):
     support, class_index, *_ = world(5, 9, 1, seed=5)
     enroll(store, support, class_index)
-    made = []
-    monkeypatch.setattr(
-        calibration,
-        "calibrate",
-        lambda scores, n_way, real=calibration.calibrate: made.append(1) or real(scores, n_way),
-    )
     file = tmp_path / "cache" / "calibration"
     kept = Calibrations(Neighbours(tmp_path / "cache"), file)
     with store.read() as old:
