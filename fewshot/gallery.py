@@ -473,8 +473,8 @@ class Gallery:
             writer.note("remove", support.label, support_id=support_id, n_supports=1)
         return support
 
-    def rename(self, old: str, new: str) -> None:
-        """Give a class another label.
+    def rename(self, old: str, new: str) -> list[str]:
+        """Give a class another label; a warning, in a sentence, if another class's is spoken alike.
 
         Raises:
             UnknownLabelError: there is no class `old`.
@@ -484,6 +484,7 @@ class Gallery:
         with self._store.write() as writer:
             writer.rename_class(writer.wanted_class_id(old), new)
             writer.note("rename", old, to=new)
+            return inspection.twin_labels([new], writer.labels())
 
     def reindex(self, *, originals: Iterable[Path] = (), on_photo: Callable[[], None] | None = None) -> tuple[int, int]:
         """Embed every photo anew with the chosen embedder, and pin the index to it.

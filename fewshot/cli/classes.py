@@ -70,12 +70,9 @@ def _remove_photo(label: str, number: int, index: str, as_json: bool) -> None:
 @common
 def rename(old: str, new: str, index: str, as_json: bool) -> None:
     """Give a class another label."""
-    from fewshot.inspection import twin_labels
-
     old, new = checked_label(old), checked_label(new)
     with open_gallery(index) as gallery:
-        gallery.rename(old, new)
-        warnings = twin_labels([new], [each.label for each in gallery.classes()])
+        warnings = gallery.rename(old, new)
     for sentence in warnings:
         warn(sentence)
     if as_json:

@@ -8,7 +8,6 @@ from starlette.requests import Request
 
 from fewshot.datasets import checked_label
 from fewshot.enrolling import no_usable_photo
-from fewshot.inspection import twin_labels
 from fewshot.records import ClassInspection, ClassSummary, EnrollReport, Support, Suspicious
 from fewshot.service import shapes
 from fewshot.service.access import READ, WRITE
@@ -85,8 +84,7 @@ async def rename_class(work: AtWork, label: Label, renaming: shapes.Renaming) ->
     new = checked_label(renaming.label)
 
     def change() -> dict[str, Any]:
-        work.gallery.rename(label, new)
-        warnings = twin_labels([new], [each.label for each in work.gallery.classes()])
+        warnings = work.gallery.rename(label, new)
         return {"label": new, "was": checked_label(label), "warnings": warnings}
 
     return await work.write(change)
