@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewshot.backbones import Backbone, Preprocessing, WeightsSource
 from fewshot.embedder import Embedder, EmbedderChoice, cache_folder, open_embedder
-from fewshot.errors import EngineError, ImageError, UsageError
+from fewshot.errors import EngineError, UsageError
 from fewshot.images import content_hash
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused, SkippedPhoto
 from fewshot.transforms import Transform
@@ -21,7 +21,6 @@ class Engine(ColourEngine):
     """The colour engine with a batch size, a number of parallel calls, and a note of each call's size."""
 
     def __init__(self, batch_size=4, n_parallel=2, spoil=None, slow=False):
-        super().__init__()
         self.batch_size, self.n_parallel = batch_size, n_parallel
         self.sizes = []
         self.spoil, self.slow = spoil, slow
@@ -172,9 +171,10 @@ def test_empty_upload_is_refused_as_empty():
     assert refused.code == "empty_file"
 
 
-def test_prepare_refuses_by_raising(mixed):
-    with pytest.raises(ImageError, match=r"01\.png"):
-        colour_embedder().prepare(mixed[1])
+def test_a_photo_that_cannot_be_used_is_refused_by_name_and_no_exception(mixed):
+    refused = colour_embedder().prepare(mixed[1])
+    assert (type(refused), refused.file, refused.code) == (Refused, str(mixed[1]), "not_an_image")
+    assert "01.png" in refused.message
 
 
 # ---- what goes wrong

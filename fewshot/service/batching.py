@@ -168,7 +168,7 @@ class Batcher:
             if job.embedder is None:
                 job.embedder = embedder
             keep = job.question is None
-            outcome = embedder.prepare_or_refuse(
+            outcome = embedder.prepare(
                 photo,
                 is_known=self._gallery.is_enrolled if keep else None,
                 keep=keep,
