@@ -2,14 +2,14 @@
 
     python benchmarks/hard_cases.py [--data DIR] [--backbone NAME]... [--checkpoints DIR]
     python benchmarks/hard_cases.py --enrolled DIR --asked DIR [--then DIR]
-    python benchmarks/hard_cases.py --index DIR --asked DIR
+    python benchmarks/hard_cases.py --index NAME --asked DIR
 
 The first asks the protocol's three query sets among its 50 classes, then the hard cases again after ten field photos of
 each of six classes are enrolled; nothing is trained between enrolling and asking. The second does the same with your
 own photos, a sub-folder a class: those in --asked are answered among the classes of --enrolled, and again after --then
-is enrolled too. The third asks an index that you have. `fewshot` rows go through an index; peers (benchmarks/peers.py)
-get the same embeddings. Writes tables (Markdown) and a JSON to benchmarks/results/, and, but for --index, a picture of
-accuracy against the number of enrolled photos.
+is enrolled too. The third asks an index that you have, named as to `fewshot`. `fewshot` rows go through an index; peers
+(benchmarks/peers.py) get the same embeddings. Writes tables (Markdown) and a JSON to benchmarks/results/, and, but for
+--index, a picture of accuracy against the number of enrolled photos.
 
 --checkpoints gives every backbone that `fewshot train` left below DIR a row without peers: the study's table
 of backbones, losses and normalisations.
@@ -31,6 +31,7 @@ from peers import peers
 from protocol import N_BASE_SUPPORTS, link_first
 
 from fewshot.cli.main import show_error
+from fewshot.cli.options import index_folder
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.episodes import learn_classes
@@ -282,7 +283,7 @@ def run() -> None:
     parser.add_argument("--enrolled", type=Path)
     parser.add_argument("--asked", type=Path)
     parser.add_argument("--then", type=Path)
-    parser.add_argument("--index", type=Path)
+    parser.add_argument("--index", type=index_folder, metavar="NAME")
     parser.add_argument("--backbone", action="append", dest="backbones", metavar="NAME")
     parser.add_argument("--checkpoints", type=Path, metavar="DIR")
     given = parser.parse_args()
@@ -292,7 +293,7 @@ def run() -> None:
     )
     if given.index:
         if not given.asked:
-            parser.error("--index asks the photos in --asked")
+            parser.error("--index has no photos to ask; give --asked DIR too, with a folder of photos for each class")
         result, name = measure_index(given.index, class_folders(given.asked)), "my-hard-cases"
     elif given.enrolled or given.asked:
         if not (given.enrolled and given.asked):

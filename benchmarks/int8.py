@@ -24,7 +24,7 @@ from protocol import measure
 
 from fewshot.backbones import resolve, source_key
 from fewshot.embedder import EmbedderChoice, cache_folder, open_embedder
-from fewshot.engines import OpenVinoEngine
+from fewshot.engines import BulkSettings, OpenVinoEngine
 from fewshot.records import LoadedPhoto
 from fewshot.sealed import read_sealed, write_sealed
 
@@ -35,7 +35,7 @@ BACKBONE = "plants-lite0"
 def pixels_of(photos: list[Path]) -> np.ndarray:
     """Prepared photos: (n, size, size, 3) uint8."""
     embedder = open_embedder(EmbedderChoice(BACKBONE))
-    found = [embedder.prepare_or_refuse(photo) for photo in photos]
+    found = [embedder.prepare(photo) for photo in photos]
     return np.stack([each.pixels for each in found if isinstance(each, LoadedPhoto)])
 
 
@@ -58,7 +58,10 @@ def speeds(ir: Path, ir8: Path, pixels: np.ndarray, n_runs: int) -> dict[str, An
 
     found: dict[str, Any] = {}
     for what, bulk in (("one", False), ("many", True)):
-        engines = {name: OpenVinoEngine(file, "f32", bulk=bulk) for name, file in (("f32", ir), ("int8", ir8))}
+        engines = {
+            name: OpenVinoEngine(file, "f32", BulkSettings() if bulk else None)
+            for name, file in (("f32", ir), ("int8", ir8))
+        }
 
         def all_of(engine: OpenVinoEngine, pool: ThreadPoolExecutor, bulk: bool = bulk) -> None:
             if bulk:

@@ -128,7 +128,7 @@ def _with_checksum(vector: np.ndarray) -> dict[str, Any]:
 class _SteadyEngine:
     """Made-up features at a constant speed: a photo's pixels seed its direction."""
 
-    batch_size, n_parallel, precision = 1, 2, "f32"
+    batch_size, n_parallel = 1, 2
 
     def __init__(self, dim: int, images_per_s: float) -> None:
         self._dim, self._images_per_s = dim, images_per_s

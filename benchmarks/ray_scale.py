@@ -44,7 +44,6 @@ STORE_BYTES = 300_000_000
 class SleepingEngine:
     """Sleeps as long as a core would take for an embedding; what it gives follows from the pixels."""
 
-    precision = "f32"
     batch_size = 1
     n_parallel = 1
 

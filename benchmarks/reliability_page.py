@@ -64,9 +64,14 @@ it. A log that was cut off at the end of a change looks whole; what tells is a c
 """
 
 
+def page() -> str:
+    """The whole of it."""
+    return "\n".join([HEAD, *(section() for section in (oracle, faults, damage, soak, hostile))])
+
+
 def main() -> None:
     """Write the page."""
-    PAGE.write_text("\n".join([HEAD, *(section() for section in (oracle, faults, damage, soak, hostile))]))
+    PAGE.write_text(page())
     print(f"written: {PAGE.name}")
 
 

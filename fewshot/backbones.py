@@ -30,6 +30,11 @@ CORNER_SIDE = 0.7
 _SHIPPED = Path(__file__).parent / "weights"
 
 
+def quality_of(views: int) -> str:
+    """What `--quality` calls a number of views; `9 views` where it has no name for it."""
+    return next((name for name, number in QUALITIES.items() if number == views), f"{views} views")
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How a photo becomes a backbone's input.
@@ -108,11 +113,6 @@ class WeightsSource:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; `WeightsSource(**d)` reads it back. Without views where it looks once."""
         return _facts(self)
-
-    @property
-    def quality(self) -> str:
-        """What `--quality` calls its number of views."""
-        return next((name for name, views in QUALITIES.items() if views == self.views), f"{self.views} views")
 
 
 def _facts(described: Preprocessing | WeightsSource) -> dict[str, Any]:

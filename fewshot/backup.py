@@ -28,7 +28,7 @@ from fewshot.errors import (
     UsageError,
     is_disk_full,
 )
-from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed
+from fewshot.sealed import make_folder, read_facts, sync_folder, verify, write_sealed, writer_of
 from fewshot.store import FILE_NAME, Store, Transactions, copy_to_folder
 from fewshot.store.connection import entries_of
 from fewshot.store.reading import Reader
@@ -276,7 +276,8 @@ def _is_left_of_an_index(path: Path) -> bool:
     if path.name == "cache":
         return any((path / name).is_file() for name in ("prototypes.faiss", "supports.faiss", "calibration"))
     ours = {KEPT_FOLDER, TOKENS_FILE, TOKENS_LOCK, *(f"{FILE_NAME}{suffix}" for suffix in _LOGS)}
-    return path.name in ours or path.name.startswith(f"{FILE_NAME}.damaged-")
+    is_unfinished = writer_of(path, path.with_name(TOKENS_FILE)) is not None  # who wrote it was killed
+    return path.name in ours or is_unfinished or path.name.startswith(f"{FILE_NAME}.damaged-")
 
 
 def _aside(folder: Path) -> Path:

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -27,7 +28,7 @@ from fewshot.backbones import (
     source_key,
 )
 from fewshot.decoding.cutting import Cut, Cutter, cut_photo
-from fewshot.engines import Engine, OpenVinoEngine, TorchEngine
+from fewshot.engines import BulkSettings, Engine, OpenVinoEngine, TorchEngine
 from fewshot.errors import (
     CacheDamagedError,
     EmptyFileError,
@@ -53,16 +54,6 @@ HASHED_BESIDE_BYTES = 400_000
 FINISHED_TOGETHER = 16
 # So many more are with the engine, so that it has work while others are whitened, stored or compared.
 IN_FLIGHT = 32
-
-
-class PrepareOptions(TypedDict, total=False):
-    """How a photo is prepared, see `Embedder.prepare`."""
-
-    is_known: Callable[[str], bool] | None
-    keep: bool
-    keep_metadata: bool
-    most_pixels: int | None
-    cutter: Cutter
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +139,8 @@ class Embedder:
         keep_metadata: bool = False,
         most_pixels: int | None = None,
         cutter: Cutter = cut_photo,
-    ) -> LoadedPhoto | SkippedPhoto:
-        """Read, check and cut one photo to the backbone's input.
+    ) -> Prepared:
+        """Read, check and cut one photo to the backbone's input; one that cannot be used is refused, without exception.
 
         Args:
             photo: a file, or bytes with a name.
@@ -158,18 +149,8 @@ class Embedder:
             keep_metadata: leave the photo's EXIF block (place, time, camera) in that thumbnail.
             most_pixels: a limit below that of `images.max_pixels`.
             cutter: decodes the photo: here, or `Guard.cut_photo` in a process of its own.
-
-        Raises:
-            ImageError: the photo cannot be used; the subclass says why.
         """
         file = photo.file if isinstance(photo, NamedBytes) else str(photo)
-        data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
-        if not data:
-            raise EmptyFileError(f"{Path(file).name} is empty.")
-        # Where the hash decides whether the photo is decoded at all, nothing goes on beside it.
-        hashed = _content_hash(data, beside=is_known is None and len(data) >= HASHED_BESIDE_BYTES)
-        if is_known is not None and is_known(hashed()):
-            return SkippedPhoto(file, hashed())
         wanted = self.backbone.preprocessing
         cut = Cut(
             wanted.image_size_px,
@@ -180,15 +161,18 @@ class Embedder:
             keep_metadata=keep_metadata,
             most_pixels=most_pixels,
         )
-        found = cutter(data, Path(file).name, cut)
-        return LoadedPhoto(file, hashed(), found.width, found.height, found.pixels, found.thumbnail, found.dhash)
-
-    def prepare_or_refuse(self, photo: Path | NamedBytes, **options: Unpack[PrepareOptions]) -> Prepared:
-        """As `prepare`, with its options, but a photo that cannot be used is no exception."""
         try:
-            return self.prepare(photo, **options)
+            data = photo.data if isinstance(photo, NamedBytes) else images.read_bytes(photo)
+            if not data:
+                raise EmptyFileError(f"{Path(file).name} is empty.")
+            # Where the hash decides whether the photo is decoded at all, nothing goes on beside it.
+            hashed = _content_hash(data, beside=is_known is None and len(data) >= HASHED_BESIDE_BYTES)
+            if is_known is not None and is_known(hashed()):
+                return SkippedPhoto(file, hashed())
+            found = cutter(data, Path(file).name, cut)
         except ImageError as error:
-            return refused(error, photo.file if isinstance(photo, NamedBytes) else str(photo))
+            return refused(error, file)
+        return LoadedPhoto(file, hashed(), found.width, found.height, found.pixels, found.thumbnail, found.dhash)
 
     def embed_prepared(self, photos: Sequence[LoadedPhoto]) -> list[EmbeddedPhoto]:
         """Embed photos that `prepare` gave, with all the engine's streams; for one caller at a time.
@@ -239,12 +223,7 @@ class Embedder:
         Yields:
             For each photo, in order: the embedded photo, the skipped one, or why it was refused.
         """
-
-        def prepare(photo: Path | NamedBytes) -> Prepared:
-            return self.prepare_or_refuse(
-                photo, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter
-            )
-
+        prepare = partial(self.prepare, is_known=is_known, keep=keep, keep_metadata=keep_metadata, cutter=cutter)
         if n_photos == 1 and False in self._engines:  # threads would cost a photo more than they save
             for item in map(prepare, photos):
                 if isinstance(item, LoadedPhoto):
@@ -402,11 +381,10 @@ def _open_openvino(source: WeightsSource, choice: EmbedderChoice, on_notice: Cal
 
     def open_engine(bulk: bool) -> Engine:
         try:
-            settings = tuning.chosen(ir, precision) if bulk else engines.BulkSettings()
-            return OpenVinoEngine(ir, precision, bulk=bulk, settings=settings)
+            return OpenVinoEngine(ir, precision, tuning.chosen(ir, precision) if bulk else None)
         except CacheDamagedError:
             _convert(source, ir, on_notice)
-            return OpenVinoEngine(ir, precision, bulk=bulk)
+            return OpenVinoEngine(ir, precision, BulkSettings() if bulk else None)
 
     def measure_bulk() -> None:
         if tuning.is_measured(ir, precision):

@@ -33,7 +33,6 @@ MOST_THREADS = 1024
 class Engine(Protocol):
     """A backbone that runs: pixels in, raw features out."""
 
-    precision: str
     batch_size: int  # photos a call; every call but the last of a run gets exactly so many
     n_parallel: int  # calls that may run at once
 
@@ -251,8 +250,7 @@ class OpenVinoEngine:
     Args:
         ir: the sealed file that `export_openvino` wrote.
         precision: `f32` or `bf16`; `bf16` is emulated, slowly, where the CPU lacks it.
-        bulk: compile for many photos at once (a stream a core) instead of for the first answer.
-        settings: of a bulk engine; see `fewshot.tuning`.
+        bulk: compile for the most answers a second, so (see `fewshot.tuning`); None: for the first answer.
         keep: leave what is compiled in the cache, for the next start.
 
     Raises:
@@ -260,18 +258,15 @@ class OpenVinoEngine:
         EngineError: OpenVINO cannot run it at this precision, or so many photos a call, here.
     """
 
-    def __init__(
-        self, ir: Path, precision: str, *, bulk: bool, settings: BulkSettings = BulkSettings(), keep: bool = True
-    ) -> None:
-        self.precision = precision
-        self.batch_size = settings.batch_size if bulk else 1
+    def __init__(self, ir: Path, precision: str, bulk: BulkSettings | None = None, *, keep: bool = True) -> None:
+        self.batch_size = 1 if bulk is None else bulk.batch_size
         core = _openvino().Core()
         told = {
-            "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY" if bulk is None else "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": precision,
         }
-        if bulk and settings.n_streams is not None:
-            told["NUM_STREAMS"] = str(settings.n_streams)
+        if bulk is not None and bulk.n_streams is not None:
+            told["NUM_STREAMS"] = str(bulk.n_streams)
         limit = _thread_limit()
         if limit is not None:  # without one, OpenVINO knows best which cores to use
             told["INFERENCE_NUM_THREADS"] = str(limit)
@@ -424,7 +419,7 @@ class TorchEngine:
         limit = _thread_limit()
         if limit is not None:
             torch.set_num_threads(limit)
-        self.precision = precision
+        self._is_bf16 = precision == "bf16"
         self.batch_size = 64 if device == "cuda" else 16
         self.n_parallel = 1
         self._torch = torch
@@ -441,7 +436,7 @@ class TorchEngine:
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2).float()
             batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self._device, torch.bfloat16, enabled=self._is_bf16):
                 features = [self._network(view) for view in self._views(batch)]
             if len(features) > 1:
                 features = [torch.nn.functional.normalize(each.float()) for each in features]

@@ -34,6 +34,8 @@ def outcomes_by_class(
             if on_photo is not None:
                 on_photo()
         yield folder.label, batch
+    for _ in outcomes:  # there are no more: what embeds them is told so, and its threads end now
+        pass
 
 
 def enroll_class(

@@ -7,8 +7,8 @@ from fewshot.backbones import (
     DEFAULT_BACKBONE,
     QUALITIES,
     Backbone,
-    Preprocessing,
     WeightsSource,
+    quality_of,
     resolve,
     statistics_name,
 )
@@ -40,7 +40,7 @@ def check_choice(index_name: str, about: About, choice: EmbedderChoice) -> None:
             differing.append(f"backbone {source.name} instead of {held.name}")
         quality = quality or "fast"
     if quality in QUALITIES and QUALITIES[quality] != held.preprocessing.views:
-        differing.append(f"quality {quality} instead of {_quality(held.preprocessing)}")
+        differing.append(f"quality {quality} instead of {quality_of(held.preprocessing.views)}")
     if choice.precision in engines.PRECISIONS and choice.precision != about.precision:
         differing.append(f"precision {choice.precision} instead of {about.precision}")
     if differing:
@@ -64,12 +64,12 @@ def check_embedder(index_name: str, about: About, embedder: Embedder, choice: Em
     differing = []
     if about.backbone is not None:
         held, own = Backbone.from_dict(about.backbone), embedder.backbone
-        is_same_view = held.preprocessing.views == own.preprocessing.views
-        if _identity(held) != _identity(own) or (is_same_view and held.preprocessing != own.preprocessing):
+        held_views, own_views = held.preprocessing.views, own.preprocessing.views
+        if _identity(held) != _identity(own) or (held_views == own_views and held.preprocessing != own.preprocessing):
             others = " with other weights or preprocessing" if held.name == own.name else f" instead of {held.name}"
             differing.append(f"backbone {own.name}{others}")
-        if not is_same_view:
-            differing.append(f"quality {_quality(own.preprocessing)} instead of {_quality(held.preprocessing)}")
+        if held_views != own_views:
+            differing.append(f"quality {quality_of(own_views)} instead of {quality_of(held_views)}")
     if embedder.precision != about.precision:
         differing.append(f"precision {embedder.precision} instead of {about.precision}")
     given = _options(choice)
@@ -103,13 +103,7 @@ def _as_options(source: WeightsSource) -> dict[str, str]:
     """What names a source to `fewshot reindex`, which alone would take the default backbone, looking once."""
     names = {"trained": source.location, "file": f"{source.architecture}:{source.location}"}
     found = {} if source.name == DEFAULT_BACKBONE else {"--backbone": shlex.quote(names.get(source.kind, source.name))}
-    return found if source.views == 1 else {**found, "--quality": source.quality}
-
-
-def _quality(preprocessing: Preprocessing) -> str:
-    return next(
-        (name for name, views in QUALITIES.items() if views == preprocessing.views), f"{preprocessing.views} views"
-    )
+    return found if source.views == 1 else {**found, "--quality": quality_of(source.views)}
 
 
 def _identity(backbone: Backbone) -> tuple[str, str, str | None]:

@@ -71,20 +71,29 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
+def writer_of(temporary: Path, path: Path) -> int | None:
+    """The process that wrote what `temporary_beside` named for `path`; None: this is no such name.
+
+    >>> writer_of(Path(".plants.backup.71.0123abcd"), Path("plants.backup")), writer_of(Path("a"), Path("b"))
+    (71, None)
+    """
+    found = re.fullmatch(re.escape(f".{path.name}.") + r"(\d+)\.[0-9a-f]{8}", temporary.name)
+    return None if found is None else int(found[1])
+
+
 def clear_leftovers(path: Path) -> list[Path]:
     """Take away what killed writers of `path` left beside it; what a living one is writing stays.
 
     Returns:
         What was taken away. Another's file that cannot be removed stays, and is not told.
     """
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.[0-9a-f]{8}")
     gone = []
-    for found, number in [(each, pattern.fullmatch(each.name)) for each in path.parent.iterdir()]:
-        if number is None:
+    for found, process in [(each, writer_of(each, path)) for each in path.parent.iterdir()]:
+        if process is None:
             continue
         with suppress(OSError):
             still_s = time.time() - found.stat().st_mtime
-            if still_s > (LEFT_BY_ANYONE_S if _is_running(int(number[1])) else LEFT_BY_THE_DEAD_S):
+            if still_s > (LEFT_BY_ANYONE_S if _is_running(process) else LEFT_BY_THE_DEAD_S):
                 shutil.rmtree(found) if found.is_dir() else found.unlink()
                 gone.append(found)
     return gone

@@ -66,7 +66,7 @@ def measure(ir: Path, precision: str) -> dict[str, Any]:
     opened: dict[BulkSettings, OpenVinoEngine] = {}
     for settings in candidates(engines.n_threads()):
         try:
-            opened[settings] = OpenVinoEngine(ir, precision, bulk=True, settings=settings, keep=False)
+            opened[settings] = OpenVinoEngine(ir, precision, settings, keep=False)
         except EngineError:
             if settings == BulkSettings():
                 raise

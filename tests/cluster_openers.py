@@ -46,7 +46,6 @@ class SlowEngine(ColourEngine):
     n_parallel = 1
 
     def __init__(self, n_workers=1):
-        super().__init__()
         self.n_workers = n_workers
 
     def run(self, pixels):

@@ -75,9 +75,6 @@ class ColourEngine:
     batch_size = 4
     n_parallel = 2
 
-    def __init__(self, precision: str = "f32") -> None:
-        self.precision = precision
-
     def run(self, pixels: Pixels) -> Float32s:
         n, size = pixels.shape[:2]
         fields = pixels.reshape(n, GRID, size // GRID, GRID, size // GRID, 3).astype(np.float32).mean(axis=(2, 4))

@@ -97,7 +97,6 @@ class SlowEngine(ColourEngine):
     n_parallel = 1
 
     def __init__(self) -> None:
-        super().__init__()
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.batches: list[int] = []

@@ -218,10 +218,12 @@ def test_nothing_to_restore_from_is_said(tmp_path):
 def test_a_folder_with_other_things_gets_no_index(filled, tmp_path):
     made = filled.backup(tmp_path / "one.backup")
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(NotAnIndexError, match="other things"):
-        restore(made, tmp_path / "home")
-    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+    for name in ("letter.txt", ".tokens.json.71.notes"):
+        (tmp_path / "home" / name).write_text("dear")
+        with pytest.raises(NotAnIndexError, match="other things"):
+            restore(made, tmp_path / "home")
+        assert [path.name for path in (tmp_path / "home").iterdir()] == [name]
+        (tmp_path / "home" / name).unlink()
 
 
 def test_a_disk_of_its_own_gets_an_index(filled, tmp_path, embedder, mounted):
@@ -296,6 +298,7 @@ def test_an_index_that_is_cut_to_nothing_or_gone_is_restored(filled, tmp_path, e
     (filled.folder / "cache").mkdir(exist_ok=True)
     (filled.folder / "cache" / "supports.faiss").write_bytes(b"of what is gone")
     TokenFile(filled.folder).create("phone", ("read",))
+    (filled.folder / ".tokens.json.71.0a1b2c3d").write_text('{"tok')  # of a change of the tokens that was killed
     restore(made, filled.folder)
     with reopened(filled.folder, embedder) as again:
         assert content(again) == then

@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def test_the_page_on_reliability_is_what_its_results_say():
+    code = "import reliability_page; assert reliability_page.page() == reliability_page.PAGE.read_text()"
+    for seed in ("1", "2"):  # sets are in another order
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", env=environment, check=True)
+
+
 def test_generated_pages_are_fresh():
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True

@@ -112,7 +112,7 @@ def test_preparing_a_backbone_needs_no_room_for_temporary_files(mean_colour, tmp
     engines.export_openvino(*mean_colour, tmp_path / "cache" / "model.ir", {})
     assert [each.name for each in (tmp_path / "cache").iterdir()] == ["model.ir"]
     photo = np.full((1, 32, 32, 3), 51, np.uint8)
-    ran = engines.OpenVinoEngine(tmp_path / "cache" / "model.ir", "f32", bulk=False, keep=False).run(photo)
+    ran = engines.OpenVinoEngine(tmp_path / "cache" / "model.ir", "f32", keep=False).run(photo)
     assert np.allclose(ran, 0.2)
 
 
@@ -142,7 +142,7 @@ def test_a_vision_transformer_looks_at_five_views_in_every_engine(tmp_path):
     side = backbone.preprocessing.image_size_px
     photos = np.random.default_rng(0).integers(0, 256, (3, side, side, 3)).astype(np.uint8)
     theirs = engines.TorchEngine(backbone, network, "f32", device="cpu").run(photos)
-    ours = engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False, keep=False).run(photos)
+    ours = engines.OpenVinoEngine(tmp_path / "model.ir", "f32", keep=False).run(photos)
     assert np.allclose(ours, theirs, atol=1e-5)
 
 
@@ -240,7 +240,7 @@ def test_threads_that_run_together_get_what_they_get_alone(pixels):
 def test_an_engine_of_few_threads_is_not_bound_to_the_first_cores(own_cache, monkeypatch):
     """Two processes of one thread each would share a core."""
     monkeypatch.setenv("FEWSHOT_THREADS", "1")
-    network = engines.OpenVinoEngine(prepared(), "f32", bulk=True)._compiled[1]
+    network = engines.OpenVinoEngine(prepared(), "f32", engines.BulkSettings())._compiled[1]
     assert network.get_property("INFERENCE_NUM_THREADS") == 1
     assert network.get_property("ENABLE_CPU_PINNING") is False
 
@@ -276,7 +276,7 @@ def test_what_openvino_cannot_run_is_told_with_its_reason_and_not_a_place_in_its
 
     monkeypatch.setattr(engines, "_compiled", refuse)
     with pytest.raises(EngineError, match=r"at f32 on this CPU: no such precision$"):
-        engines.OpenVinoEngine(tmp_path / "model.ir", "f32", bulk=False)
+        engines.OpenVinoEngine(tmp_path / "model.ir", "f32")
 
 
 def test_numpy_multiplies_with_one_thread_beside_an_engine():

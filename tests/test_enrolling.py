@@ -1,5 +1,7 @@
 """What is added to a class, replaced in it and taken from it leaves the index as if it had always been so."""
 
+import threading
+
 import pytest
 from conftest import LEAF_COLOURS, colour_embedder, write_leaf
 from hypothesis import HealthCheck, given, settings
@@ -72,6 +74,15 @@ def test_a_replacement_that_cannot_be_leaves_everything_as_it_is(filled):
         filled.replace("rust", bad, filled.embedder(), strict=True)
     assert content(filled, "rust") == before
     assert filled.about().generation == generation
+
+
+def test_what_strict_refuses_leaves_no_thread_running(filled, leaves):
+    folder = leaves(n=3, first_seed=60, name="more")
+    (folder / "rust" / "notes.jpg").write_text("words")
+    before = set(threading.enumerate())
+    with pytest.raises(StrictError) as caught:
+        list(filled.enroll(class_folders(folder), strict=True))
+    assert set(threading.enumerate()) <= before, f"while somebody holds {caught.value!r}"
 
 
 def test_a_photo_of_another_class_stays_there(filled, tmp_path):

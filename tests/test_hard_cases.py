@@ -42,6 +42,13 @@ def test_what_cannot_be_measured_is_said(leaves, monkeypatch):
         hard_cases.measure(two, [], {"asked": strange}, ["colours"], [])
 
 
+def test_an_index_without_photos_to_ask_is_told_what_to_give(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hard_cases.py", "--index", "nope"])
+    with pytest.raises(SystemExit):
+        hard_cases.main()
+    assert "give --asked DIR" in capsys.readouterr().err
+
+
 def test_scores_that_are_no_numbers_win_nothing():
     asked = hard_cases.Photos(np.zeros((2, 1)), ["a-1", "a-2"], ["x0", "y0"])
     found = hard_cases.figures(np.full((2, 2), np.nan), asked, ["a-1", "a-2"])
@@ -83,7 +90,8 @@ def test_two_classes_are_measured_beside_peers_and_what_is_left_out_is_told(tmp_
         (["--enrolled", "photos", "--asked", "photos/rust"], "3 files but no sub-folders"),
         (["--enrolled", "nosuch", "--asked", "photos"], "there is no folder nosuch."),
         (["--enrolled", "above", "--asked", "photos"], "support holds no photos but 2 folders"),
-        (["--index", "nope", "--asked", "photos"], "there is no index at nope."),
+        (["--index", "nope", "--asked", "photos"], "there is no index at indexes/nope."),  # as `fewshot --index nope`
+        (["--index", "./nope", "--asked", "photos"], "there is no index at nope."),
     ],
 )
 def test_a_wrong_folder_is_an_error_with_a_hint_and_no_traceback(words, message, leaves, monkeypatch, capsys):

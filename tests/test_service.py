@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import LEAF_COLOURS, colour_embedder, eventually, write_leaf
-from service_client import PHOTO_ROUTES, error_of, files, serving, token
+from service_client import PHOTO_ROUTES, error_of, files, serving, shared_guard, token
 
 from fewshot.cli import main
 from fewshot.datasets import class_folders
@@ -623,6 +623,15 @@ def test_metrics_count_what_happened(client, write, rust, tmp_path):
     assert reasons['fewshot_photos_total{reason="unknown"}'] == 1
     assert metric(client, "fewshot_unknown_rate")["fewshot_unknown_rate"] == pytest.approx(1 / 3, abs=0.01)
     assert metric(client, "fewshot_waiting_photos")["fewshot_waiting_photos"] == 0
+
+
+def test_decoders_that_died_are_counted(client, rust):
+    client.post("/v1/query", files=files(rust))
+    (before,) = metric(client, "fewshot_decoders_died_total").values()
+    shared_guard()._free.queue[-1]._process.kill()
+    assert client.post("/v1/query", files=files(rust)).json()["predictions"][0]["answer"] == "rust"
+    (after,) = metric(client, "fewshot_decoders_died_total").values()
+    assert after == before + 1
 
 
 def test_the_photos_of_a_request_share_batches(gallery, leaves, tmp_path):

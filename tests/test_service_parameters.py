@@ -2,7 +2,9 @@
 
 import pytest
 from conftest import LEAF_COLOURS, write_leaf
-from service_client import error_of, files, token
+from service_client import PHOTO_ROUTES, error_of, files, serving, token
+
+from fewshot.service.settings import Settings
 
 
 def test_a_mistyped_parameter_is_refused_with_the_nearest(client, tmp_path):
@@ -35,6 +37,12 @@ def test_every_route_of_the_api_refuses_it_and_changes_nothing(client, enrolled,
             assert "knows no parameter" in error["message"]
             assert "It takes " in error["hint"]
     assert enrolled.about() == before
+
+
+def test_who_needs_a_token_and_has_none_is_told_that_first(enrolled):
+    with serving(enrolled, Settings(require_read_token=True)) as client:
+        for method, path in [*PHOTO_ROUTES, ("delete", "/v1/classes/rust"), ("get", "/v1/classes")]:
+            assert error_of(client.request(method, f"{path}?wihtin=x"), 401, "unauthorized")["hint"]
 
 
 def test_what_the_page_and_scrapers_put_behind_their_addresses_is_left_aside(client):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,6 +51,14 @@ def test_the_file_holds_no_secret_and_only_its_owner_may_read_it(tokens, gallery
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert word.split("_", 2)[2] not in path.read_text()
     assert [entry.name for entry in gallery.folder.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_what_a_killed_change_of_the_tokens_left_goes_with_the_next_one(tokens, gallery):
+    left = gallery.folder / f".{TOKENS_FILE}.71.0a1b2c3d"
+    left.write_text('{"tok')
+    os.utime(left, (0, 0))
+    tokens.create("phone", ("write",))
+    assert not left.exists()
 
 
 def test_two_tokens_of_one_secret_would_not_look_alike(tokens):

@@ -21,10 +21,9 @@ FEW = BulkSettings(8, 2)
 class Timed:
     """An engine that answers at once, and for which `_seconds` says how long it took."""
 
-    def __init__(self, ir, precision, *, bulk, settings, keep):
-        assert bulk
+    def __init__(self, ir, precision, bulk, *, keep):
         assert not keep, "a candidate that is dropped leaves nothing in the cache"
-        self.settings = settings
+        self.settings = bulk
 
 
 @pytest.fixture
@@ -111,9 +110,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(ir, speeds, monkeypatch):
 
 def test_settings_that_the_backbone_cannot_take_are_passed_over(ir, speeds, monkeypatch):
     class OneACall(Timed):
-        def __init__(self, ir, precision, **options):
-            super().__init__(ir, precision, **options)
-            if options["settings"].batch_size > 1:
+        def __init__(self, ir, precision, bulk, **options):
+            super().__init__(ir, precision, bulk, **options)
+            if bulk.batch_size > 1:
                 raise EngineError("one photo a call")
 
     monkeypatch.setattr(tuning, "OpenVinoEngine", OneACall)
@@ -153,9 +152,9 @@ def prepared(tmp_path, monkeypatch, backbone_cache):
 @pytest.mark.weights
 def test_several_photos_a_call_give_the_vectors_of_one_a_call(prepared):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), dtype=np.uint8)
-    alone = engines.OpenVinoEngine(prepared, "f32", bulk=True)
-    three = engines.OpenVinoEngine(prepared, "f32", bulk=True, settings=BulkSettings(3, 1))
-    again = engines.OpenVinoEngine(prepared, "f32", bulk=True, settings=BulkSettings(3, 1))  # from the cache
+    alone = engines.OpenVinoEngine(prepared, "f32", BulkSettings())
+    three = engines.OpenVinoEngine(prepared, "f32", BulkSettings(3, 1))
+    again = engines.OpenVinoEngine(prepared, "f32", BulkSettings(3, 1))  # from the cache
     assert (three.batch_size, three.n_parallel) == (3, 1)
     wanted = alone.run(pixels)
     for engine in (three, again):

@@ -9,7 +9,7 @@ def hostile() -> str:
     service, words, cost = facts["service"], facts["command_line"], facts["cost"]
     runs = {"service": service, "`query --guarded`": words["guarded"], "`query`": words["unguarded"]}
     kinds = sorted(
-        {kind for run in runs.values() for kind in run["said"]}, key=lambda kind: -service["said"].get(kind, 0)
+        {kind for run in runs.values() for kind in run["said"]}, key=lambda kind: (-service["said"].get(kind, 0), kind)
     )
     rows = [[kind, *(f"{run['said'].get(kind, 0):,}" for run in runs.values())] for kind in kinds]
     statuses = ", ".join(f"{n:,} times {status}" for status, n in service["statuses"].items())

@@ -186,7 +186,7 @@ def index_facts(index: str) -> dict[str, Any] | None:
 
     None where a database holds none yet. What is no damage (a newer format, a lock, a wrong setting) is raised.
     """
-    from fewshot.backbones import WeightsSource
+    from fewshot.backbones import quality_of
     from fewshot.errors import IndexDamagedError, IndexMissingError, NotAnIndexError
     from fewshot.store import FILE_NAME, shown_place
     from fewshot.store.log import damaged_log
@@ -205,7 +205,7 @@ def index_facts(index: str) -> dict[str, Any] | None:
             facts["backbone"], facts["precision"] = about.fingerprint, about.precision
             if about.backbone is not None:
                 facts["whitened"] = about.backbone.get("statistics_sha256") is not None
-                facts["quality"] = "fast" if about.source is None else WeightsSource(**about.source).quality
+                facts["quality"] = quality_of((about.source or {}).get("views", 1))
             facts["classes"], facts["supports"] = len(summaries), sum(summary.supports for summary in summaries)
             facts["generation"] = about.generation
             facts["problems"] = gallery.problems()

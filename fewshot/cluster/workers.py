@@ -125,7 +125,7 @@ class Worker:
                 continue
             photo = NamedBytes(os.fsdecode(row["file"]), row["data"])
             keep, keep_metadata = self._order.keep, self._order.keep_metadata
-            made.append(self._embedder.prepare_or_refuse(photo, keep=keep, keep_metadata=keep_metadata))
+            made.append(self._embedder.prepare(photo, keep=keep, keep_metadata=keep_metadata))
         loaded = [photo for photo in made if isinstance(photo, LoadedPhoto)]
         try:
             embedded = iter(self._embedder.embed_prepared(loaded) if loaded else ())

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection, Request
 
 from fewshot.errors import BusyError, ForbiddenError, TokenError, UnauthorizedError, UnforeseenError
 from fewshot.service.limits import Backoff, RateLimit, network
+from fewshot.service.routes import known_parameters
 from fewshot.service.settings import Settings, is_loopback
 from fewshot.service.tokens import Token, Tokens
 from fewshot.service.web import is_of_page
@@ -145,17 +146,22 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 async def reading(request: Request, _token: Bearer) -> None:
     """Let a request pass that reads."""
-    await request.app.state.access.check(request, "read")
+    await _let_in(request, "read")
 
 
 async def writing(request: Request, _token: Bearer) -> None:
     """Let a request pass that changes the index."""
-    await request.app.state.access.check(request, "write")
+    await _let_in(request, "write")
 
 
 async def asking(request: Request, _token: Bearer) -> Token | None:
     """Let any request pass; its token, if it has one."""
-    token: Token | None = await request.app.state.access.check(request, None)
+    return await _let_in(request, None)
+
+
+async def _let_in(request: Request, scope: str | None) -> Token | None:
+    token: Token | None = await request.app.state.access.check(request, scope)
+    await known_parameters(request)  # behind the token: who may not ask is told that, and nothing of the question
     return token
 
 

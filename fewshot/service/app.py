@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from fewshot import __version__
@@ -13,7 +13,6 @@ from fewshot.gallery import Gallery
 from fewshot.service import classes, failures, headers, limits, maps, metrics, queries, supports, system, web
 from fewshot.service.access import Access
 from fewshot.service.following import Follower
-from fewshot.service.routes import known_parameters
 from fewshot.service.settings import Settings
 from fewshot.service.shared_tokens import tokens_of
 from fewshot.service.work import Work
@@ -58,7 +57,6 @@ def create_app(gallery: Gallery, settings: Settings | None = None, guard: Guard 
         docs_url=None,  # its page would load scripts from a stranger's server
         redoc_url=None,
         lifespan=lifespan,
-        dependencies=[Depends(known_parameters)],
         generate_unique_id_function=_operation_id,
     )
     app.state.work = work

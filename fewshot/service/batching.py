@@ -77,6 +77,7 @@ class Batcher:
         if guard is None and settings.guarded:
             guard = self._own_guard = guard_of(settings)
         self._cutter = guard.cut_photo if guard is not None and settings.guarded else cut_photo
+        self._guard = guard
         self._changed = threading.Condition()
         self._ready: deque[tuple[Job, int, LoadedPhoto]] = deque()
         self._done: deque[Job] = deque()  # complete without the engine: every photo refused or known already
@@ -92,6 +93,11 @@ class Batcher:
     def n_waiting(self) -> int:
         """Photos that have been accepted and not yet answered."""
         return self._n_waiting
+
+    @property
+    def n_decoders_died(self) -> int:
+        """Guarded processes that died of a photo, or were ended."""
+        return 0 if self._guard is None else self._guard.n_died
 
     @property
     def is_ready(self) -> bool:
@@ -168,7 +174,7 @@ class Batcher:
             if job.embedder is None:
                 job.embedder = embedder
             keep = job.question is None
-            outcome = embedder.prepare_or_refuse(
+            outcome = embedder.prepare(
                 photo,
                 is_known=self._gallery.is_enrolled if keep else None,
                 keep=keep,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,9 +22,10 @@ class Metrics:
 
     Args:
         index_size: the numbers of classes and of enrolled photos, asked for when the metrics are read.
+        n_decoders_died: of the processes that decode photos, likewise.
     """
 
-    def __init__(self, index_size: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, index_size: Callable[[], tuple[int, int]], n_decoders_died: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "fewshot_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -49,7 +50,7 @@ class Metrics:
             registry=self.registry,
         )
         unknown.set_function(lambda: sum(self._recent) / len(self._recent) if self._recent else float("nan"))
-        self.registry.register(_IndexSize(index_size))
+        self.registry.register(_Asked(index_size, n_decoders_died))
         ProcessCollector(registry=self.registry)
 
     def count_answers(self, predictions: Sequence[Prediction]) -> None:
@@ -64,9 +65,10 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _IndexSize(Collector):
-    def __init__(self, index_size: Callable[[], tuple[int, int]]) -> None:
+class _Asked(Collector):
+    def __init__(self, index_size: Callable[[], tuple[int, int]], n_decoders_died: Callable[[], int]) -> None:
         self._index_size = index_size
+        self._n_decoders_died = n_decoders_died
 
     def describe(self) -> list[Metric]:
         """Nothing yet: the registry shall not read the index when the collector is registered."""
@@ -76,6 +78,8 @@ class _IndexSize(Collector):
         n_classes, n_supports = self._index_size()
         yield GaugeMetricFamily("fewshot_classes", "Enrolled classes.", n_classes)
         yield GaugeMetricFamily("fewshot_supports", "Enrolled photos.", n_supports)
+        what = "Processes that decode photos and died of one, or were ended; each is replaced."
+        yield CounterMetricFamily("fewshot_decoders_died", what, self._n_decoders_died())
 
 
 class Measured:

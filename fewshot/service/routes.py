@@ -63,6 +63,7 @@ async def work_of(request: Request) -> Work:
     return work
 
 
+Known = Annotated[None, Depends(known_parameters)]  # of a route that looks at no token: `access` does it where one is
 AtWork = Annotated[Work, Depends(work_of)]
 Label = Annotated[
     str,

@@ -10,7 +10,7 @@ from fewshot.datasets import MAX_LABEL_LENGTH
 from fewshot.errors import BusyError, DatabaseUnreachableError
 from fewshot.service import shapes
 from fewshot.service.access import READ, asking
-from fewshot.service.routes import AtWork, errors
+from fewshot.service.routes import AtWork, Known, errors
 from fewshot.service.tokens import SCOPES, Token
 from fewshot.service.work import Work
 
@@ -19,21 +19,21 @@ router = APIRouter(tags=["system"])
 
 @router.head("/v1/health", include_in_schema=False)
 @router.get("/v1/health", response_model=shapes.Health, responses=errors(), summary="Live and ready?")
-async def health(work: AtWork) -> dict[str, Any]:
+async def health(work: AtWork, _known: Known) -> dict[str, Any]:
     """`live`: the service answers. `ready`: its engine is open and its index can be read, so it can answer photos."""
     return await work.read(_looked, work)
 
 
 @router.head("/v1/health/live", include_in_schema=False)
 @router.get("/v1/health/live", response_model=shapes.Health, responses=errors(), summary="For a liveness probe")
-async def live(work: AtWork) -> dict[str, Any]:
+async def live(work: AtWork, _known: Known) -> dict[str, Any]:
     """The same, of the index as it was last seen: that a database is silent is no reason to start a service anew."""
     return _health(work)
 
 
 @router.head("/v1/health/ready", include_in_schema=False)
 @router.get("/v1/health/ready", response_model=shapes.Health, responses=errors(), summary="For a readiness probe")
-async def ready(work: AtWork) -> dict[str, Any]:
+async def ready(work: AtWork, _known: Known) -> dict[str, Any]:
     """The same, but 503 until photos can be answered."""
     found = await work.read(_looked, work)
     if not found["ready"]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.errors import TokenError, UnauthorizedError, did_you_mean
+from fewshot.sealed import clear_leftovers, temporary_beside
 from fewshot.store.schema import TOKENS_FILE, TOKENS_LOCK
 
 SCOPES = ("read", "write")
@@ -229,8 +230,9 @@ class TokenFile(Tokens):
 
     def _write(self, tokens: list[Token]) -> None:
         text = json.dumps({"tokens": [asdict(token) for token in tokens]}, indent=1)
-        temporary = self._path.with_name(f".{TOKENS_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+        temporary = temporary_beside(self._path)
         try:
+            clear_leftovers(self._path)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
                 file.write(text + "\n")
                 file.flush()

@@ -36,7 +36,7 @@ class Work:
     def __init__(self, gallery: Gallery, settings: Settings, guard: Guard | None = None) -> None:
         self.gallery = gallery
         self.settings = settings
-        self.metrics = Metrics(gallery.size)
+        self.metrics = Metrics(gallery.size, lambda: self.batcher.n_decoders_died)
         self.batcher = Batcher(gallery, settings, self.metrics.batch_photos.observe, guard)
         self.metrics.waiting.set_function(lambda: self.batcher.n_waiting)
         self._readers = Threads(N_READERS, "read")
