@@ -34,9 +34,9 @@ from fewshot.cli.main import show_error
 from fewshot.cli.options import index_folder
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
-from fewshot.episodes import learn_classes
 from fewshot.errors import FewshotError
-from fewshot.evaluation import crop_of, ranks, wilson_interval
+from fewshot.evaluation.episodes import learn_classes
+from fewshot.evaluation.metrics import crop_of, ranks, wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import EmbeddedPhoto, Question, Refused
 from fewshot.store import Store

@@ -19,11 +19,11 @@ from common import data_folder, keep
 from hard_cases import embed
 from protocol import N_BASE_SUPPORTS, link_first
 
-from fewshot.classifier import familiarity
+from fewshot.classifier.scores import familiarity
 from fewshot.datasets import class_folders
 from fewshot.embedder import EmbedderChoice, open_embedder
-from fewshot.episodes import area_under_roc, expected_calibration_error, let_in
-from fewshot.evaluation import wilson_interval
+from fewshot.evaluation.episodes import area_under_roc, expected_calibration_error, let_in
+from fewshot.evaluation.metrics import wilson_interval
 from fewshot.gallery import Gallery
 from fewshot.records import UNKNOWN, Prediction, Question
 

@@ -30,7 +30,7 @@ RULES = {
     "search (faiss)": (("faiss", "fewshot/search"), "see the section on search"),
     "the index (SQLite)": (("sqlite", "sqlalchemy", "fewshot/store"), "records and labels of what is shown"),
     "calibration, metric, scores": (
-        ("calibration.py", "metric.py", "classifier.py", "answering.py"),
+        ("fewshot/classifier", "left_out.py", "calibrations.py", "answering.py"),
         "numpy, once a chunk",
     ),
     "starting (imports, opening)": (("importlib", "<module>", "import_model", "read_sealed"), "once a process"),

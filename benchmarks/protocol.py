@@ -18,7 +18,7 @@ from typing import Any
 from common import data_folder, fewshot, json_lines, keep
 
 from fewshot.backbones import DEFAULT_BACKBONE, STATISTICS_FILE, resolve
-from fewshot.evaluation import crop_of
+from fewshot.evaluation.metrics import crop_of
 
 N_BASE_SUPPORTS = 20
 

@@ -21,7 +21,7 @@ import numpy as np
 from common import environment, in_turn, keep, memory_mb, run
 from made_up import MadeUp, unit
 
-from fewshot.neighbours import EXACT_NUMBERS
+from fewshot.gallery.neighbours import EXACT_NUMBERS
 from fewshot.search import Centres, VectorIndex
 
 N_QUERIES, K = 200, 3

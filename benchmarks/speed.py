@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 from common import Run, data_folder, fewshot, json_lines, keep, pairs, run, wall
 
-from fewshot import classifier
+from fewshot.classifier import prototypes
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.engines import native_precision
 from fewshot.records import EmbeddedPhoto
@@ -110,8 +110,8 @@ def fill_index(
             ]
             class_id = writer.add_class(f"class-{c:05d}")
             ids = writer.add_supports(class_id, photos)
-            writer.set_prototypes(class_id, classifier.class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
-            writer.set_own_similarities(np.array(ids), classifier.own_similarities(vectors), np.arange(len(ids)))
+            writer.set_prototypes(class_id, prototypes.class_prototypes(vectors, np.zeros(len(ids), np.int64), 1))
+            writer.set_own_similarities(np.array(ids), prototypes.own_similarities(vectors), np.arange(len(ids)))
         writer.note("enroll", None, n_supports=n_classes * n_each)
     store.close()
 

@@ -29,7 +29,7 @@ LONGEST_FIRST = [
     "test_install.py", "test_engines.py", "test_gallery.py", "test_gallery_processes.py", "test_training_processes.py",
     "test_oracle.py", "test_projection_browser.py", "test_cli_project.py", "test_cli.py", "test_service.py",
     "test_watching.py", "test_docs.py", "test_training_networks.py", "test_service_schema.py", "test_extras.py",
-    "test_hard_cases.py", "test_projection_coordinates.py", "test_training_epochs.py", "test_episodes.py",
+    "test_hard_cases.py", "test_projection_coordinates.py", "test_training_epochs.py", "test_evaluation_episodes.py",
     "test_backbones.py", "test_service_server.py",
     # What starts a cluster comes when as much is left for the other worker: all that is not named here.
     "test_cluster.py", "test_service_replicas.py",

@@ -14,8 +14,8 @@ from fewshot.cli.system import index_facts
 from fewshot.datasets import class_folders
 from fewshot.errors import FewshotError, IndexDamagedError
 from fewshot.gallery import Gallery
+from fewshot.gallery.repair import repair
 from fewshot.records import Question
-from fewshot.repair import repair
 
 KINDS = ("one bit", "a page", "cut off")
 FILES = ("index.sqlite", "index.sqlite-wal", "cache/prototypes.faiss", "cache/supports.faiss", "cache/calibration")

@@ -28,9 +28,9 @@ import fewshot.cli.enroll
 import fewshot.cli.query
 import fewshot.cli.reindex
 import fewshot.cli.serve
-import fewshot.enrolling
-import fewshot.pinning
-import fewshot.repair
+import fewshot.gallery.enrolling
+import fewshot.gallery.pinning
+import fewshot.gallery.repair
 from fewshot.cli.main import main, show_error
 from fewshot.datasets import class_folder
 from fewshot.errors import FewshotError, IndexMissingError
@@ -42,7 +42,7 @@ WRITES = "pwrite64,write,pwritev,writev"
 STEPS = f"{WRITES},fsync,fdatasync,ftruncate,fallocate,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir"
 LABELS = sorted(LEAF_COLOURS)
 STDOUT_BYTES = 1 << 20
-OPENING = (fewshot.pinning, fewshot.repair)  # the modules that open an index's embedder
+OPENING = (fewshot.gallery.pinning, fewshot.gallery.repair)  # the modules that open an index's embedder
 
 Content = dict[str, Any]
 

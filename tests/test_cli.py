@@ -35,7 +35,7 @@ def colours(monkeypatch):
     def open_colours(choice, *, source=None, on_notice=None):
         return colour_embedder(choice.backbone or (source.name if source else "colours"), 32 if choice.backbone else 64)
 
-    monkeypatch.setattr("fewshot.pinning.open_embedder", open_colours)
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", open_colours)
 
 
 @pytest.fixture
@@ -498,7 +498,7 @@ def test_newer_format_fails_with_both_numbers(enrolled):
 
 
 def test_locked_index_fails_after_its_timeout_and_can_still_be_asked(enrolled, photo, monkeypatch):
-    monkeypatch.setattr("fewshot.gallery.open_store", functools.partial(open_store, timeout_s=0.05))
+    monkeypatch.setattr("fewshot.gallery.gallery.open_store", functools.partial(open_store, timeout_s=0.05))
     with closing(sqlite3.connect(INDEX / FILE_NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert "locked" in fails(1, "index_locked", "remove", "rust")

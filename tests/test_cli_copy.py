@@ -20,7 +20,7 @@ SECRET = "s3cret-w0rd"
 @pytest.fixture
 def plants(tmp_path, leaves, monkeypatch):
     """The folder of an index with four classes."""
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
     with Gallery(tmp_path / "plants", create=True, embedder=colour_embedder()) as gallery:
         list(gallery.enroll(class_folders(leaves(n=4))))
     return str(tmp_path / "plants")
@@ -51,7 +51,7 @@ def test_an_index_goes_into_a_database_and_back_with_every_answer(plants, databa
 
 
 def test_an_index_in_a_folder_whose_name_is_no_utf_8_goes_into_a_database(leaves, database, tmp_path, monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     with Gallery(folder, create=True, embedder=colour_embedder()) as gallery:
         list(gallery.enroll(class_folders(leaves(n=3))))
@@ -60,7 +60,7 @@ def test_an_index_in_a_folder_whose_name_is_no_utf_8_goes_into_a_database(leaves
 
 
 def test_commands_take_a_database_where_an_index_s_name_goes(database, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
     folder = leaves(n=3)
     (doctor,) = run("doctor", index=database)
     assert doctor["index"] is None, "none yet is no fault"
@@ -120,7 +120,7 @@ def test_reindexing_to_another_length_drops_the_search_index_and_says_that_it_is
     run("search-index", "--asked", "8", index=database)
     same = CliRunner().invoke(main, ["reindex", "--index", database])
     assert "search-index" not in same.output
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: short_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: short_embedder())
     shown = CliRunner().invoke(main, ["reindex", "--index", database])
     assert shown.exit_code == 0, shown.output
     assert "`fewshot search-index` builds it anew" in " ".join(shown.stderr.split())

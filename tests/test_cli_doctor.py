@@ -16,7 +16,7 @@ INDEX = Path("indexes") / "default"
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_evaluate_warns_of_photos_that_are_one_saved_twice(leaves, monkeypatch):
 
 def test_evaluate_warns_of_several_shots_of_each_plant(leaves, monkeypatch):
     monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
-    monkeypatch.setattr("fewshot.subjects.subjects", lambda support: np.arange(len(support)) // 2)
+    monkeypatch.setattr("fewshot.classifier.subjects.subjects", lambda support: np.arange(len(support)) // 2)
     result = run("evaluate", leaves(n=7), "--n-way", 3, "--n-shot", 3, "--n-query", 4, "--n-episode", 1)
     assert "12 of 28 photos look like further shots of a plant, or place, that another photo" in result.stderr
     assert result.exit_code == 0

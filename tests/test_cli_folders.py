@@ -12,7 +12,7 @@ INDEX = Path("indexes") / "default"
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
     """Every command embeds with the colour embedder."""
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_args, **_kwargs: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_args, **_kwargs: colour_embedder())
     monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_args, **_kwargs: colour_embedder())
 
 

@@ -21,7 +21,7 @@ OBEYED = ["\x1b", "\r", "\n", "\x07", "\x9b", "\u202e", "\u2066", "\u200f", "\u2
 
 @pytest.fixture
 def colours(monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
 
 
 @given(st.text())

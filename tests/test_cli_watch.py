@@ -16,7 +16,7 @@ from fewshot.watching.answers import Answer
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
     """Every command embeds with the colour embedder."""
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_args, **_kwargs: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_args, **_kwargs: colour_embedder())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from fewshot.cli.main import COMMANDS, main
-from fewshot.neighbours import EXACT_NUMBERS
+from fewshot.gallery.neighbours import EXACT_NUMBERS
 from fewshot.samples import write_samples
 from fewshot.search.bases import CELLS_LIMIT, EXACT_LIMIT
 from fewshot.store.schema import FORMAT_VERSION

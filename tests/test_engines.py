@@ -294,7 +294,13 @@ def test_numpy_multiplies_with_one_thread_beside_an_engine():
 UNUSED = {*(name for names in EXTRAS.values() for name in names), "scipy", "pandas", "fastapi", "starlette", "uvicorn"}
 UNUSED |= {"httpx", "watchfiles", "prometheus_client", "rich", "yaml", "numpy.ma", "openvino.tools", "fewshot.service"}
 UNUSED |= {"sqlalchemy.dialects.postgresql", "statistics"}
-UNUSED |= {"fewshot.training", "fewshot.projection", "fewshot.watching", "fewshot.evaluation", "fewshot.networks"}
+UNUSED |= {
+    "fewshot.training",
+    "fewshot.projection",
+    "fewshot.watching",
+    "fewshot.evaluation",
+    "fewshot.networks",
+}
 
 
 def test_query_on_a_prepared_backbone_loads_nothing_that_it_does_not_use(tmp_path):

@@ -196,7 +196,7 @@ def test_a_class_of_one_photo_works_and_says_that_it_is_few(gallery, tmp_path):
 
 
 def test_enrolling_tells_of_how_many_plants_several_shots_are(gallery, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.subjects.subjects", lambda support: np.arange(len(support)) // 2)
+    monkeypatch.setattr("fewshot.classifier.subjects.subjects", lambda support: np.arange(len(support)) // 2)
     (sentence,) = doubts_of(gallery, enroll(gallery, leaves(n=6) / "rust", "rust"))[:1]
     assert "6 photos of 'rust' look like several shots each of 3 plants (or places), and count as so many" in sentence
     assert sentence.endswith("wanted 5 to 20.")

@@ -9,7 +9,7 @@ import pytest
 from conftest import LEAF_COLOURS, both, write_leaf
 from gallery_steps import ask_photos, enroll
 
-from fewshot.calibration import Calibration
+from fewshot.classifier.calibration import Calibration
 from fewshot.errors import EmptyIndexError, NoFittingClassError
 from fewshot.records import NamedBytes, Question
 

@@ -9,13 +9,12 @@ from conftest import LEAF_COLOURS, both, colour_embedder
 from gallery_steps import Interrupter, answers, ask_photos, counts, enroll
 from test_store import change
 
-from fewshot import reindexing
 from fewshot.backbones import WeightsSource
 from fewshot.datasets import class_folders
 from fewshot.decoding.cutting import cut_photo
 from fewshot.embedder import EmbedderChoice
 from fewshot.errors import FewshotError, ImageTooLargeError, IndexDamagedError, MixedEmbeddingsError
-from fewshot.gallery import Gallery
+from fewshot.gallery import Gallery, reindexing
 from fewshot.store.schema import thumbnails
 
 
@@ -76,8 +75,8 @@ def test_reindex_keeps_the_backbone_where_only_quality_or_precision_is_chosen(
         asked.append((choice, source))
         return colour_embedder("others", 32)
 
-    monkeypatch.setattr("fewshot.pinning.open_embedder", opened)
-    monkeypatch.setattr("fewshot.pinning.on_this_machine", lambda source: source)
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", opened)
+    monkeypatch.setattr("fewshot.gallery.pinning.on_this_machine", lambda source: source)
     with Gallery(gallery.place, choice=EmbedderChoice(**chosen)) as other:
         other.reindex()
     ((choice, found),) = asked
@@ -94,8 +93,8 @@ def test_reindex_takes_the_default_also_where_the_index_was_asked_before(gallery
         sources.append(source)
         return colour_embedder() if source is not None else colour_embedder("default", 32)
 
-    monkeypatch.setattr("fewshot.pinning.open_embedder", opened)
-    monkeypatch.setattr("fewshot.pinning.on_this_machine", lambda source: source)
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", opened)
+    monkeypatch.setattr("fewshot.gallery.pinning.on_this_machine", lambda source: source)
     with Gallery(gallery.place) as other:
         list(other.query([next(folder.rglob("*.png"))]))
         other.reindex()
@@ -143,7 +142,7 @@ def test_reindex_with_the_originals_equals_enrolling_them(leaves, tmp_path):
 
 @both
 def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gallery, leaves, tmp_path, monkeypatch):
-    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
+    monkeypatch.setattr("fewshot.gallery.reindexing.STAGE_CHUNK", 4)
     enroll(gallery, leaves(n=5))
     photos, right = ask_photos(tmp_path)
     before = (gallery.about(), list(gallery.query(photos)))
@@ -161,7 +160,7 @@ def test_interrupted_reindex_answers_as_before_and_goes_on_where_it_stopped(gall
 
 @both
 def test_reindex_takes_in_what_was_enrolled_meanwhile_and_drops_what_was_removed(gallery, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.reindexing.STAGE_CHUNK", 4)
+    monkeypatch.setattr("fewshot.gallery.reindexing.STAGE_CHUNK", 4)
     folder = leaves(n=5)
     for label in ("healthy", "rust"):
         enroll(gallery, folder / label, label)
@@ -207,7 +206,7 @@ def test_reindex_takes_the_kept_photo_where_an_original_serves_no_more(gallery, 
     rust_bytes = {file.read_bytes() for file in rust}
 
     def embeddings(embedder, **how):
-        monkeypatch.setattr("fewshot.gallery.cut_photo", how.pop("cutter", cut_photo))
+        monkeypatch.setattr("fewshot.gallery.gallery.cut_photo", how.pop("cutter", cut_photo))
         with Gallery(gallery.place, embedder=embedder) as opened:
             n = opened.reindex(**how)
             assert opened.problems() == []

@@ -37,7 +37,7 @@ MODULES = sorted(Path(fewshot.__file__).parent.rglob("*.py"))
 
 @pytest.fixture
 def colours(monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
 
 
 def run(*words):

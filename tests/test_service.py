@@ -40,7 +40,7 @@ def test_a_photo_is_recognised(client, rust):
 
 
 def cli_answers(monkeypatch, index, *words):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
     result = CliRunner().invoke(main, ["query", *map(str, words), "--index", str(index), "--json"])
     assert result.exit_code == 0, result.output
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -440,8 +440,8 @@ def test_another_backbone_given_by_another_process_is_taken_up(leaves, tmp_path,
         name = choice.backbone or (source.name if source else "colours")
         return colour_embedder(name, sizes[name])
 
-    monkeypatch.setattr("fewshot.pinning.open_embedder", open_colours)
-    monkeypatch.setattr("fewshot.pinning.on_this_machine", lambda source: source)
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", open_colours)
+    monkeypatch.setattr("fewshot.gallery.pinning.on_this_machine", lambda source: source)
     from fewshot.embedder import EmbedderChoice
 
     with Gallery(tmp_path / "index", create=True) as gallery:

@@ -31,13 +31,13 @@ import os, sys, time
 from pathlib import Path
 import conftest
 from conftest import ColourEngine, colour_embedder
-import fewshot.pinning
+import fewshot.gallery.pinning
 run = ColourEngine.run
 def slow(self, pixels):
     time.sleep(float(os.environ.get("HOLD", "0")))
     return run(self, pixels)
 ColourEngine.run = slow
-fewshot.pinning.open_embedder = lambda *_, **__: colour_embedder()
+fewshot.gallery.pinning.open_embedder = lambda *_, **__: colour_embedder()
 def endless(*_):
     Path(os.environ["MAP"]).touch()
     time.sleep(3600)
@@ -53,7 +53,7 @@ main()
 
 @pytest.fixture
 def filled(gallery, leaves, monkeypatch):
-    monkeypatch.setattr("fewshot.pinning.open_embedder", lambda *_, **__: colour_embedder())
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", lambda *_, **__: colour_embedder())
     list(gallery.enroll(class_folders(leaves(n=3))))
     return gallery
 

@@ -156,7 +156,7 @@ def test_what_follows_an_index_survives_whatever_goes_wrong(filled, monkeypatch,
     finally:
         stop.set()
         thread.join(20)
-    told = [record.message for record in caplog.records if record.name == "fewshot.keeping_up"]
+    told = [record.message for record in caplog.records if record.name == "fewshot.gallery.keeping_up"]
     assert told == [
         "listening to the index: RuntimeError('nobody listens')",
         "following the index: ZeroDivisionError()",

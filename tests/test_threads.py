@@ -6,7 +6,7 @@ from conftest import LEAF_COLOURS, write_leaf
 
 from fewshot.datasets import ClassFolder, class_folders
 from fewshot.embedder import EmbedderChoice
-from fewshot.pinning import PinnedEmbedder
+from fewshot.gallery.pinning import PinnedEmbedder
 from fewshot.records import Question
 
 N_THREADS = 4
@@ -70,7 +70,7 @@ def test_an_embedder_is_opened_once_however_many_ask_for_it(gallery, leaves, mon
         opened.append(threading.current_thread())
         return embedder
 
-    monkeypatch.setattr("fewshot.pinning.open_embedder", open_slowly)
+    monkeypatch.setattr("fewshot.gallery.pinning.open_embedder", open_slowly)
 
     def ask():
         gate.wait()

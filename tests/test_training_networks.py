@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fewshot.classifier import class_prototypes
+from fewshot.classifier.prototypes import class_prototypes
 from fewshot.recipes import read_plan, resolve
 from fewshot.training import networks
 from fewshot.transforms import unit_rows

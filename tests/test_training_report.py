@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fewshot.evaluation import prototype_accuracy
+from fewshot.evaluation.metrics import prototype_accuracy
 from fewshot.recipes import resolve
 from fewshot.training.networks import Origin
 from fewshot.training.progress import EpochRow, Scores

@@ -198,9 +198,9 @@ PROCESS = textwrap.dedent(
     """
     import sys, threading
     from pathlib import Path
-    import fewshot.pinning
+    import fewshot.gallery.pinning
     from conftest import colour_embedder
-    fewshot.pinning.open_embedder = lambda *args, **kwargs: colour_embedder()
+    fewshot.gallery.pinning.open_embedder = lambda *args, **kwargs: colour_embedder()
     from fewshot.cli import main
     main(["watch", *sys.argv[1:]], prog_name="fewshot")
     """

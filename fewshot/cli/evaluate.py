@@ -10,7 +10,7 @@ from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from fewshot.episodes import Mean
+    from fewshot.evaluation.episodes import Mean
 
 
 @click.command()
@@ -49,8 +49,8 @@ def evaluate(
     """
     from fewshot.datasets import class_folders
     from fewshot.embedder import EmbedderChoice, open_embedder
-    from fewshot.episodes import EpisodePlan, asked_as_unknown, evaluate_episodes
-    from fewshot.labelled import read_labelled
+    from fewshot.evaluation.episodes import EpisodePlan, asked_as_unknown, evaluate_episodes
+    from fewshot.evaluation.labelled import read_labelled
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
     plan.check()

@@ -13,7 +13,7 @@ from fewshot.cli.terminal import echo
 from fewshot.extras import EXTRAS, missing, need
 
 if TYPE_CHECKING:
-    from fewshot.repair import Repaired
+    from fewshot.gallery.repair import Repaired
 
 
 @click.command()
@@ -108,7 +108,7 @@ def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: st
 
 def _repair(index: str, problems: list[str], as_json: bool) -> None:
     """Repair, and say what became of it."""
-    from fewshot.repair import Repaired, mend
+    from fewshot.gallery.repair import Repaired, mend
     from fewshot.store import shown_place
 
     folder = index_place(index)

@@ -17,7 +17,7 @@ from fewshot.datasets import class_folders, legible, normal_label, query_photos
 from fewshot.embedder import EmbedderChoice
 from fewshot.errors import EmptyFolderError, EmptyIndexError, ImageError
 from fewshot.gallery import Gallery
-from fewshot.inspection import is_suspicious
+from fewshot.gallery.inspection import is_suspicious
 from fewshot.records import ClassView, EmbeddedPhoto, Float32s, Int64s, Refused
 
 Role = Literal["support", "query", "prototype"]

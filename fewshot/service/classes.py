@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from starlette.requests import Request
 
 from fewshot.datasets import checked_label
-from fewshot.enrolling import no_usable_photo
+from fewshot.gallery.enrolling import no_usable_photo
 from fewshot.records import ClassInspection, ClassSummary, EnrollReport, Support, Suspicious
 from fewshot.service import shapes
 from fewshot.service.access import READ, WRITE

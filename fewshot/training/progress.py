@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fewshot.evaluation import measure
+from fewshot.evaluation.metrics import measure
 from fewshot.records import Float32s, Int64s
 
 

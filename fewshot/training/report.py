@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewshot.evaluation import Interval, Metrics, PrototypeAccuracy, crop_of
+from fewshot.evaluation.metrics import Interval, Metrics, PrototypeAccuracy, crop_of
 from fewshot.recipes import Recipe
 from fewshot.training.checkpoints import as_write_error, write_whole
 from fewshot.training.networks import Origin

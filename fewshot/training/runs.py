@@ -23,7 +23,7 @@ from fewshot.errors import (
     TrainingStoppedError,
     WeightsUnreachableError,
 )
-from fewshot.evaluation import Metrics, PrototypeAccuracy, measure, prototype_accuracy
+from fewshot.evaluation.metrics import Metrics, PrototypeAccuracy, measure, prototype_accuracy
 from fewshot.networks import load
 from fewshot.portable import export_onnx
 from fewshot.recipes import BASELINES, Cell, Recipe, read_plan

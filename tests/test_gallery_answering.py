@@ -51,7 +51,7 @@ def test_photos_asked_together_are_answered_as_by_query(filled, tmp_path):
 def test_of_many_classes_each_photo_is_compared_with_what_the_others_are_near_to(filled, tmp_path, monkeypatch):
     photos = [write_leaf(tmp_path / f"{label}.png", LEAF_COLOURS[label], 800) for label in ("rust", "healthy")]
     (every,) = filled.query(photos, Question(top=4, together=True))
-    monkeypatch.setattr("fewshot.classifier.N_SCORED", 1)  # as if four classes were more than are scored
+    monkeypatch.setattr("fewshot.classifier.scores.N_SCORED", 1)  # as if four classes were more than are scored
     (few,) = filled.query(photos, Question(top=1, together=True))
     exact = {match.label: match.similarity for match in every.matches}
     best = max(("rust", "healthy"), key=exact.__getitem__)  # the two that a photo is nearest to

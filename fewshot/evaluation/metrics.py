@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fewshot.classifier import class_prototypes
+from fewshot.classifier.prototypes import class_prototypes
 from fewshot.errors import PrototypeError, UsageError
 from fewshot.records import Float32s, Int64s
 

@@ -6,7 +6,7 @@ from conftest import colour_embedder
 from PIL import Image
 
 from fewshot.datasets import class_folders
-from fewshot.labelled import read_labelled
+from fewshot.evaluation.labelled import read_labelled
 
 
 def test_each_content_is_read_once_under_its_first_class(leaves):

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewshot import answering, images, inspection, search
+from fewshot import images, search
 from fewshot.backup import Backup, back_up
-from fewshot.calibration import Calibrations
 from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder
-from fewshot.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
 from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError, UsageError
-from fewshot.keeping_up import keep_up
-from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
-from fewshot.pinning import PinnedEmbedder
+from fewshot.gallery import answering, inspection
+from fewshot.gallery.calibrations import Calibrations
+from fewshot.gallery.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
+from fewshot.gallery.keeping_up import keep_up
+from fewshot.gallery.neighbours import MOST_IN_MEMORY, Neighbours
+from fewshot.gallery.pinning import PinnedEmbedder
+from fewshot.gallery.reindexing import embed_anew
+from fewshot.gallery.repair import found_problems
 from fewshot.records import (
     ClassInspection,
     ClassSummary,
@@ -33,8 +36,6 @@ from fewshot.records import (
     Question,
     Support,
 )
-from fewshot.reindexing import embed_anew
-from fewshot.repair import found_problems
 from fewshot.store import (
     FILE_NAME,
     About,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fewshot import search
+from fewshot.classifier.metric import Metric
 from fewshot.errors import CacheDamagedError
-from fewshot.metric import Metric
 from fewshot.records import NO_ID, Float32s, Int64s, Neighbour
 from fewshot.store import OfContents, Reader
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.neighbours import Neighbours
+from fewshot.gallery.neighbours import Neighbours
 from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
 from fewshot.store import Reader
 

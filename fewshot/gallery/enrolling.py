@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from fewshot import classifier
+from fewshot.classifier.prototypes import class_prototypes, own_similarities
+from fewshot.classifier.subjects import grouped
 from fewshot.datasets import ClassFolder, legible
 from fewshot.embedder import Embedder, Outcome, refused
 from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, OtherLabelError, StrictError
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
 from fewshot.store import Writer
-from fewshot.subjects import grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def learn_class(writer: Writer, class_id: int) -> None:
     """Compute what follows from a class's supports: its prototypes, and how well each photo fits the others."""
     ids, vectors = writer.class_vectors(class_id)
     groups, shown = grouped(vectors)
-    writer.set_prototypes(class_id, classifier.class_prototypes(vectors, groups, int(groups.max()) + 1))
-    writer.set_own_similarities(ids, classifier.own_similarities(vectors, groups, shown), shown)
+    writer.set_prototypes(class_id, class_prototypes(vectors, groups, int(groups.max()) + 1))
+    writer.set_own_similarities(ids, own_similarities(vectors, groups, shown), shown)
 
 
 def no_usable_photo(photos: Sequence[Refused]) -> NoUsablePhotoError:

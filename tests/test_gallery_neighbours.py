@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot import neighbours as module
-from fewshot.classifier import class_prototypes
-from fewshot.neighbours import Neighbours
+from fewshot.classifier.prototypes import class_prototypes
+from fewshot.gallery import neighbours as module
+from fewshot.gallery.neighbours import Neighbours
 from fewshot.records import EmbeddedPhoto
 from fewshot.search import VectorIndex
 from fewshot.store import FILE_NAME, Store
@@ -309,7 +309,7 @@ def test_cache_with_a_flipped_bit_is_rebuilt(store, cache, place, caplog):
     for path, data in zip(files, sound, strict=True):
         where = int(place * len(data)) if place >= 0 else len(data) + place
         path.write_bytes(data[:where] + bytes([data[where] ^ 0x04]) + data[where + 1 :])
-    with caplog.at_level(logging.INFO, "fewshot.neighbours"):
+    with caplog.at_level(logging.INFO, "fewshot.gallery.neighbours"):
         assert answers(store, Neighbours(cache)) == fresh(store)
     assert sum("passed over" in record.message for record in caplog.records) == len(files)
     assert [path.read_bytes() for path in files] == sound, "the damaged files must have been replaced"
@@ -450,7 +450,7 @@ def test_a_view_older_than_what_is_kept_leaves_the_files_of_the_newer_one(store,
 def test_cache_folder_that_cannot_be_written_only_warns(store, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     lookup = Neighbours(tmp_path / "file" / "cache")
-    with caplog.at_level(logging.WARNING, "fewshot.neighbours"):
+    with caplog.at_level(logging.WARNING, "fewshot.gallery.neighbours"):
         assert answers(store, lookup) == fresh(store)
         add(store, "blight", seed=4)
         assert answers(store, lookup) == fresh(store)
@@ -465,7 +465,7 @@ def test_full_disk_while_the_cache_is_written_only_warns_and_leaves_no_scrap(sto
         raise RuntimeError("Error: 'ret == (size)' failed: write error: No space left on device")
 
     monkeypatch.setattr("fewshot.search.index.faiss.write_index", full)
-    with caplog.at_level(logging.WARNING, "fewshot.neighbours"):
+    with caplog.at_level(logging.WARNING, "fewshot.gallery.neighbours"):
         assert answers(store, Neighbours(cache)) == fresh(store)
     assert any("No space left" in record.message for record in caplog.records)
     assert list(cache.iterdir()) == []

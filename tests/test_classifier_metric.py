@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot.classifier import class_prototypes
-from fewshot.metric import LEAST_AGREEMENT, fit_metric, plain_metric, without_each
+from fewshot.classifier.metric import LEAST_AGREEMENT, fit_metric, plain_metric, without_each
+from fewshot.classifier.prototypes import class_prototypes
 from fewshot.transforms import unit_rows
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewshot.errors import PrototypeError, UsageError
-from fewshot.evaluation import crop_of, measure, prototype_accuracy, top_k_share, wilson_interval
+from fewshot.evaluation.metrics import crop_of, measure, prototype_accuracy, top_k_share, wilson_interval
 
 
 def ints(*values: int) -> np.ndarray:

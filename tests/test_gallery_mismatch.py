@@ -12,7 +12,7 @@ from fewshot.backbones import read_backbone_facts, resolve, statistics_name
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder
 from fewshot.errors import MixedEmbeddingsError, UnknownBackboneError
 from fewshot.gallery import Gallery
-from fewshot.mismatch import check_choice, check_embedder
+from fewshot.gallery.mismatch import check_choice, check_embedder
 from fewshot.store import About
 
 

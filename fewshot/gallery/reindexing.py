@@ -8,8 +8,8 @@ from pathlib import Path
 from fewshot import images
 from fewshot.decoding.cutting import Cutter
 from fewshot.embedder import Embedder
-from fewshot.enrolling import learn_class
 from fewshot.errors import FewshotError, ImageError
+from fewshot.gallery.enrolling import learn_class
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.store import Transactions, Writer
 

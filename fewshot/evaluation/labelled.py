@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from fewshot.classifier.subjects import first_shots, subjects_of_classes
 from fewshot.datasets import ClassFolder
 from fewshot.embedder import Embedder
-from fewshot.inspection import near_copies
+from fewshot.gallery.inspection import near_copies
 from fewshot.records import EmbeddedPhoto, Float32s, Int64s, Refused
-from fewshot.subjects import first_shots, subjects_of_classes
 
 
 def read_labelled(

@@ -9,7 +9,7 @@ from fewshot import search
 from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.embedder import Embedder, EmbedderChoice, open_embedder, same_embeddings
 from fewshot.errors import FewshotError
-from fewshot.mismatch import check_choice, check_embedder
+from fewshot.gallery.mismatch import check_choice, check_embedder
 from fewshot.store import About, Reader, Transactions
 
 log = logging.getLogger(__name__)

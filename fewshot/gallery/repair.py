@@ -10,7 +10,6 @@ from typing import Any, Literal
 from fewshot.backbones import WeightsSource, on_this_machine
 from fewshot.backup import moved_aside, place_of_work, whole_file, work_folder
 from fewshot.embedder import EmbedderChoice, Outcome, open_embedder, same_embeddings
-from fewshot.enrolling import learn_class
 from fewshot.errors import (
     CacheDamagedError,
     DiskFullError,
@@ -21,6 +20,7 @@ from fewshot.errors import (
     MixedEmbeddingsError,
     is_disk_full,
 )
+from fewshot.gallery.enrolling import learn_class
 from fewshot.records import EmbeddedPhoto, NamedBytes, Refused
 from fewshot.sealed import sync_folder, verify
 from fewshot.search import VectorIndex

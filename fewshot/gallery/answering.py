@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from fewshot import classifier
-from fewshot.calibration import Calibration
+from fewshot.classifier import scores
+from fewshot.classifier.calibration import Calibration
+from fewshot.classifier.metric import Metric
 from fewshot.embedder import Outcome
 from fewshot.errors import EmptyIndexError, NoFittingClassError, did_you_mean
-from fewshot.metric import Metric
-from fewshot.neighbours import Neighbours
+from fewshot.gallery.neighbours import Neighbours
 from fewshot.records import UNKNOWN, Float32s, Int64s, Match, Prediction, Question, Refused
 from fewshot.store import Reader
 
@@ -62,15 +62,15 @@ def predictions(
         sizes: how many rows, one after the other, are of one request; with `question.together` they get one answer.
     """
     n_way = reader.n_classes() if within is None else len(within)
-    n_scored = min(n_way, max(classifier.N_SCORED, question.top))
+    n_scored = min(n_way, max(scores.N_SCORED, question.top))
     compared = vectors if known.metric is None else known.metric(vectors)
     if question.together:
         similarities, class_ids = _averaged(reader, neighbours, compared, sizes, n_scored, within, known.metric)
         vectors = _means(vectors, sizes)  # not of unit length: a cosine to one is the mean of the photos' cosines
     else:
         similarities, class_ids = neighbours.classes(reader, compared, n_scored, within, known.metric)
-    familiarities = classifier.familiarity(similarities).tolist()
-    shares = classifier.probabilities(similarities, n_way, known.scale)
+    familiarities = scores.familiarity(similarities).tolist()
+    shares = scores.probabilities(similarities, n_way, known.scale)
     labels = reader.class_labels(class_ids[:, : question.top].ravel().tolist())
     nearest = neighbours.supports(reader, vectors, question.n_nearest, within)
     covering = _covering(reader, known, question.coverage, similarities, class_ids)

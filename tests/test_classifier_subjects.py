@@ -8,16 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot import calibration
-from fewshot.calibration import calibrate, calibrated
-from fewshot.classifier import class_prototypes, familiarity, own_similarities, support_groups
-from fewshot.enrolling import learn_class
-from fewshot.episodes import learn_classes
-from fewshot.metric import fit_metric, without_each
-from fewshot.neighbours import Neighbours
+from fewshot.classifier.calibration import calibrate
+from fewshot.classifier.metric import fit_metric, without_each
+from fewshot.classifier.prototypes import class_prototypes, own_similarities, support_groups
+from fewshot.classifier.scores import familiarity
+from fewshot.classifier.subjects import first_shots, grouped, subjects, subjects_of_classes
+from fewshot.evaluation.episodes import learn_classes
+from fewshot.gallery import calibrations
+from fewshot.gallery import left_out as asking
+from fewshot.gallery.calibrations import calibrated
+from fewshot.gallery.enrolling import learn_class
+from fewshot.gallery.neighbours import Neighbours
 from fewshot.records import EmbeddedPhoto
 from fewshot.store import Store
-from fewshot.subjects import first_shots, grouped, subjects, subjects_of_classes
 from fewshot.transforms import unit_rows
 
 DIM = 256
@@ -62,7 +65,7 @@ def test_of_fewer_than_six_photos_nothing_is_told_and_a_class_is_never_one_subje
 
 def test_many_photos_are_compared_in_parts_with_the_same_result(monkeypatch):
     support, truth = shots(40, 3, seed=3, apart=0.2)
-    monkeypatch.setattr("fewshot.subjects._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("fewshot.classifier.subjects._ROWS_AT_ONCE", 7)
     assert subjects(support).tolist() == truth.tolist()
 
 
@@ -246,10 +249,10 @@ def test_an_index_leaves_out_what_episodes_leave_out_and_nearly_so_from_a_sample
         found = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
         np.testing.assert_allclose(found.margins, wanted.margins, atol=1e-4)
         assert found.threshold == pytest.approx(wanted.threshold, abs=1e-3)
-        monkeypatch.setattr(calibration, "MOST_ASKED", 150)
-        monkeypatch.setattr(calibration, "MOST_ASKED_WITHIN", 100)
+        monkeypatch.setattr(asking, "MOST_ASKED", 150)
+        monkeypatch.setattr(asking, "MOST_ASKED_WITHIN", 100)
         sampled = calibrated(reader, neighbours, tmp_path / "cache" / "of-a-sample")
-        narrowed = calibration.calibrated_within(reader, neighbours, sampled, [1, 2, 3, 4, 5, 6])
+        narrowed = calibrations.calibrated_within(reader, neighbours, sampled, [1, 2, 3, 4, 5, 6])
     store.close()
     for known, n_most in ((sampled, 150 / 6), (narrowed, 100 / 6)):
         assert n_most / 2 < len(known.margins) < n_most * 1.3, "one for each plant of the sample"
@@ -265,7 +268,7 @@ def test_a_sample_of_many_small_classes_parts_no_plants(tmp_path, monkeypatch):
     store, neighbours = enrolled(tmp_path, support), Neighbours(tmp_path / "cache")
     with store.read() as reader:
         whole = calibrated(reader, neighbours, tmp_path / "cache" / "calibration")
-        monkeypatch.setattr(calibration, "MOST_ASKED", 225)
+        monkeypatch.setattr(asking, "MOST_ASKED", 225)
         sampled = calibrated(reader, neighbours, tmp_path / "cache" / "of-a-sample")
         ids, _, _, shown = reader.asked_supports(225)
     store.close()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from fewshot.episodes import (
+from fewshot.classifier.metric import plain_metric
+from fewshot.errors import TooFewPhotosError, UsageError
+from fewshot.evaluation.episodes import (
     EpisodePlan,
     LearntClasses,
     _Answers,
@@ -11,8 +13,6 @@ from fewshot.episodes import (
     evaluate_episodes,
     expected_calibration_error,
 )
-from fewshot.errors import TooFewPhotosError, UsageError
-from fewshot.metric import plain_metric
 
 
 def world(n_classes=12, n=30, spread=1.0, seed=0, dim=32):
@@ -72,7 +72,7 @@ def test_strangers_are_told_apart_within_each_episode(monkeypatch):
         scores = [np.array([by + 2, by + 3], np.float32), np.array([by, by + 1], np.float32)]
         return _Answers(np.ones(2, bool), np.ones(2, np.float32), np.ones(2, bool), 1.0, *scores)
 
-    monkeypatch.setattr("fewshot.episodes._episode", shifted)
+    monkeypatch.setattr("fewshot.evaluation.episodes._episode", shifted)
     report = evaluate_episodes(*world(), EpisodePlan(2, 2, 5, 2))
     assert (report.auroc.mean, report.fpr95.mean) == (1.0, 0.0)
 

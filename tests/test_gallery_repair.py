@@ -19,7 +19,7 @@ from fewshot.backup import read_backup, restore
 from fewshot.cli.main import main
 from fewshot.errors import IndexDamagedError
 from fewshot.gallery import Gallery
-from fewshot.repair import repair
+from fewshot.gallery.repair import repair
 from fewshot.store import FILE_NAME
 from fewshot.store.log import damaged_log
 from fewshot.store.schema import FORMAT_VERSION

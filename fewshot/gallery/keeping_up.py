@@ -4,9 +4,9 @@ import logging
 import threading
 from collections.abc import Callable
 
-from fewshot.calibration import Calibrations
 from fewshot.errors import FewshotError
-from fewshot.neighbours import Neighbours
+from fewshot.gallery.calibrations import Calibrations
+from fewshot.gallery.neighbours import Neighbours
 from fewshot.store import ServerStore
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.calibration import LeaveOneOut, asked_in, calibrate, student_t_quantile
-from fewshot.classifier import class_prototypes, familiarity, probabilities
+from fewshot.classifier.calibration import LeaveOneOut, asked_in, calibrate, student_t_quantile
+from fewshot.classifier.metric import Metric, fit_metric
+from fewshot.classifier.prototypes import class_prototypes
+from fewshot.classifier.scores import familiarity, probabilities
+from fewshot.classifier.subjects import grouped
 from fewshot.errors import TooFewPhotosError, UsageError
-from fewshot.metric import Metric, fit_metric
 from fewshot.records import Float32s, Int64s
-from fewshot.subjects import grouped
 
 _Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 _FEWEST_EPISODES = 5  # fewer say too little of how much they differ

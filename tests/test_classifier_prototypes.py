@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from fewshot.classifier import (
-    MAX_PROTOTYPES,
-    MIN_GROUP,
-    SOFTMAX_SCALE,
-    class_prototypes,
-    own_similarities,
-    probabilities,
-    support_groups,
-)
+from fewshot.classifier.prototypes import MAX_PROTOTYPES, MIN_GROUP, class_prototypes, own_similarities, support_groups
+from fewshot.classifier.scores import SOFTMAX_SCALE, probabilities
 from fewshot.errors import PrototypeError
 
 ORDINARY = settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ plant is left out whole, with all its shots.
 
 import numpy as np
 
-from fewshot.classifier import class_prototypes, numbered_by_first, support_groups
+from fewshot.classifier.prototypes import class_prototypes, numbered_by_first, support_groups
 from fewshot.records import Float32s, Int64s
 
 # How far photos of other plants are: what a fifth of all photos is nearer than, as a quarter of the photos see it. Not
@@ -97,7 +97,7 @@ def first_shots(shown: Int64s) -> Int64s:
 
 
 def grouped(support: Float32s) -> tuple[Int64s, Int64s]:
-    """Which of a class's photos belong to one prototype (`classifier.support_groups`), and what each shows.
+    """Which of a class's photos belong to one prototype (`prototypes.support_groups`), and what each shows.
 
     A group needs several plants, and several shots of one are never parted.
 

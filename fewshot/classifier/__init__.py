@@ -1,0 +1,1 @@
+"""Support + query embeddings -> prototypes, probability, rejection. Pure numpy; nothing here reads or writes."""

@@ -1,0 +1,1 @@
+"""Predictions -> metrics; labelled embeddings -> prototype accuracy and few-shot episodes, with their intervals."""
