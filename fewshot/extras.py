@@ -11,6 +11,7 @@ EXTRAS = {
         "torch",
         "torchvision",
         "timm",
+        "huggingface_hub",
         "pytorch_metric_learning",
         "sklearn",
         "onnx",
@@ -24,7 +25,7 @@ EXTRAS = {
     "ray": ("ray", "pyarrow", "pandas"),
 }
 # What is needed of `train` to build a timm network and hand it to an engine.
-NETWORKS = ("torch", "timm", "onnx", "onnxscript")
+NETWORKS = ("torch", "timm", "huggingface_hub", "onnx", "onnxscript")
 
 
 def missing(extra: str, libraries: tuple[str, ...] = ()) -> list[str]:

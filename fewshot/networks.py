@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import timm.data
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -33,6 +34,10 @@ from fewshot.errors import (
     did_you_mean,
 )
 from fewshot.portable import onnx_weights
+
+# What the hub holds of a timm model, and how long it may take to say so.
+HUB_FILE = "model.safetensors"
+HUB_TIMEOUT_S = 10.0
 
 
 def load(source: WeightsSource) -> tuple[Backbone, torch.nn.Module]:
@@ -122,14 +127,26 @@ def check_architecture(source: WeightsSource) -> None:
 
 def _from_hub(source: WeightsSource) -> torch.nn.Module:
     try:
+        _look_on_hub(source.location)
         network: torch.nn.Module = timm.create_model(source.location, pretrained=True, num_classes=0)
     except Exception as error:  # hub clients raise errors of many libraries; all mean: no weights
         raise WeightsUnreachableError(
             f"the weights of timm model {source.location!r} are not on this machine, and the model hub cannot be "
-            f"reached or does not have them ({type(error).__name__}).",
+            f"reached or does not have them as .safetensors ({type(error).__name__}).",
             hint=f"Connect once, give a local .safetensors, or use one that is installed: {installed_names()}.",
         ) from error
     return network
+
+
+def _look_on_hub(model: str) -> None:
+    """Ask once whether the hub has a model's safetensors file, unless it is on this machine.
+
+    timm's own way asks for most of a minute where there is no network, and takes a pickle where there is no such file.
+    """
+    config = timm.get_pretrained_cfg(model)
+    repository = None if config is None else config.hf_hub_id
+    if repository is not None and not isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=HUB_TIMEOUT_S)
 
 
 def _load_weights(network: torch.nn.Module, source: WeightsSource) -> None:

@@ -35,6 +35,7 @@ LAYERS = [
 # library: the only modules (a folder counts as one) that may import it.
 DOORS = {
     "timm": {"networks"},
+    "huggingface_hub": {"networks"},
     "onnx": {"portable"},
     "pytorch_metric_learning": {"losses"},
     "faiss": {"search"},

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+from huggingface_hub import hf_hub_url
 
 from fewshot import backbones
 from fewshot.backbones import (
@@ -153,12 +155,39 @@ def test_unknown_name_suggests_the_nearest_and_lists_what_is_installed(name, mea
     assert "Installed: plants-lite0, lite0" in caught.value.hint
 
 
-def test_hub_model_without_a_network_names_the_model_and_lists_what_is_installed(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # its client tries for most of a minute else
+@pytest.fixture
+def hub(monkeypatch):
+    """What the hub is asked, and what it raises: nobody there."""
+    asked = []
+
+    def look(url, timeout):
+        asked.append((url, timeout))
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("fewshot.networks.get_hf_file_metadata", look)
+    return asked
+
+
+def test_hub_model_without_a_network_names_the_model_and_lists_what_is_installed(hub):
     with pytest.raises(WeightsUnreachableError, match=r"'resnet18\.a1_in1k'") as caught:
         load(resolve("resnet18.a1_in1k"))
     assert "hub cannot be reached" in caught.value.message
     assert "lite0" in caught.value.hint
+
+
+def test_the_hub_is_asked_once_for_tensors_and_never_for_a_pickle(hub, monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm asks for most of a minute"))
+    with pytest.raises(WeightsUnreachableError):
+        load(resolve("resnet18.a1_in1k"))
+    assert hub == [(hf_hub_url("timm/resnet18.a1_in1k", "model.safetensors"), 10.0)]
+
+
+def test_a_hub_model_that_is_on_this_machine_is_not_asked_for(hub, monkeypatch):
+    monkeypatch.setattr("fewshot.networks.try_to_load_from_cache", lambda *_: "model.safetensors")
+    network = timm.create_model("resnet18", num_classes=0)
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: network)
+    assert load(resolve("resnet18.a1_in1k"))[1] is network
+    assert hub == []
 
 
 # ---- local files

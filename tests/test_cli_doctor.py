@@ -9,6 +9,7 @@ import pytest
 from cli_steps import lines, ok, run
 from conftest import colour_embedder
 
+from fewshot.errors import IndexLockedError
 from fewshot.store import FILE_NAME
 
 INDEX = Path("indexes") / "default"
@@ -55,6 +56,25 @@ def test_doctor_names_damage_and_fails(enrolled):
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert len(json.loads(result.stdout)["index"]["problems"]) == 1
+
+
+def test_doctor_shows_the_machine_beside_an_error_that_is_no_damage(enrolled, monkeypatch):
+    monkeypatch.setattr("fewshot.cli.system.index_facts", raising(IndexLockedError("index 'default' is in use.")))
+    result = run("doctor")
+    assert result.exit_code == IndexLockedError.exit_code
+    assert "index 'default' is in use." in result.stderr
+    assert "cannot be used now" in result.stdout
+    assert "versions" in result.stdout
+    result = run("doctor", "--json")
+    assert json.loads(result.stdout)["engine"]
+    assert "index" not in json.loads(result.stdout)
+
+
+def raising(error):
+    def raises(*_):
+        raise error
+
+    return raises
 
 
 def test_doctor_shows_the_machine_even_where_the_index_cannot_be_opened(enrolled):

@@ -1,9 +1,11 @@
 """How an answer looks to people: what is certain is not said of what is unknown."""
 
+from dataclasses import replace
+
 import click
 from conftest import LEAF_COLOURS, write_leaf
 
-from fewshot.cli.output import IF_NOT_UNKNOWN, prediction_lines
+from fewshot.cli.output import IF_NOT_UNKNOWN, NO_LABEL, prediction_lines
 from fewshot.records import Match, Prediction
 
 MATCHES = (Match("apple-scab", 0.09, 0.99), Match("corn-rust", 0.02, 0.01))
@@ -20,6 +22,12 @@ def test_beside_unknown_the_percentages_are_said_to_be_of_the_enrolled_classes_a
     assert "99%" not in lines[0]
     for line in lines[1:]:
         assert line == click.style(click.unstyle(line), dim=True)
+
+
+def test_labels_that_cannot_be_ruled_out_are_listed_and_an_empty_list_says_what_it_means():
+    answer = Prediction("leaf.jpg", "apple-scab", "match", "", MATCHES)
+    left = [shown(replace(answer, covering=labels))[-1].strip() for labels in (("apple-scab", "corn-rust"), ())]
+    assert left == ["cannot be ruled out: apple-scab, corn-rust", f"cannot be ruled out: {NO_LABEL}"]
 
 
 def test_a_certain_answer_is_said_without_conditions():

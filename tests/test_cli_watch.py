@@ -137,6 +137,7 @@ def test_routes_and_classes_that_do_not_meet_are_warned_of_at_the_start(inbox, t
     result = once()
     assert "'rusty' has a route and is not enrolled. Did you mean 'rust'?" in result.stderr
     assert "no route for 'blight', 'healthy', 'mildew', 'rust'" in result.stderr
+    assert result.stderr.count("no route") == 1, "told at the start, not again with each photo"
 
 
 @pytest.mark.parametrize(

@@ -440,6 +440,17 @@ def test_a_class_enrolled_by_another_process_answers_at_once(enrolled, inbox, tm
     assert any("no route for 'flower'" in each for each in watch.told)
 
 
+def test_unknown_has_no_probability_of_a_class_beside_it(enrolled, inbox):
+    new_photo(inbox / "a.png")
+    write_leaf(inbox / "b.png", (0, 0, 255), 1)
+    watch = Watch(enrolled, inbox)
+    watch.once()
+    found = {each["file"]: each for each in lines(watch.file.path)}
+    assert (found["b.png"]["answer"], found["b.png"]["probability"]) == ("unknown", None)
+    assert found["b.png"]["matches"][0]["probability"] > 0
+    assert found["a.png"]["probability"] == round(found["a.png"]["matches"][0]["probability"], 4)
+
+
 def test_photos_wait_while_the_index_is_empty(enrolled, inbox, leaves, monkeypatch):
     monkeypatch.setattr("fewshot.watching.watcher.RETRY_S", 0.05)
     for label in LEAF_COLOURS:

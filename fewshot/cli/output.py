@@ -15,6 +15,7 @@ from fewshot.records import Prediction
 
 BAR_WIDTH = 12
 NAME_WIDTH = 40
+NO_LABEL = "no label: enrolled photos lead by more, so take the answer as unsure"
 IF_NOT_UNKNOWN = "if it is one of the enrolled classes after all:"
 # A bar for work that is over at once would only flicker.
 PROGRESS_FROM = 8
@@ -79,7 +80,7 @@ def prediction_lines(prediction: Prediction, name: str, *, file_width: int, labe
     if prediction.reason == "ambiguous":
         yield click.style(f"{'':<{file_width}}  ambiguous: less likely than the others together", fg="yellow")
     if prediction.covering is not None:
-        left = ", ".join(map(visible, prediction.covering)) or "no label; the lead is smaller than enrolled photos have"
+        left = ", ".join(map(visible, prediction.covering)) or NO_LABEL
         yield f"{'':<{file_width}}  cannot be ruled out: {left}"
     near = ", ".join(visible(f"{photo.label}/{photo.file} {photo.similarity:.2f}") for photo in prediction.nearest)
     if near:

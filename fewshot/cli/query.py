@@ -28,7 +28,7 @@ from fewshot.cli.terminal import echo
 @click.option(
     "--coverage",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Also list the labels that cover the truth in so many of all cases, as 0.9.",
+    help="Also list the labels that cover the truth in so many of all cases, as 0.9; the list may be empty.",
 )
 @click.option("--together", is_flag=True, help="All photos show one plant: give one answer.")
 @guarding
@@ -54,7 +54,8 @@ def query(
     the others together is marked `ambiguous`. Folders are searched with all their sub-folders.
 
     What --coverage promises holds on average, for photos like the enrolled ones. Photos from elsewhere (another camera,
-    the field instead of the laboratory) break the promise.
+    the field instead of the laboratory) break the promise. An empty list is an answer too: the photo leads by less than
+    so many of all enrolled photos do, so its label is unsure; a higher coverage lists more.
     """
     from fewshot.datasets import query_photos
     from fewshot.records import Question

@@ -10,6 +10,7 @@ import click
 from fewshot.cli.options import common, index_place, notice, open_gallery
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
+from fewshot.errors import FewshotError
 from fewshot.extras import EXTRAS, missing, need
 
 if TYPE_CHECKING:
@@ -67,7 +68,14 @@ def doctor(repair: bool, index: str, as_json: bool) -> None:
     facts = _machine()
     place = index_place(index)
     is_there = place.exists() if isinstance(place, Path) else True
-    facts["index"] = index_facts(index) if is_there else None
+    try:
+        facts["index"] = index_facts(index) if is_there else None
+    except FewshotError:  # what runs here does not depend on it
+        if as_json:
+            json_line(facts)
+        else:
+            _print_facts(facts, shown_place(place))
+        raise
     if repair and facts["index"] and facts["index"]["problems"]:
         _repair(index, facts["index"]["problems"], as_json)
         return
@@ -246,8 +254,10 @@ def _print_facts(facts: dict[str, Any], place: str) -> None:
     ]
     measured = [_bulk(found) for found in facts["bulk"]] or [_NOT_MEASURED]
     rows += [["" if i else "many photos", line] for i, line in enumerate(measured)]
-    index = facts["index"]
-    if index is None:
+    index = facts.get("index")
+    if "index" not in facts:
+        rows.append(["index", f"{place}: cannot be used now"])
+    elif index is None:
         rows.append(["index", f"none at {place} yet"])
     elif "generation" not in index:
         rows.append(["index", f"{place}: cannot be opened"])

@@ -137,6 +137,7 @@ def watch(
             report=bad_photos,
             settle_s=settle_s,
             poll_s=poll_s,
+            enrolled=labels,
             on_warning=warn,
             on_note=_note,
             bar=progress,

@@ -35,7 +35,7 @@ class Answer:
         answer: a label or "unknown".
         reason: "match", "ambiguous", "unknown" or "bad_image"; see `records.Prediction`.
         message: in words, why.
-        probability: of the likeliest class; None for a bad photo.
+        probability: of the label answered; None for `unknown` and for a bad photo.
         units: who is to go.
         latitude: degrees, north positive; None if the photo does not tell.
         longitude: degrees, east positive; None if the photo does not tell.

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -78,6 +78,7 @@ class Watcher:
         report: gets what is said of photos that cannot be read.
         settle_s: a file that has not changed for so many seconds is finished.
         poll_s: see `changes`.
+        enrolled: the labels at the start, whose routes have been looked at (`Routes.doubts`); of others it is told.
         on_warning: told what a user should look at, in sentences.
         on_note: told what a user may want to know.
         bar: makes a progress bar for so many photos.
@@ -95,6 +96,7 @@ class Watcher:
         report: Sink | None = None,
         settle_s: float = 1.0,
         poll_s: float | None = None,
+        enrolled: Collection[str] = (),
         on_warning: Callable[[str], None] = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
         bar: Bar = lambda _what, _n: nullcontext(lambda: None),
@@ -103,7 +105,7 @@ class Watcher:
         self.tally = Tally()
         self._gallery, self._routes, self._memory = gallery, routes, memory
         self._sinks, self._posts, self._report = sinks, posts, report
-        self._poll_s = poll_s
+        self._poll_s, self._enrolled = poll_s, frozenset(enrolled)
         self._on_warning, self._on_note, self._bar = on_warning, on_note, bar
         self._retries: dict[str, _Retry] = {}
         self._told: defaultdict[str, set[str]] = defaultdict(set)  # of each topic, until it is in order again
@@ -247,7 +249,7 @@ class Watcher:
             answer=prediction.answer,
             reason=prediction.reason,
             message=legible(prediction.message),
-            probability=round(prediction.matches[0].probability, 4) if prediction.matches else None,
+            probability=_probability(prediction),
             units=self._routes.units_for(prediction),
             latitude=located.place.latitude if located.place else None,
             longitude=located.place.longitude if located.place else None,
@@ -265,7 +267,7 @@ class Watcher:
                 sinks.append(self._report.name)
         else:
             self.tally.n_answered += 1
-            if answer.reason == "match" and answer.answer not in self._routes.units:
+            if answer.reason == "match" and answer.answer not in self._routes.units.keys() | self._enrolled:
                 who = ", ".join(answer.units) or "nobody"
                 self._tell_once("routes", f"no route for {answer.answer!r}, enrolled meanwhile: {who} is sent.")
         return Finished(arrival.path, arrival.signature, answer, tuple(sinks))
@@ -305,3 +307,9 @@ class Watcher:
         if sentence not in self._told[topic]:
             self._told[topic].add(sentence)
             self._on_warning(sentence)
+
+
+def _probability(prediction: Prediction) -> float | None:
+    """Of the label that was answered: where that is `unknown`, the likeliest class's would say nothing of it."""
+    is_label = prediction.reason in ("match", "ambiguous")
+    return round(prediction.matches[0].probability, 4) if is_label else None

@@ -72,7 +72,7 @@ function bar({ label, probability }) {
 }
 
 function covering(labels) {
-  const list = labels.length ? labels.join(", ") : "no label; the lead is smaller than enrolled photos have";
+  const list = labels.length ? labels.join(", ") : "no label; enrolled photos lead by more, so take the answer as unsure";
   return h("p", { class: "covering" }, "Cannot be ruled out: ", h("strong", {}, list));
 }
 
