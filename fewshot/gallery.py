@@ -16,7 +16,7 @@ from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder
-from fewshot.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
+from fewshot.enrolling import check_strict, enroll_class, outcomes_by_class, remove_support, replace_class
 from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError, UsageError
 from fewshot.keeping_up import keep_up
 from fewshot.neighbours import MOST_IN_MEMORY, Neighbours
@@ -637,7 +637,9 @@ class Gallery:
         with self._store.write() as writer:
             # Another process may have pinned the index to another embedder while the photos were embedded.
             self._pinned.check(writer, embedder)
-            reports = [enroll_class(writer, embedder, label, batch, strict=strict) for label, batch in batches]
+            reports = [enroll_class(writer, embedder, label, batch) for label, batch in batches]
+            if strict:
+                check_strict(reports)
             changed = {report.label: report.enrolled for report in reports if report.enrolled}
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
