@@ -57,7 +57,10 @@ def checked_label(label: str) -> str:
         )
     for character in clean:
         category = unicodedata.category(character)
-        if category in ("Cc", "Cs", "Zl", "Zp"):
+        if category == "Cs":  # what Python makes of a byte that is no UTF-8
+            shown = clean.encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
+            raise LabelError(f"the label '{shown}' is not UTF-8.", hint="Write or rename it in UTF-8.")
+        if category in ("Cc", "Zl", "Zp"):
             raise LabelError(
                 f"the label {clean!r} holds the control character or line break U+{ord(character):04X}.",
                 hint="A label is one line of visible characters.",
@@ -87,38 +90,51 @@ def normal_label(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def class_folder(label: str, folder: Path) -> ClassFolder:
-    """The photos of one class: every file in `folder` (or the one file that it is), not those in its sub-folders.
+def class_folder(label: str, folder: Path, *, on_passed_over: Callable[[str], None] | None = None) -> ClassFolder:
+    """The photos of one class: those in `folder` (or the one file that it is), not those in its sub-folders.
+
+    Args:
+        label: what the class is called.
+        folder: a file that is named is taken, whatever it is; in a folder those that end like a photo, or not at all.
+        on_passed_over: told of the others.
 
     Raises:
         LabelError: the label cannot be stored.
         MissingFolderError: there is nothing there.
-        EmptyFolderError: no files, no sub-folders.
-        NestedFolderError: only sub-folders, so `--each` was meant.
+        EmptyFolderError: no photos, no sub-folders.
+        NestedFolderError: no photos but sub-folders, so `--each` was meant.
     """
     label = checked_label(label)
     if os.path.isfile(folder):  # unlike Path.is_file, False and no error for a name too long or a folder barred
         return ClassFolder(label, (folder,))
     files, folders = _listing(folder)
-    if not files and folders:
+    photos, passed_over = _parted(files)
+    if not photos and folders:
         raise NestedFolderError(
             f"{folder} holds no photos but {_n_folders(folders)}.",
             hint=f"If each is a class, use `fewshot enroll --each {folder}`; else name one of them.",
         )
-    if not files:
-        raise EmptyFolderError(f"{folder} holds no photos.", hint="Put 5 to 20 photos of the class into it.")
-    return ClassFolder(label, tuple(files), len(folders))
+    if not photos:
+        what = f"no photos but {len(files)} files that do not end like one ({_names(files)})" if files else "no photos"
+        raise EmptyFolderError(f"{folder} holds {what}.", hint="Put 5 to 20 photos of the class into it.")
+    _tell(passed_over, on_passed_over)
+    return ClassFolder(label, tuple(photos), len(folders))
 
 
 def class_folders(
-    folder: Path, *, enrolling: bool = False, on_warning: Callable[[str], None] | None = None
+    folder: Path,
+    *,
+    enrolling: bool = False,
+    on_warning: Callable[[str], None] | None = None,
+    on_passed_over: Callable[[str], None] | None = None,
 ) -> list[ClassFolder]:
-    """Every sub-folder as a class named after it, in name order; an empty one comes with no photos.
+    """Every sub-folder as a class named after it, in name order; one without photos comes with none.
 
     Args:
         folder: the folder above the classes.
         enrolling: a hint may say how a single class is enrolled; no other command takes one.
         on_warning: told of photos beside the sub-folders, which are of no class.
+        on_passed_over: told of files in the sub-folders that do not end like a photo; None: `on_warning` is.
 
     Raises:
         MissingFolderError: there is nothing there.
@@ -130,12 +146,12 @@ def class_folders(
     if not folders:
         raise _without_classes(folder, len(files), enrolling)
     inside = {sub_folder: _listing(sub_folder) for sub_folder in folders}
-    # A file without an ending may be a photo, one that ends otherwise is a note beside the classes.
     if not any(_may_be_photo(path) for inner_files, _ in inside.values() for path in inner_files):
         above = {sub_folder: inner for sub_folder, (_, inner) in inside.items() if inner}
         if above:
             raise _too_high(folder, above)
     classes: dict[str, ClassFolder] = {}
+    passed_over: list[Path] = []
     for sub_folder, (inner_files, inner_folders) in inside.items():
         label = checked_label(sub_folder.name)
         if label in classes:
@@ -143,7 +159,10 @@ def class_folders(
                 f"two sub-folders of {folder} are named {label!r} (they differ in spaces or in how accents are coded).",
                 hint="Merge or rename one of them.",
             )
-        classes[label] = ClassFolder(label, tuple(inner_files), len(inner_folders))
+        photos, others = _parted(inner_files)
+        passed_over += others
+        classes[label] = ClassFolder(label, tuple(photos), len(inner_folders))
+    _tell(passed_over, on_passed_over or on_warning)
     n_loose = sum(map(_ends_like_photo, files))
     if n_loose and on_warning is not None:
         lie, they = ("photo lies", "it is") if n_loose == 1 else ("photos lie", "they are")
@@ -181,8 +200,8 @@ def _n_folders(folders: list[Path]) -> str:
 def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | None = None) -> list[Path]:
     """The photos to answer: files as named, and of folders every photo in them and below, in name order.
 
-    A file that is named is always asked, whatever it is; in a folder only files with a picture's ending count, so
-    that notes and tables lying beside the photos are not answered. Links to folders are not followed below.
+    A file that is named is always asked, whatever it is; in a folder only files with a picture's ending or none count,
+    so that notes and tables lying beside the photos are not answered. Links to folders are not followed below.
 
     Args:
         targets: files and folders.
@@ -204,20 +223,29 @@ def query_photos(targets: list[Path], *, on_warning: Callable[[str], None] | Non
             photos.append(target)
             continue
         files = sorted(_files_below(target, on_warning))
-        found = [path for path in files if _ends_like_photo(path)]
-        passed_over += [path for path in files if not _ends_like_photo(path)]
+        found, others = _parted(files)
+        passed_over += others
         if not found:
             raise EmptyFolderError(
                 f"{target} holds no photos.", hint=f"Photos end in {', '.join(sorted(PHOTO_SUFFIXES))}."
             )
         photos.extend(found)
+    _tell(passed_over, on_warning)
+    return photos
+
+
+def _parted(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files that may be photos, and those that are passed over for their endings."""
+    return [path for path in files if _may_be_photo(path)], [path for path in files if not _may_be_photo(path)]
+
+
+def _tell(passed_over: list[Path], on_warning: Callable[[str], None] | None) -> None:
     if passed_over and on_warning is not None:
         one = len(passed_over) == 1
         on_warning(
             f"{len(passed_over)} {'file that does' if one else 'files that do'} not end like a photo "
             f"{'was' if one else 'were'} passed over: {_names(passed_over)}{'' if len(passed_over) > 3 else '.'}"
         )
-    return photos
 
 
 def _files_below(folder: Path, on_warning: Callable[[str], None] | None) -> Iterator[Path]:
@@ -270,6 +298,7 @@ def _ends_like_photo(path: Path) -> bool:
 
 
 def _may_be_photo(path: Path) -> bool:
+    # One without an ending may be a photo, one that ends otherwise is a note beside the photos.
     return not path.suffix or _ends_like_photo(path)
 
 

@@ -228,6 +228,7 @@ class EnrollReport:
             "enrolled": self.enrolled,
             "already_there": self.already_there,
             "refused": [refused.as_dict() for refused in self.refused],
+            "support_ids": list(self.support_ids),
         }
 
 

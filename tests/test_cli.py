@@ -112,13 +112,16 @@ def test_enroll_json_is_one_report_a_class(leaves):
     found = lines("enroll", "--each", folder)
     assert [each["label"] for each in found] == sorted(LEAF_COLOURS)
     rust = found[-1]
-    assert list(rust) == ["label", "enrolled", "already_there", "refused"]
+    assert list(rust) == ["label", "enrolled", "already_there", "refused", "support_ids", "warnings"]
+    assert (len(rust["support_ids"]), rust["warnings"]) == (5, [])
     assert (rust["enrolled"], rust["already_there"]) == (5, 0)
     (refused,) = rust["refused"]
     assert list(refused) == ["file", "code", "message"]
     assert refused["file"] == str(folder / "rust" / "notes.jpg")
     assert refused["code"] == "not_an_image"
     assert found[0]["refused"] == []
+    (odd,) = lines("enroll", "rust 2", write_leaf(folder / "odd" / "1.png", LEAF_COLOURS["rust"], 55).parent)
+    assert odd["warnings"] == ["class 'rust 2' has 1 photo; wanted 5 to 20 for answers to trust."]
 
 
 def test_refused_photos_and_doubts_are_told_on_stderr(leaves):
@@ -131,7 +134,7 @@ def test_refused_photos_and_doubts_are_told_on_stderr(leaves):
         assert "warning: refused" in result.stderr
         assert "notes.jpg is not a picture" in result.stderr
         assert "warning: class 'rust' has 3 photos; wanted 5" in result.stderr
-        assert "warning" not in result.stdout
+        assert "warning:" not in result.stdout
 
 
 def test_enroll_where_no_photo_can_be_used_fails(tmp_path):
@@ -153,7 +156,7 @@ def test_each_warns_of_an_empty_sub_folder_and_of_sub_folders_that_are_not_read(
     result = run("enroll", "--each", folder)
     assert result.exit_code == 0
     assert "folder of class 'scab' holds no photos" in result.stderr
-    assert "folder of class 'rust' has 1 sub-folders; they are not read" in result.stderr
+    assert "folder of class 'rust' has 1 sub-folder, which is not read." in result.stderr
 
 
 @pytest.mark.parametrize("words", [["--each"], ["--each", "rust", "photos"], [], ["rust"], ["rust", "photos", "more"]])
@@ -172,6 +175,60 @@ def test_strict_refuses_all_and_says_which_photo(leaves):
     assert "notes.jpg" in text
     assert "--strict" in text
     assert lines("classes") == []
+
+
+def test_strict_names_every_photo_of_every_class_with_its_reason_once(leaves):
+    folder = leaves(n=2)
+    for label, n in (("rust", 2), ("blight", 21)):
+        for i in range(n):
+            (folder / label / f"bad-{label}-{i:02d}.jpg").write_bytes(b"words" if i else b"")
+    text = fails(1, "strict", "enroll", "--each", folder, "--strict")
+    assert "23 of 31 photos were refused" in text
+    assert "(1) blight: bad-blight-00.jpg is empty" in text
+    assert "(20) blight: bad-blight-19.jpg is not a picture" in text
+    assert text.count("bad-") == 20
+    assert "And 3 more." in text
+    for photo in (folder / "blight").glob("bad-*"):
+        photo.unlink()
+    text = fails(1, "strict", "enroll", "--each", folder, "--strict")
+    assert [text.count(f"rust: bad-rust-0{i}.jpg") for i in range(2)] == [1, 1]
+
+
+def test_notes_beside_the_photos_are_told_in_one_line_and_fail_nothing(leaves):
+    folder = leaves(n=5)
+    (folder / "rust" / "a.txt").write_text("")
+    (folder / "blight" / "b.csv").write_text("")
+    told = "warning: 2 files that do not end like a photo were passed over: b.csv, a.txt.\n"
+    result = run("enroll", "--each", folder, "--strict")
+    assert (result.exit_code, result.stderr) == (0, told)
+    assert "refused" not in result.stdout
+    result = run("enroll", "rust", folder / "rust" / "a.txt")
+    assert (result.exit_code, "a.txt is empty" in result.stderr) == (1, True)
+
+
+def test_photos_enrolled_under_another_label_are_told_in_one_line_and_one_by_one_in_json(enrolled):
+    ok("rename", "rust", "leaf rust")
+    stderr = run("enroll", "rust", enrolled / "rust").stderr
+    assert stderr.count("already enrolled as 'leaf rust'") == 1
+    assert "refused 5 photos (rust-00.png, rust-01.png, rust-02.png and 2 more): each is already enrolled as" in stderr
+    result = run("enroll", "rust", enrolled / "rust", "--json")
+    assert len(json.loads(result.stdout)["refused"]) == 5
+    result = run("enroll", "rust", enrolled / "rust" / "rust-00.png")
+    assert f"refused {enrolled / 'rust' / 'rust-00.png'}: rust-00.png is already enrolled" in result.stderr
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "nothing new is enrolled yet"), (5, "5 photos are enrolled and kept")])
+def test_interrupted_enrolling_says_what_is_kept(leaves, monkeypatch, n, said):
+    one = Gallery.enroll
+
+    def interrupted(*args, **kwargs):
+        for _ in range(n // 5):
+            yield next(one(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Gallery, "enroll", interrupted)
+    result = run("enroll", "--each", leaves(n=5))
+    assert f"warning: interrupted; {said}. The same command goes on from here." in result.stderr
 
 
 def test_strict_enrolls_several_classes_of_good_photos(leaves):
@@ -243,6 +300,20 @@ def test_together_within_and_coverage_reach_the_answer(enrolled, tmp_path):
     assert run("query", photos[0], "--coverage", 1).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("rust,mildew", "Give each its own: `--within rust --within mildew`."),
+        ("RU*", "Did you mean 'ru*'?"),
+        ("leaf*", "Did you mean 'Leaf Spot'?"),
+        ("rusty", "Did you mean 'rust'?"),
+    ],
+)
+def test_a_pattern_that_fits_no_class_is_told_what_was_meant(enrolled, photo, given, meant):
+    ok("rename", "blight", "Leaf Spot")
+    assert fails(2, "no_class_fits", "query", photo, "--within", given).endswith(meant)
+
+
 def test_query_and_gallery_give_equal_answers(enrolled, tmp_path):
     photos = [write_leaf(tmp_path / "ask" / f"{label}.png", LEAF_COLOURS[label], 700) for label in LEAF_COLOURS]
     found = lines("query", *photos, "--top", 4, "--nearest", 2)
@@ -266,6 +337,14 @@ def test_classes_lists_label_supports_and_prototypes(enrolled):
     heading, *rows = ok("classes").splitlines()
     assert heading.split() == ["class", "photos", "prototypes"]
     assert [row.split() for row in rows] == [[label, "5", "1"] for label in sorted(LEAF_COLOURS)]
+
+
+def test_classes_of_an_empty_index_say_what_to_do(enrolled):
+    for label in LEAF_COLOURS:
+        ok("remove", label)
+    result = run("classes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no class is enrolled. Enroll a class first: `fewshot enroll LABEL FOLDER`." in result.stderr
 
 
 def test_remove_takes_the_class_out_and_leaves_the_photos(enrolled, photo):
@@ -366,6 +445,13 @@ def test_sample_data_then_enroll_then_query_works(tmp_path):
     answers = lines("query", tmp_path / "samples" / "query")
     assert len(answers) == 6
     assert {each["answer"] for each in answers} <= {*made["classes"], "unknown"}
+
+
+@pytest.mark.parametrize("words", [("--query", 0), ("--support", 0), ("--seed", -1)])
+def test_sample_data_names_the_option_that_is_out_of_range(tmp_path, words):
+    result = run("sample-data", tmp_path / "samples", *words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[0]}': {words[1]} is not in the range" in result.stderr
 
 
 def test_sample_data_ends_with_what_to_type_next(tmp_path):

@@ -65,9 +65,10 @@ def test_doctor_shows_the_machine_beside_an_error_that_is_no_damage(enrolled, mo
     assert "index 'default' is in use." in result.stderr
     assert "cannot be used now" in result.stdout
     assert "versions" in result.stdout
-    result = run("doctor", "--json")
-    assert json.loads(result.stdout)["engine"]
-    assert "index" not in json.loads(result.stdout)
+    facts, error = map(json.loads, run("doctor", "--json").stdout.splitlines())
+    assert facts["engine"]
+    assert "index" not in facts
+    assert error["error"]["message"] == "index 'default' is in use."
 
 
 def raising(error):

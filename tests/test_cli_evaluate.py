@@ -100,7 +100,17 @@ def test_evaluate_shows_how_far_it_is_in_both_of_its_parts(leaves, monkeypatch):
 
 def test_evaluate_refuses_what_cannot_be_drawn_before_it_embeds_anything(leaves, monkeypatch):
     monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: pytest.fail("opened"))
-    for wrong in (("--n-way", 1), ("--n-shot", 0), ("--seed", -1)):
+    for wrong in (("--n-way", 1), ("--n-shot", 0), ("--n-query", 0), ("--n-episode", 0), ("--seed", -1)):
         result = run("evaluate", leaves(n=3), *wrong)
         assert result.exit_code == 2
-        assert "at least 2 classes" in result.stderr
+        assert f"Invalid value for '{wrong[0]}': {wrong[1]} is not in the range" in result.stderr
+
+
+def test_evaluate_of_too_few_photos_names_options_that_work(leaves, monkeypatch):
+    monkeypatch.setattr("fewshot.embedder.open_embedder", lambda *_, **__: colour_embedder())
+    folder = leaves(n=7)
+    result = run("evaluate", folder)
+    assert result.exit_code == 2
+    options = result.stderr.split("These photos are enough for `")[1].split("`")[0]
+    assert options == "--n-way 4 --n-shot 5 --n-query 2"
+    assert run("evaluate", folder, *options.split(), "--n-episode", 1).exit_code == 0

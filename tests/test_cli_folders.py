@@ -48,7 +48,7 @@ def spoil_empty(folder):
 
 def spoil_deep(folder):
     write_leaf(folder / "rust" / "old" / "a.png", LEAF_COLOURS["rust"], 900)
-    return "the folder of class 'rust' has 1 sub-folders; they are not read."
+    return "the folder of class 'rust' has 1 sub-folder, which is not read."
 
 
 @pytest.mark.parametrize("spoil", [spoil_loose, spoil_empty, spoil_deep])
@@ -158,6 +158,11 @@ def test_enrolling_a_folder_without_a_label_proposes_the_folders_name(leaves):
     assert text.endswith("Did you mean `fewshot enroll 'bean rust' 'photos/bean rust'`?")
     assert fails(2, "usage", "enroll", "photos").endswith("Did you mean `fewshot enroll --each photos`?")
     assert fails(2, "usage", "enroll", "elsewhere").endswith("See `fewshot enroll --help`.")
+
+
+def test_copying_with_an_index_beside_source_and_target_is_refused():
+    text = fails(2, "usage", "copy", "--index", "foo", "default", "other")
+    assert "copy reads no --index ('foo' was given). | Name the index as SOURCE or as TARGET." in text
 
 
 def test_copying_an_index_that_is_not_there_blames_the_source(tmp_path):

@@ -1,9 +1,12 @@
 """A stranger's names on the terminal: shown, never obeyed."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import termios
 import unicodedata
 from pathlib import Path
 
@@ -75,6 +78,116 @@ def test_every_command_shows_a_hostile_name_and_obeys_nothing(tmp_path, colours,
             assert not set(shown) & (set(OBEYED) - {"\n"}), (words, shown)
             # No line begins with what a name would have put there.
             assert not any(line.startswith("error: b.png") for line in shown.splitlines()), shown
+
+
+# ---- a terminal with a bar on it, and one that is narrow
+
+COMMAND = """
+import sys
+from conftest import colour_embedder
+import fewshot.gallery.pinning
+from fewshot.cli import main
+fewshot.gallery.pinning.open_embedder = lambda *_, **__: colour_embedder()
+main(sys.argv[1:])
+"""
+
+
+def on_terminal(*words, columns=100, stdout=None):
+    """What a command sends to a terminal of so many columns; its stdout goes elsewhere if `stdout` is given."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (50, columns))
+    code = [sys.executable, "-c", COMMAND, *map(str, words)]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "TERM": "xterm"}
+    environment.pop("COLUMNS", None)
+    with subprocess.Popen(
+        code, stdin=subprocess.DEVNULL, stdout=stdout or theirs, stderr=theirs, env=environment
+    ) as running:
+        os.close(theirs)
+        sent = b""
+        with contextlib.suppress(OSError):  # the terminal is closed when the command ends
+            while part := os.read(ours, 65536):
+                sent += part
+    os.close(ours)
+    assert running.returncode == 0, sent.decode()
+    return sent.decode()
+
+
+def on_screen(sent):
+    """The lines that a terminal shows at last, of the few control codes that rich uses."""
+    rows, row, column = [""], 0, 0
+    for token in re.findall("\x1b\\[[?0-9;]*[A-Za-z]|.", sent, re.DOTALL):
+        if token == "\r":
+            column = 0
+        elif token == "\n":
+            row += 1
+            rows += [""] * (row + 1 - len(rows))
+        elif match := re.fullmatch("\x1b\\[([0-9]*)A", token):
+            row -= int(match[1] or 1)
+        elif token == "\x1b[2K":
+            rows[row] = ""
+        elif not token.startswith("\x1b"):
+            rows[row] = f"{rows[row][:column]:<{column}}{token}{rows[row][column + 1 :]}"
+            column += 1
+    return [line.rstrip() for line in rows if line.strip()]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Four classes of five photos, one of them with a file that is refused."""
+    for label, colour in LEAF_COLOURS.items():
+        for i in range(5):
+            write_leaf(tmp_path / "photos" / label / f"{label}-{i}.png", colour, i)
+    (tmp_path / "photos" / "rust" / "bad.jpg").write_bytes(b"no picture")
+    return tmp_path / "photos"
+
+
+SAID = ["blight: 5 enrolled", "healthy: 5 enrolled", "mildew: 5 enrolled", "rust: 5 enrolled, 1 refused"]
+
+
+@pytest.mark.parametrize("columns", [100, 40])
+def test_lines_come_above_the_bar_and_none_is_left_of_it(photos, tmp_path, columns):
+    sent = on_terminal("enroll", "--each", photos, "--index", tmp_path / "index", columns=columns)
+    assert "/21" in sent  # there was a bar
+    assert on_screen(sent)[:4] == SAID
+    assert [line[:16] for line in on_screen(sent)[4:]] == ["warning: refused"]
+
+
+def test_a_bar_leaves_stdout_alone_where_that_is_a_file(photos, tmp_path):
+    with (tmp_path / "out").open("wb") as out:
+        sent = on_terminal("enroll", "--each", photos, "--index", tmp_path / "index", stdout=out)
+    assert (tmp_path / "out").read_text().splitlines() == SAID
+    assert "/21" in sent
+    assert [line[:16] for line in on_screen(sent)] == ["warning: refused"]
+
+
+def test_lines_fit_a_narrow_terminal_and_are_whole_elsewhere(photos, tmp_path):
+    long = "x" * 190
+    index = ["--index", tmp_path / "index"]
+    on_terminal("enroll", "--each", photos, *index)
+    on_terminal("enroll", long, write_leaf(tmp_path / "odd" / f"{'y' * 90}.png", (250, 250, 9), 5).parent, *index)
+    odd = write_leaf(tmp_path / "ask" / f"{'z' * 60}.png", (250, 250, 9), 6)
+    blue = write_leaf(tmp_path / "ask" / "blue.png", (0, 0, 255), 6)
+    for words in (["classes"], ["inspect"], ["inspect", long, "--photos"], ["query", odd, blue]):
+        lines = on_screen(on_terminal(*words, *index, columns=60))
+        assert max(map(len, lines)) <= 60, lines
+        assert "…" in "".join(lines)
+        with (tmp_path / "out").open("wb") as out:
+            on_terminal(*words, *index, columns=60, stdout=out)
+        whole = (tmp_path / "out").read_text()
+        assert (long if words[0] in ("classes", "query") else "y" * 90 if len(words) > 1 else long) in whole
+    said = " ".join(" ".join(on_screen(on_terminal("query", blue, *index, columns=60))).split())
+    assert "below the threshold" in said
+
+
+def test_a_file_s_name_that_is_no_utf_8_is_shown_as_it_is_kept(tmp_path, colours):
+    (tmp_path / "rust").mkdir()
+    name = os.fsdecode(b"g\xfct.png")
+    write_leaf(tmp_path / "rust" / "a.png", LEAF_COLOURS["rust"], 1).rename(tmp_path / "rust" / name)
+    index = ["--index", str(tmp_path / "index")]
+    CliRunner().invoke(main, ["enroll", "rust", str(tmp_path / "rust"), *index])
+    for words in (["inspect", "rust", "--photos"], ["query", "--nearest", "0", str(tmp_path / "rust" / name)]):
+        assert "g\\xfct.png" in CliRunner().invoke(main, [*words, *index]).stdout
 
 
 # ---- a disk that is full where the output goes

@@ -73,11 +73,21 @@ def test_the_label_suggested_instead_of_one_with_slashes_is_accepted(label):
 
 @pytest.mark.parametrize(
     "character",
-    ["\n", "\r", "\t", "\x00", "\x07", "\x1b", "\x7f", "\x85", "\u2028", "\u2029", "\udc80"],
+    ["\n", "\r", "\t", "\x00", "\x07", "\x1b", "\x7f", "\x85", "\u2028", "\u2029"],
 )
 def test_a_label_with_a_line_break_or_control_character_is_refused(character):
     with pytest.raises(LabelError, match=rf"U\+{ord(character):04X}"):
         checked_label(f"corn{character}rust")
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"), [("g\udcfct", r"'g\xfct' is not UTF-8"), ("g\ud800", r"'g\ud800' is not UTF-8")]
+)
+def test_a_label_that_is_no_text_is_told_as_that(label, shown):
+    with pytest.raises(LabelError) as caught:
+        checked_label(label)
+    assert shown in caught.value.message
+    caught.value.message.encode()  # can be sent
 
 
 @pytest.mark.parametrize("label", [".", "..", " .. "])
@@ -149,8 +159,27 @@ def test_the_label_comes_out_as_it_is_stored(tmp_path):
     assert class_folder(" corn rust ", fill(tmp_path, "a.jpg")).label == "corn rust"
 
 
-def test_files_that_are_no_photos_are_kept_so_that_they_are_refused_by_name(tmp_path):
-    assert names(class_folder("rust", fill(tmp_path, "a.jpg", "notes.txt")).photos) == ["a.jpg", "notes.txt"]
+@pytest.mark.parametrize("each", [False, True])
+def test_files_that_do_not_end_like_photos_are_passed_over_by_name_as_where_they_are_asked(each, tmp_path):
+    folder = fill(tmp_path / "rust", "a.jpg", "IMG_1", "b.heic", "notes.txt", "raw.CR2")
+    told, warned = [], []
+    if each:
+        (found,) = class_folders(tmp_path, on_passed_over=told.append, on_warning=warned.append)
+    else:
+        found = class_folder("rust", folder, on_passed_over=told.append)
+    assert names(found.photos) == names(query_photos([folder])) == ["IMG_1", "a.jpg", "b.heic"]
+    assert (told, warned) == (["2 files that do not end like a photo were passed over: notes.txt, raw.CR2."], [])
+    class_folders(tmp_path, on_warning=warned.append)
+    assert warned == told
+
+
+def test_a_folder_of_other_files_alone_names_them(tmp_path):
+    with pytest.raises(EmptyFolderError, match=r"2 files that do not end like one \(a\.txt, b\.CR2\)"):
+        class_folder("rust", fill(tmp_path, "b.CR2", "a.txt"))
+
+
+def test_a_file_that_is_named_is_enrolled_whatever_it_is(tmp_path):
+    assert names(class_folder("rust", fill(tmp_path, "notes.txt") / "notes.txt").photos) == ["notes.txt"]
 
 
 def test_a_single_photo_may_be_named_instead_of_a_folder(tmp_path):

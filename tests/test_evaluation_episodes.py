@@ -92,7 +92,8 @@ def test_all_classes_in_an_episode_leave_no_strangers():
 
 @pytest.mark.parametrize("change", [{"n_way": 1}, {"n_shot": 0}, {"n_query": 0}, {"n_episode": 0}, {"seed": -1}])
 def test_impossible_plans_are_refused(change):
-    with pytest.raises(UsageError):
+    ((name, value),) = change.items()
+    with pytest.raises(UsageError, match=f"{name} is {value}; wanted"):
         evaluate_episodes(*world(), EpisodePlan(**{"n_way": 3, "n_shot": 2, "n_query": 2, "n_episode": 2, **change}))
 
 

@@ -5,10 +5,10 @@ import shlex
 import click
 
 from fewshot.cli.options import common, open_gallery, warn
-from fewshot.cli.output import json_line, progress, table
+from fewshot.cli.output import fit_name, json_line, progress, table
 from fewshot.cli.terminal import echo, visible
 from fewshot.datasets import checked_label
-from fewshot.errors import UsageError
+from fewshot.errors import EmptyIndexError, UsageError
 
 
 @click.command()
@@ -20,6 +20,9 @@ def classes(index: str, as_json: bool) -> None:
     if as_json:
         for summary in summaries:
             json_line(summary.as_dict())
+        return
+    if not summaries:
+        warn(f"no class is enrolled. {EmptyIndexError.hint}")
         return
     rows = [[summary.label, str(summary.supports), str(summary.prototypes)] for summary in summaries]
     for line in table(["class", "photos", "prototypes"], rows, right=(1, 2)):
@@ -134,7 +137,7 @@ def inspect(label: str | None, photos: bool, index: str, as_json: bool) -> None:
     if suspicious:
         echo("\nPhotos that lie nearer to another class (right label?):")
     for photo, own_label in sorted(suspicious, key=lambda pair: pair[0].own_similarity - pair[0].similarity):
-        name, other = visible(f"{own_label}/{photo.file}"), visible(photo.looks_like)
+        name, other = f"{fit_name(own_label)}/{fit_name(photo.file)}", fit_name(photo.looks_like)
         echo(f"  {name}: own {photo.own_similarity:.2f}, {other} {photo.similarity:.2f} (photo {photo.support_id})")
 
 

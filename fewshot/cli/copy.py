@@ -3,11 +3,12 @@
 from contextlib import ExitStack
 
 import click
+from click.core import ParameterSource
 
 from fewshot.cli.options import common, index_place, notice, open_gallery, warn
 from fewshot.cli.output import json_line, progress, table
 from fewshot.cli.terminal import echo
-from fewshot.errors import IndexMissingError, NotAnIndexError
+from fewshot.errors import IndexMissingError, NotAnIndexError, UsageError
 
 
 @click.command()
@@ -23,6 +24,8 @@ def copy(source: str, target: str, index: str, as_json: bool) -> None:
     """
     from fewshot.store import copy_index, open_store, shown_place
 
+    if click.get_current_context().get_parameter_source("index") is ParameterSource.COMMANDLINE:
+        raise UsageError(f"copy reads no --index ({index!r} was given).", hint="Name the index as SOURCE or as TARGET.")
     try:
         store = open_store(index_place(source))
     except (IndexMissingError, NotAnIndexError) as error:
@@ -80,7 +83,6 @@ def search_index(recall: float, n_results: int, n_asked: int, drop: bool, index:
     with an exact scan; the database then answers with so many. Nothing can be enrolled meanwhile. Needed only above
     $FEWSHOT_SUPPORTS_IN_MEMORY photos (a million); below, every machine searches its own copy.
     """
-    from fewshot.errors import UsageError
     from fewshot.store import shown_place
 
     with open_gallery(index) as gallery:

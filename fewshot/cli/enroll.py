@@ -1,6 +1,7 @@
 """`fewshot enroll`."""
 
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ from fewshot.cli.options import (
 )
 from fewshot.cli.output import json_line, progress
 from fewshot.cli.terminal import echo
-from fewshot.errors import EmptyFolderError, FewshotError, NestedFolderError, StrictError, UsageError
+from fewshot.errors import EmptyFolderError, FewshotError, NestedFolderError, OtherLabelError, StrictError, UsageError
 
 if TYPE_CHECKING:
     from fewshot.datasets import ClassFolder
+    from fewshot.records import Refused
 
 
 @click.command()
@@ -87,13 +89,14 @@ def enroll(
                     n_enrolled += report.enrolled
                     new_ids += report.support_ids
                     if as_json:
-                        json_line(report.as_dict())
+                        json_line({**report.as_dict(), "warnings": gallery.doubts(report.support_ids)})
                     else:
                         echo(_sentence(report.label, report.enrolled, report.already_there, len(report.refused)))
-                    for refused in report.refused:
-                        warn(f"refused {refused.file}: {refused.message}")
+                    for sentence in _refusals(report.refused):
+                        warn(sentence)
         except KeyboardInterrupt:
-            warn(f"interrupted; {n_enrolled} photos are enrolled and kept. The same command goes on from here.")
+            done = f"{n_enrolled} photos are enrolled and kept" if n_enrolled else "nothing new is enrolled yet"
+            warn(f"interrupted; {done}. The same command goes on from here.")
             raise
         for sentence in gallery.doubts(new_ids):
             warn(sentence)
@@ -110,19 +113,18 @@ def _folders(words: tuple[str, ...], each: bool) -> tuple[list["ClassFolder"], l
     if each:
         if len(words) != 1:
             raise click.UsageError("--each takes one FOLDER, whose sub-folders name the classes.")
-        folders = class_folders(Path(words[0]), enrolling=True, on_warning=left_out.append)
+        folders = class_folders(Path(words[0]), enrolling=True, on_warning=left_out.append, on_passed_over=warn)
     else:
         if len(words) != 2:
             raise UsageError("give a LABEL and a FOLDER, or --each and a FOLDER.", hint=_meant(words))
-        folders = [class_folder(words[0], Path(words[1]))]
+        folders = [class_folder(words[0], Path(words[1]), on_passed_over=warn)]
     for folder in folders:
+        n = folder.n_sub_folders
+        inside = f"{n} {'sub-folder, which is' if n == 1 else 'sub-folders, which are'} not read"
         if not folder.photos:
-            inside = f" but {folder.n_sub_folders} sub-folders, which are not read" if folder.n_sub_folders else ""
-            left_out.append(f"the folder of class {folder.label!r} holds no photos{inside}.")
-        elif folder.n_sub_folders:
-            left_out.append(
-                f"the folder of class {folder.label!r} has {folder.n_sub_folders} sub-folders; they are not read."
-            )
+            left_out.append(f"the folder of class {folder.label!r} holds no photos{f' but {inside}' if n else ''}.")
+        elif n:
+            left_out.append(f"the folder of class {folder.label!r} has {inside}.")
     return folders, left_out
 
 
@@ -141,6 +143,22 @@ def _meant(words: tuple[str, ...]) -> str:
         except FewshotError:
             pass
     return "See `fewshot enroll --help`."
+
+
+def _refusals(photos: Sequence["Refused"]) -> Iterator[str]:
+    """A sentence a photo, but one for all that are enrolled under one other label: as after a class was renamed."""
+    alike: dict[str, list[Refused]] = {}
+    for photo in photos:
+        is_elsewhere = photo.code == OtherLabelError.code
+        why = photo.message.removeprefix(f"{Path(photo.file).name} ") if is_elsewhere else photo.file
+        alike.setdefault(why, []).append(photo)
+    for why, found in alike.items():
+        if len(found) == 1:
+            yield f"refused {found[0].file}: {found[0].message}"
+        else:
+            names = ", ".join(Path(photo.file).name for photo in found[:3])
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            yield f"refused {len(found)} photos ({names}{more}): each {why}"
 
 
 def _sentence(label: str, n_enrolled: int, n_already: int, n_refused: int) -> str:

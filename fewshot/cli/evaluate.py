@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--n-way", default=5, show_default=True, help="Classes of an episode.")
-@click.option("--n-shot", default=5, show_default=True, help="Photos enrolled of each class.")
-@click.option("--n-query", default=10, show_default=True, help="Other photos asked of each class.")
-@click.option("--n-episode", default=600, show_default=True, help="How many episodes are drawn.")
+@click.option("--n-way", type=click.IntRange(2), default=5, show_default=True, help="Classes of an episode.")
+@click.option("--n-shot", type=click.IntRange(1), default=5, show_default=True, help="Photos enrolled of each class.")
+@click.option(
+    "--n-query", type=click.IntRange(1), default=10, show_default=True, help="Other photos asked of each class."
+)
+@click.option(
+    "--n-episode", type=click.IntRange(1), default=600, show_default=True, help="How many episodes are drawn."
+)
 @click.option(
     "--coverage",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="The coverage that conformal sets are asked for.",
 )
-@click.option("--seed", default=0, show_default=True, help="The same seed draws the same episodes.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed draws the same episodes."
+)
 @embedding
 @common
 def evaluate(
@@ -53,7 +59,6 @@ def evaluate(
     from fewshot.evaluation.labelled import read_labelled
 
     plan = EpisodePlan(n_way, n_shot, n_query, n_episode, coverage, seed)
-    plan.check()
     folders = class_folders(folder, on_warning=warn)
     opened = open_embedder(EmbedderChoice(*embedder), on_notice=notice)
     with progress("embedding", sum(len(each.photos) for each in folders)) as step:

@@ -1,6 +1,11 @@
 """`fewshot query`."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +19,14 @@ from fewshot.cli.options import (
     spreading,
     warn,
 )
-from fewshot.cli.output import NAME_WIDTH, json_line, prediction_heading, prediction_lines, progress, short_names
+from fewshot.cli.output import json_line, prediction_heading, prediction_lines, prediction_widths, progress, short_names
 from fewshot.cli.terminal import echo
+from fewshot.errors import NoFittingClassError
+
+if TYPE_CHECKING:
+    from fewshot.gallery import Gallery
+
+OTHERS = "the others together"  # where not all photos of one plant could be read
 
 
 @click.command()
@@ -24,7 +35,12 @@ from fewshot.cli.terminal import echo
 @click.option(
     "--nearest", type=click.IntRange(0, 1000), default=3, show_default=True, help="Enrolled photos an answer lists."
 )
-@click.option("--within", multiple=True, metavar="PATTERN", help="Answer only with classes that fit, as 'corn-*'.")
+@click.option(
+    "--within",
+    multiple=True,
+    metavar="PATTERN",
+    help="Answer only with classes that fit, as 'corn-*'; may be repeated.",
+)
 @click.option(
     "--coverage",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -66,13 +82,14 @@ def query(
     with (
         open_cluster(ray, embedder, guarded=guarded) as cluster,
         open_gallery(index, embedder, guarded=guarded) as gallery,
+        _hints_for_typed(within, gallery),
     ):
         if not as_json:  # what only the table needs is not looked up for programs
             names = short_names(files)
             if together:
                 names[" + ".join(map(str, files))] = f"{len(files)} photos together"
-            file_width = max(len("photo"), *map(len, names.values()))
-            label_width = min(NAME_WIDTH, max([len("unknown"), *(len(each.label) for each in gallery.classes())]))
+            shown = [*names.values(), *([OTHERS] if together else [])]
+            file_width, label_width = prediction_widths(shown, [each.label for each in gallery.classes()])
         with progress("asking", len(files)) as on_photo:
             for i, prediction in enumerate(gallery.query(files, question, on_photo=on_photo, cluster=cluster)):
                 n_answered += prediction.reason != "bad_image"
@@ -83,9 +100,27 @@ def query(
                     continue
                 if i == 0:  # not before a question that cannot be answered is refused
                     echo(prediction_heading(file_width=file_width, label_width=label_width))
-                name = names.get(prediction.file, "the others together")
-                for line in prediction_lines(prediction, name, file_width=file_width, label_width=label_width):
-                    echo(line)
+                name = names.get(prediction.file, OTHERS)
+                echo("\n".join(prediction_lines(prediction, name, file_width=file_width, label_width=label_width)))
     if n_answered == 0:
         warn("no photo could be read.")
         click.get_current_context().exit(1)
+
+
+@contextmanager
+def _hints_for_typed(within: tuple[str, ...], gallery: "Gallery") -> Iterator[None]:
+    """What was meant by a pattern that fits no class: several with commas between, or one in other letters."""
+    try:
+        yield
+    except NoFittingClassError as error:
+        labels = [each.label for each in gallery.classes()]
+        for pattern in within:
+            if "," in pattern:
+                meant = " ".join(f"--within {shlex.quote(part.strip())}" for part in pattern.split(","))
+                raise NoFittingClassError(error.message, hint=f"Give each its own: `{meant}`.") from error
+            small = pattern.casefold()
+            alike = [label for label in labels if fnmatchcase(label.casefold(), small)]
+            if alike:
+                meant = small if any(fnmatchcase(label, small) for label in alike) else alike[0]
+                raise NoFittingClassError(error.message, hint=f"Did you mean {meant!r}?") from error
+        raise

@@ -93,9 +93,11 @@ def doctor(repair: bool, index: str, as_json: bool) -> None:
     "--support", "n_support", type=click.IntRange(1), default=10, show_default=True, help="Photos to enroll, a class."
 )
 @click.option(
-    "--query", "n_query", type=click.IntRange(0), default=5, show_default=True, help="Photos to ask, a class."
+    "--query", "n_query", type=click.IntRange(1), default=5, show_default=True, help="Photos to ask, a class."
 )
-@click.option("--seed", default=0, show_default=True, help="The same seed renders the same pictures.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed renders the same pictures."
+)
 @common
 def sample_data(folder: Path, n_support: int, n_query: int, seed: int, index: str, as_json: bool) -> None:
     """Render pictures of leaves into FOLDER/support/CLASS and FOLDER/query/CLASS, to try the program with.

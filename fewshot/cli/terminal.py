@@ -3,7 +3,13 @@
 import errno
 import os
 import re
+import shutil
+import sys
+import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import click
 
@@ -15,15 +21,53 @@ _OUR_STYLES = re.compile("\x1b\\[(?:0|1|2|3[1-6])m")
 _HARMLESS = frozenset("\u200c\u200d\u00ad")
 
 
+class Bar(Protocol):
+    """A line that is drawn again and again at the bottom of the terminal."""
+
+    def start(self) -> None:
+        """Draw it."""
+
+    def stop(self) -> None:
+        """Wipe it away."""
+
+
+_drawn: list[Bar] = []  # one at most
+_writing = threading.RLock()
+
+
+@contextmanager
+def drawn(bar: Bar) -> Iterator[None]:
+    """Keep a bar at the bottom of the terminal: it makes room for every line that `write_line` prints meanwhile."""
+    with _writing:
+        bar.start()
+        _drawn.append(bar)
+    try:
+        yield
+    finally:
+        with _writing:
+            _drawn.remove(bar)
+            bar.stop()
+
+
+def line_length() -> int | None:
+    """How many characters a line of stdout holds; None where it is no terminal, and lines are as long as they are."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def visible(text: str) -> str:
     r"""A text with every character that a terminal would obey, or nobody could see, shown as its number.
 
     >>> visible("leaf\x1b[2J.jpg"), visible("gpj.\u202efael"), visible("Mehltau \U0001f33f")
     ('leaf<U+001B>[2J.jpg', 'gpj.<U+202E>fael', 'Mehltau 🌿')
+
+    A byte of a file's name that is no UTF-8 is shown as `datasets.legible` keeps it.
+
+    >>> print(visible("caf\udce9.png"))
+    caf\xe9.png
     """
     if text.isprintable():
         return text
-    return "".join(f"<U+{ord(character):04X}>" if _is_obeyed(character) else character for character in text)
+    return "".join(_shown(character) if _is_obeyed(character) else character for character in text)
 
 
 def json_safe(text: str) -> str:
@@ -55,7 +99,15 @@ def write_line(text: str, *, err: bool = False) -> None:
         OutputError: stdout cannot be written. It is given up, so that nothing is tried again when the process ends.
     """
     try:
-        click.echo(text, err=err)
+        with _writing:
+            in_the_way = _drawn if (sys.stderr if err else sys.stdout).isatty() else []
+            for bar in in_the_way:
+                bar.stop()
+            try:
+                click.echo(text, err=err)
+            finally:
+                for bar in in_the_way:
+                    bar.start()
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise  # who read has gone: click ends the command without a word
@@ -69,6 +121,11 @@ def write_line(text: str, *, err: bool = False) -> None:
 
 def _visible_lines(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
+
+
+def _shown(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"<U+{number:04X}>"
 
 
 def _is_obeyed(character: str) -> bool:

@@ -46,11 +46,9 @@ class EpisodePlan:
         Raises:
             UsageError: a number is too small.
         """
-        if min(self.n_shot, self.n_query, self.n_episode) < 1 or self.n_way < 2 or self.seed < 0:
-            raise UsageError(
-                "an episode has at least 2 classes, 1 photo to enroll and 1 to ask; there is at least 1, and a seed is "
-                "0 or more."
-            )
+        for name, least in (("n_way", 2), ("n_shot", 1), ("n_query", 1), ("n_episode", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; wanted {least} or more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def evaluate_episodes(
         raise TooFewPhotosError(
             f"{len(usable)} of {len(members)} classes have the {plan.n_drawn} photos that an episode draws; wanted "
             f"{plan.n_way}.",
-            hint="Lower --n-way, --n-shot or --n-query, or add photos.",
+            hint=_that_can_be_drawn(sorted(map(len, members), reverse=True), plan),
         )
     rng = np.random.default_rng(plan.seed)
     episodes = []
@@ -163,6 +161,17 @@ def evaluate_episodes(
         covered=_mean([float(each.covered.mean()) for each in episodes]),
         set_size=float(np.mean([each.set_size for each in episodes])),
     )
+
+
+def _that_can_be_drawn(counts: Sequence[int], plan: EpisodePlan) -> str:
+    """What to ask of classes of so many photos, the largest first, instead of a plan that is too large for them."""
+    n_way = min(plan.n_way, sum(count > 1 for count in counts))
+    if n_way < 2:
+        return "Wanted at least 2 classes of at least 2 photos: lower --n-way, --n-shot or --n-query, or add photos."
+    n_photos = counts[n_way - 1]
+    n_shot = plan.n_shot if plan.n_shot < n_photos else n_photos // 2
+    n_query = min(plan.n_query, n_photos - n_shot)
+    return f"These photos are enough for `--n-way {n_way} --n-shot {n_shot} --n-query {n_query}`; or add photos."
 
 
 def area_under_roc(known: Float32s, strange: Float32s) -> float:

@@ -13,6 +13,8 @@ from fewshot.errors import ImageError, LastSupportError, NoUsablePhotoError, Oth
 from fewshot.records import EmbeddedPhoto, EnrollReport, Refused, SkippedPhoto, Support
 from fewshot.store import Writer
 
+_MOST_NAMED = 20  # photos that a refusal of all names before it counts the rest
+
 
 @dataclass(frozen=True, slots=True)
 class _Sorted:
@@ -38,17 +40,9 @@ def outcomes_by_class(
         pass
 
 
-def enroll_class(
-    writer: Writer, embedder: Embedder, label: str, batch: Sequence[Outcome], *, strict: bool
-) -> EnrollReport:
-    """Add photos to a class, made if there is none.
-
-    Raises:
-        StrictError: `strict`, and a photo was refused.
-    """
+def enroll_class(writer: Writer, embedder: Embedder, label: str, batch: Sequence[Outcome]) -> EnrollReport:
+    """Add photos to a class, made if there is none."""
     found = _sorted(writer, label, batch)
-    if strict:
-        _check_strict(label, found.refused, len(batch))
     ids: list[int] = []
     if found.new:
         ids = _add(writer, embedder, label, found.new)
@@ -67,7 +61,7 @@ def replace_class(
     """
     found = _sorted(writer, label, batch)
     if strict:
-        _check_strict(label, found.refused, len(batch))
+        check_strict([EnrollReport(label, len(found.new), len(found.already), tuple(found.refused))])
     if not found.new and not found.already:
         raise no_usable_photo(found.refused)
     class_id = writer.class_id(label)
@@ -79,6 +73,24 @@ def replace_class(
     if ids or n_gone:
         learn_class(writer, writer.wanted_class_id(label))
     return EnrollReport(label, len(ids), len(found.already), tuple(found.refused), tuple(ids)), n_gone
+
+
+def check_strict(reports: Sequence[EnrollReport]) -> None:
+    """Refuse all where one photo was refused.
+
+    Raises:
+        StrictError: with the first 20 photos, each with its class and its reason.
+    """
+    photos = [(report.label, photo) for report in reports for photo in report.refused]
+    if photos:
+        n_photos = len(photos) + sum(report.enrolled + report.already_there for report in reports)
+        named = [f"({i}) {label}: {photo.message}" for i, (label, photo) in enumerate(photos[:_MOST_NAMED], start=1)]
+        more = f" And {len(photos) - _MOST_NAMED} more." if len(photos) > _MOST_NAMED else ""
+        raise StrictError(
+            f"nothing was enrolled: {len(photos)} of {n_photos} photos {'was' if len(photos) == 1 else 'were'} "
+            f"refused. {' '.join(named)}{more}",
+            hint="Mend these photos or take them out, or leave --strict out.",
+        )
 
 
 def remove_support(writer: Writer, support_id: int) -> Support:
@@ -136,15 +148,6 @@ def _sorted(writer: Writer, label: str, batch: Sequence[Outcome]) -> _Sorted:
         else:
             new[outcome.sha256] = outcome
     return _Sorted(new, already, unusable)
-
-
-def _check_strict(label: str, photos: Sequence[Refused], n_photos: int) -> None:
-    if photos:
-        raise StrictError(
-            f"nothing was enrolled: {len(photos)} of {n_photos} photos of {label!r} were refused, first "
-            f"{Path(photos[0].file).name}: {photos[0].message}",
-            hint="Mend or take out the photos named above, or leave --strict out.",
-        )
 
 
 def _add(writer: Writer, embedder: Embedder, label: str, photos: dict[str, EmbeddedPhoto]) -> list[int]:

@@ -18,7 +18,7 @@ from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder
 from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError, UsageError
 from fewshot.gallery import answering, inspection
 from fewshot.gallery.calibrations import Calibrations
-from fewshot.gallery.enrolling import enroll_class, outcomes_by_class, remove_support, replace_class
+from fewshot.gallery.enrolling import check_strict, enroll_class, outcomes_by_class, remove_support, replace_class
 from fewshot.gallery.keeping_up import keep_up
 from fewshot.gallery.neighbours import MOST_IN_MEMORY, Neighbours
 from fewshot.gallery.pinning import PinnedEmbedder
@@ -638,7 +638,9 @@ class Gallery:
         with self._store.write() as writer:
             # Another process may have pinned the index to another embedder while the photos were embedded.
             self._pinned.check(writer, embedder)
-            reports = [enroll_class(writer, embedder, label, batch, strict=strict) for label, batch in batches]
+            reports = [enroll_class(writer, embedder, label, batch) for label, batch in batches]
+            if strict:
+                check_strict(reports)
             changed = {report.label: report.enrolled for report in reports if report.enrolled}
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)

@@ -109,9 +109,10 @@ def _numbers(spaces: Sequence[Space], numbers: Sequence[Numbers], shared: tuple[
     text = (
         "<h2>How well the classes stand apart</h2>"
         + _table(["", *(space.name for space in spaces)], rows, right=range(1, 1 + len(spaces)))
-        + '<p class="note">Measured in the embedding itself, of the photos drawn, by plain cosine; each is asked as if it '
-        "were not enrolled. <code>fewshot query</code> also uses what the index learnt of how its photos differ, and "
-        'usually answers more of them right.</p><p><img class="figure" src="figures/confusion.png" alt="own class against nearest class"></p>'
+        + '<p class="note">Measured in the embedding itself, of the photos drawn, by plain cosine; each is asked as if '
+        "it were not enrolled. <code>fewshot query</code> also uses what the index learnt of how its photos differ, "
+        "and usually answers more of them right.</p>"
+        '<p><img class="figure" src="figures/confusion.png" alt="own class against nearest class"></p>'
     )
     if shared is not None:
         text += (
