@@ -16,7 +16,7 @@ from fewshot.records import Prediction
 
 BAR_WIDTH = 12
 NAME_WIDTH = 40
-NO_LABEL = "no label: enrolled photos lead by more, so take the answer as unsure"
+NO_LABEL = "no label; enrolled photos lead by more, so take the answer as unsure"
 FIGURES = f"{'probability':<{5 + BAR_WIDTH}} similarity"
 LEAST_WIDTH = 10  # of a column that is narrowed to fit a terminal
 IF_NOT_UNKNOWN = "if it is one of the enrolled classes after all:"
