@@ -171,7 +171,8 @@ def whitening(statistics: ClassStatistics) -> Transform:
 def pack_statistics(statistics: ClassStatistics) -> bytes:
     """Statistics as a small safetensors file: standard deviations, and the correlations' lower triangle in float16."""
     deviation = np.sqrt(np.diag(statistics.covariance).astype(np.float64))
-    correlation = statistics.covariance / np.outer(deviation, deviation)
+    divisor = np.where(deviation > 0, deviation, 1.0)  # what does not vary is correlated with nothing
+    correlation = statistics.covariance / np.outer(divisor, divisor)
     arrays = {
         "mean": statistics.mean,
         "deviation": deviation.astype(np.float32),

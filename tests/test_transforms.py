@@ -132,6 +132,13 @@ def test_packed_statistics_come_back_and_are_small(photos):
     assert len(pack_statistics(large)) < 1_700_000
 
 
+def test_a_direction_in_which_nothing_varies_comes_back_as_it_was():
+    covariance = np.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 3.0]], np.float32)
+    packed = pack_statistics(ClassStatistics(np.zeros(3, np.float32), covariance, 0.0, 9, 3))
+    again = unpack_statistics(packed, "statistics.safetensors")
+    np.testing.assert_allclose(again.covariance, covariance, atol=1e-3)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_damaged_statistics_are_refused(data):

@@ -71,9 +71,7 @@ def doctor(repair: bool, index: str, as_json: bool) -> None:
     try:
         facts["index"] = index_facts(index) if is_there else None
     except FewshotError:  # what runs here does not depend on it
-        if as_json:
-            json_line(facts)
-        else:
+        if not as_json:
             _print_facts(facts, shown_place(place))
         raise
     if repair and facts["index"] and facts["index"]["problems"]:

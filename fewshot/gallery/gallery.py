@@ -1,6 +1,5 @@
 """An opened index: enroll, query, remove, rename, inspect, reindex; what every interface calls."""
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,12 +14,12 @@ from fewshot.datasets import ClassFolder, checked_label
 from fewshot.decoding.cutting import cut_photo
 from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, EmbedderChoice, Outcome, cache_folder
-from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError, UsageError
+from fewshot.errors import EmptyIndexError, IndexDamagedError, IndexMissingError
 from fewshot.gallery import answering, inspection
 from fewshot.gallery.calibrations import Calibrations
 from fewshot.gallery.enrolling import check_strict, enroll_class, outcomes_by_class, remove_support, replace_class
 from fewshot.gallery.keeping_up import keep_up
-from fewshot.gallery.neighbours import MOST_IN_MEMORY, Neighbours
+from fewshot.gallery.neighbours import Neighbours, most_in_memory
 from fewshot.gallery.pinning import PinnedEmbedder
 from fewshot.gallery.reindexing import embed_anew
 from fewshot.gallery.repair import found_problems
@@ -89,7 +88,7 @@ class Gallery:
         else:  # a database's caches are this machine's own
             self.folder = cache = cache_folder() / "indexes" / self._store.cache_name
         self._calibration_file = cache / "calibration"
-        self._neighbours = Neighbours(cache, most_in_memory=_most_in_memory(), on_notice=on_notice)
+        self._neighbours = Neighbours(cache, most_in_memory=most_in_memory(), on_notice=on_notice)
         self._calibrations = Calibrations(self._neighbours, self._calibration_file)
         self._size_of: tuple[tuple[int, str | None], tuple[int, int]] | None = None
 
@@ -645,13 +644,3 @@ class Gallery:
             if changed:
                 writer.note("enroll", next(iter(changed)) if len(changed) == 1 else None, n_supports=changed)
         return reports
-
-
-def _most_in_memory() -> int:
-    """From how many enrolled photos on a database searches them itself: `$FEWSHOT_SUPPORTS_IN_MEMORY`."""
-    given = os.environ.get("FEWSHOT_SUPPORTS_IN_MEMORY")
-    if given is None:
-        return MOST_IN_MEMORY
-    if not given.isdecimal():
-        raise UsageError(f"FEWSHOT_SUPPORTS_IN_MEMORY is {given!r}; wanted a number of photos, such as 1000000.")
-    return int(given)

@@ -1,6 +1,7 @@
 """The nearest classes and enrolled photos of a vector, from faiss copies kept in step with the store."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import numpy as np
 
 from fewshot import search
 from fewshot.classifier.metric import Metric
-from fewshot.errors import CacheDamagedError
+from fewshot.errors import CacheDamagedError, UsageError
 from fewshot.records import NO_ID, Float32s, Int64s, Neighbour
 from fewshot.store import OfContents, Reader
 
@@ -27,6 +28,16 @@ TOLD_FROM = 100_000
 MOST_IN_MEMORY = 1_000_000
 
 log = logging.getLogger(__name__)
+
+
+def most_in_memory() -> int:
+    """From how many enrolled photos on a database searches them itself: `$FEWSHOT_SUPPORTS_IN_MEMORY`."""
+    given = os.environ.get("FEWSHOT_SUPPORTS_IN_MEMORY")
+    if given is None:
+        return MOST_IN_MEMORY
+    if not given.isdecimal():
+        raise UsageError(f"FEWSHOT_SUPPORTS_IN_MEMORY is {given!r}; wanted a number of photos, such as 1000000.")
+    return int(given)
 
 
 class Neighbours:
