@@ -57,6 +57,19 @@ def test_a_wrong_token_is_told_and_asked_for_again(page, url, word):
     assert "the token is none of this index" in alert(page)
 
 
+def test_a_refused_token_is_not_kept_and_locks_nobody_out(page, url):
+    page.goto(f"{url}/classes")
+    page.get_by_role("button", name="Token").click()
+    give_token(page, "wrong")
+    assert "refused, and is not kept" in alert(page)
+    assert page.locator("#token").inner_text() == "Token"
+    page.evaluate("sessionStorage.setItem('fewshot-token', 'revoked')")  # as it stands after a revocation
+    page.goto(f"{url}/classes")
+    page.get_by_role("link", name="rust").first.wait_for()
+    assert page.locator("dialog").count() == 0
+    assert page.locator("#token").inner_text() == "Token"
+
+
 def test_a_token_that_may_only_read_is_told_so(page, url, filled):
     reading = TokenFile(filled.folder).create("reader", ("read",))[1]
     page.goto(f"{url}/classes/rust")

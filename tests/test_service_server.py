@@ -98,6 +98,16 @@ def test_a_stop_finishes_what_was_accepted(filled, tmp_path, sent):
     assert process.returncode == 0
 
 
+def test_told_twice_to_stop_it_cuts_off_what_is_asked_and_prints_no_traceback(filled, tmp_path):
+    photo = write_leaf(tmp_path / "new.png", LEAF_COLOURS["rust"], 5)
+    process, url = started(filled.folder, hold="2")
+    with raw(url, *multipart("/v1/query", photo), wait=False):
+        wait_until(lambda: waiting(url) == 1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert stopped(process, signal.SIGINT) == 0
+
+
 def test_a_stop_waits_for_no_map_and_who_asked_for_it_is_told(filled, tmp_path):
     begun = tmp_path / "begun"
     process, url = started(filled.folder, MAP=str(begun))

@@ -32,6 +32,19 @@ def test_no_photo_is_an_error(client):
     assert "curl" in error["hint"]
 
 
+@pytest.mark.parametrize("label", ["a%2Fb", "a%2fb%2Fc"])
+def test_a_label_with_a_slash_is_told_by_every_route_that_has_one(client, rust, label):
+    for method, path in [(client.post, f"{label}/supports"), (client.put, label), (client.get, label)]:
+        answer = method(f"/v1/classes/{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_label")
+        assert "slash" in answer.json()["error"]["message"]
+
+
+def test_a_body_without_a_type_is_told_in_plain_words(client):
+    answer = client.post("/v1/query", content=b"x")
+    assert "the request's body is of no named type; wanted multipart/form-data" in answer.json()["error"]["message"]
+
+
 def test_a_body_that_is_no_multipart_is_told_so(client):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     error_of(client.post("/v1/query", content=b"rubbish", headers=headers), 422, "bad_request")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +12,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fewshot.datasets import checked_label
 from fewshot.errors import (
     BusyError,
     FewshotError,
     IndexLockedError,
+    LabelError,
     MethodError,
     NoSuchPageError,
     RequestError,
@@ -23,6 +26,8 @@ from fewshot.errors import (
 
 CLIENT_LEFT = 499  # nobody reads it; the log does
 LOCKED_RETRY_AFTER_S = 5
+
+_CLASSES = b"/v1/classes/"
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +105,24 @@ async def _of_http(request: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, FewshotError):
         return error_response(error.__cause__)
     if error.status_code == 404:
-        return error_response(NoSuchPageError(f"there is nothing at {request.url.path[:200]}."))
+        nothing = NoSuchPageError(f"there is nothing at {request.url.path[:200]}.")
+        return error_response(_label_error(request) or nothing)
     if error.status_code == 405:
         response = error_response(MethodError(f"{request.url.path[:200]} knows no {request.method[:20]}."))
         response.headers.update(error.headers or {})
         return response
     return error_response(RequestError(f"the request cannot be read: {error.detail}"))
+
+
+def _label_error(request: Request) -> LabelError | None:
+    """What is wrong with a label that holds a slash: it comes coded as `%2F`, and its path is none of the routes'."""
+    coded = request.scope.get("raw_path", b"")
+    if coded.startswith(_CLASSES):
+        try:
+            checked_label(unquote(coded.removeprefix(_CLASSES).split(b"/")[0].decode("ascii", "replace")))
+        except LabelError as error:
+            return error
+    return None
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

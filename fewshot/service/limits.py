@@ -222,8 +222,9 @@ class _Body:
     def _check_size(self, n_bytes: int) -> None:
         most = self._settings.max_body_bytes
         if self._kind != "multipart/form-data" and n_bytes > min(most, MAX_OTHER_BYTES):
+            kind = repr(self._kind[:50]) if self._kind else "no named type"
             raise BodyTooLargeError(
-                f"the request has {n_bytes / 1e3:.0f} kB of {self._kind[:50] or 'no named type'!r}; at most "
+                f"the request has {n_bytes / 1e3:.0f} kB of {kind}; at most "
                 f"{min(most, MAX_OTHER_BYTES) / 1e3:.0f} kB are taken that are not multipart/form-data.",
                 hint="Send photos as curl does: curl -F photos=@leaf.jpg URL",
             )

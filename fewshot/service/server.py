@@ -1,5 +1,6 @@
 """An app at an address: the socket, and a stop that finishes what was accepted."""
 
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -148,4 +149,6 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the running requests; at once when asked again. Being asked to stop is no failure."""
         self.force_exit = self.should_exit
+        if self.force_exit:  # of everything that it cuts off then, uvicorn logs a traceback
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.should_exit = True

@@ -50,7 +50,7 @@ async def uploaded_photos(request: Request, max_files: int) -> list[NamedBytes]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise RequestError(
-            f"the request's body is {kind[:50] or 'of no named type'!r}; wanted multipart/form-data.",
+            f"the request's body is {repr(kind[:50]) if kind else 'of no named type'}; wanted multipart/form-data.",
             hint=f"As curl does it: curl -F {FIELD}=@leaf.jpg URL",
         )
     try:

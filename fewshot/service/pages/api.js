@@ -1,6 +1,6 @@
 // The only place that talks to the service: every call is one of its documented routes.
 
-import { askToken, token } from "./token.js";
+import { askToken, forgetToken, token } from "./token.js";
 
 const TRIES = 4;
 
@@ -31,6 +31,7 @@ export async function currentSession({ fresh = false } = {}) {
 export const forgetSession = () => { session = null; };
 
 export async function call(method, path, { json, form, onProgress, signal } = {}) {
+  let refusal = null;
   for (let attempt = 1; ; attempt += 1) {
     const response = await exchange(method, path, { json, form, onProgress, signal });
     if (response.status < 400) return response.body;
@@ -42,10 +43,17 @@ export async function call(method, path, { json, form, onProgress, signal } = {}
       await pause(response.retryAfter * 1000, signal);
       continue;
     }
-    if (error.status === 401 && (await askToken(error.message))) {
+    if (error.status === 401 && token()) { // it is none, or none any more: what needs no token is answered without it
+      refusal = error.message;
+      forgetToken();
       forgetSession();
       continue;
     }
+    if (error.status === 401 && (await askToken(refusal ?? error.message, { isRefusal: refusal !== null }))) {
+      forgetSession();
+      continue;
+    }
+    if (error.status === 401) error.message = refusal ?? error.message;
     throw error;
   }
 }

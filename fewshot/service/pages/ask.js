@@ -69,7 +69,7 @@ export async function askView() {
         const cards = pair(found, part, together).map(([prediction, file]) =>
           answerCard(prediction, file, options, () => call("GET", "/v1/health").then(describe, told)));
         answers.prepend(...cards);
-        said.push(...found.map((each) => `${each.file}: ${each.answer}`));
+        said.push(...found.map((each) => `${each.file}: ${each.reason === "bad_image" ? "not readable" : each.answer}`));
         live.textContent = said.length > 4 ? `${plural(said.length, "answer")}.` : said.join(". ");
       }
     } catch (error) {

@@ -64,11 +64,12 @@ document.addEventListener("click", (event) => {
 document.addEventListener("fewshot:go", (event) => go(event.detail));
 window.addEventListener("popstate", () => show());
 document.getElementById("token").addEventListener("click", async () => {
-  await askToken("With a token you can add, rename and remove classes and photos.");
+  const isGiven = await askToken("With a token you can add, rename and remove classes and photos.");
   forgetSession();
   try {
     const session = await currentSession();
     if (session.token) notice(`This tab now acts as ${session.token}: it may ${session.scopes.join(" and ")}.`, "", "fine");
+    else if (isGiven) notice("The token was refused, and is not kept.", "It is mistyped, or was revoked. Whoever runs this service can make another.");
     else notice("");
   } catch (error) {
     told(error);

@@ -6,6 +6,11 @@ const PLACE = "fewshot-token";
 
 export const token = () => sessionStorage.getItem(PLACE) ?? "";
 
+export function forgetToken() {
+  sessionStorage.removeItem(PLACE);
+  showTokenState();
+}
+
 export function showTokenState() {
   const button = document.getElementById("token");
   const has = token() !== "";
@@ -17,12 +22,12 @@ export function showTokenState() {
 let open = null;
 
 // Asks for a token; true once there is one, false if the person would rather not. One dialog at a time.
-export function askToken(why) {
-  open ??= dialog(why).finally(() => { open = null; });
+export function askToken(why, { isRefusal = false } = {}) {
+  open ??= dialog(why, isRefusal).finally(() => { open = null; });
   return open;
 }
 
-function dialog(why) {
+function dialog(why, isRefusal) {
   return new Promise((resolve) => {
     const input = h("input", {
       type: "password", id: "token-word", autocomplete: "off", spellcheck: false, required: true,
@@ -35,7 +40,7 @@ function dialog(why) {
       { class: "ask", "aria-labelledby": "token-title" },
       h("form", { method: "dialog" },
         h("h2", { id: "token-title" }, "Token"),
-        h("p", { id: "token-why" }, why),
+        h("p", { id: "token-why", ...(isRefusal ? { class: "refusal", role: "alert" } : {}) }, why),
         h("label", { htmlFor: "token-word" }, "Your token"),
         input,
         h("p", { class: "muted small" },
@@ -45,7 +50,7 @@ function dialog(why) {
     );
     cancel.addEventListener("click", () => node.close(""));
     forget.addEventListener("click", () => {
-      sessionStorage.removeItem(PLACE);
+      forgetToken();
       node.close("");
     });
     node.addEventListener("close", () => {
