@@ -22,6 +22,7 @@ img.figure { max-width: 100%; border: 1px solid #ddd; }
 .note { color: #555; font-size: 13.5px; } .none { color: #777; }
 a.button { display: inline-block; background: #0072B2; color: #fff; padding: 7px 14px; border-radius: 5px;
            text-decoration: none; margin: 4px 8px 4px 0; }
+@media (max-width: 700px) { table { display: block; overflow-x: auto; } td img { width: 64px; height: 64px; } }
 """
 
 
@@ -93,7 +94,8 @@ def report(
     parts.append(_files(pictures, len(spaces)))
     body = "\n".join(parts)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_text(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 

@@ -3,7 +3,7 @@
 import { call, showThumbnail } from "./api.js";
 import { classPath, h, plural, told, untagged } from "./dom.js";
 
-const METHODS = [["pca", "PCA: quick, far apart stays far"], ["tsne", "t-SNE: shows groups"], ["umap", "UMAP: shows groups"]];
+const METHODS = [["pca", "PCA: quick; far apart here is far apart"], ["tsne", "t-SNE: shows groups"], ["umap", "UMAP: shows groups"]];
 // Okabe and Ito's colours, which stay apart for colour-blind eyes; shapes tell classes beyond eight apart.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#b5a400"];
 const SHAPES_2D = ["circle", "square", "diamond", "cross", "triangle-up", "star", "x", "pentagon"];
@@ -36,7 +36,7 @@ export async function mapView() {
   const draw = async () => {
     const mine = ++turn;
     words.textContent = method.value === "pca" ? "Drawing …" : "Drawing; this may take a minute the first time …";
-    plot.setAttribute("aria-busy", "true"); // which dims the map before
+    plot.setAttribute("aria-busy", "true"); // which dims the map that is there
     try {
       const map = await call("GET", `/v1/projection?method=${method.value}&dims=${dims.value}`);
       const Plotly = await plotly(); // after it: where no map can be made, there may be no script either

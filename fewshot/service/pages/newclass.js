@@ -29,7 +29,8 @@ export async function newClassView(given) {
     })));
     button.disabled = sent.length > 0 || files.length === 0;
     button.textContent = files.length ? `Enroll ${plural(files.length, "photo")}` : "Enroll";
-    state.textContent = advice(files.length, given !== "");
+    const photos = files.filter((file) => file.type === "" || file.type.startsWith("image/"));
+    state.textContent = advice(photos.length, given !== "") + otherFiles(files.length - photos.length);
   };
   const form = h(
     "form",
@@ -100,6 +101,8 @@ function advice(n, isMore) {
   if (n <= PLENTY) return `${plural(n, "photo")}: a good number.`;
   return `${plural(n, "photo")}: more than needed, which does no harm.`;
 }
+
+const otherFiles = (n) => (n === 0 ? "" : ` ${plural(n, "file")} ${n === 1 ? "is" : "are"} no picture.`);
 
 function preview(file, isSent, onRemove) {
   const image = h("img", { alt: file.name, src: URL.createObjectURL(file) });
