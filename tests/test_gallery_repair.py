@@ -14,6 +14,7 @@ import faults
 import pytest
 from click.testing import CliRunner
 from conftest import colour_embedder
+from gallery_steps import enroll
 
 from fewshot.backup import read_backup, restore
 from fewshot.cli.main import main
@@ -110,6 +111,19 @@ def test_doctor_names_the_damage_and_repair_lists_what_is_lost_photo_by_photo(br
     assert (after.exit_code, json.loads(after.stdout)["index"]["supports"]) == (0, 11)
     kept = Path(json.loads(mended.stdout)["repaired"]["damaged"])
     assert kept.is_file()
+
+
+def test_a_service_that_has_the_index_open_goes_on_with_the_repaired_one(broken, leaves):
+    with Gallery(broken, embedder=colour_embedder()) as served:
+        _, records, vectors = served.embeddings(100)
+        flip(broken / FILE_NAME, (broken / FILE_NAME).read_bytes().index(vectors[4].astype("<f4").tobytes()) + 9)
+        repair(broken)
+        enroll(served, leaves(2, ["mildew"], first_seed=900) / "mildew", "new")
+        assert served.history(2)[1]["action"] == "repair"
+        assert served.predict(vectors[4:5])[0].matches[0].label == records[4].label
+    with Gallery(broken, embedder=colour_embedder()) as again:
+        assert "new" in [each.label for each in again.classes()]
+        assert again.problems() == []
 
 
 def test_repair_of_a_sound_index_changes_nothing(broken):

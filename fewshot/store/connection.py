@@ -50,6 +50,8 @@ class Store(Transactions):
         self.path = folder / FILE_NAME
         self.name = folder.name or str(folder)
         self._timeout_s = timeout_s
+        self._file: tuple[int, int] | None = None  # the device and number of the file that has been looked at
+        self._may_make = create
         if create:
             self._make_folder()
         elif not self.path.is_file():
@@ -57,12 +59,15 @@ class Store(Transactions):
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(self.path)), connect_args={"timeout": timeout_s}, pool_size=16
         )
-        event.listen(self._engine, "connect", _set_up_connection)
+        event.listen(self._engine, "do_connect", self._look_before_connecting)
+        event.listen(self._engine, "connect", self._set_up_connection)
+        event.listen(self._engine, "checkout", self._check_same_file)
         event.listen(self._engine, "begin", _begin)
         event.listen(self._engine, "handle_error", self._translate)
         try:
             with self._connect(write=False) as connection:
                 self._check_format(connection, create)
+            self._may_make = False
         except BaseException:
             self._engine.dispose()
             raise
@@ -205,11 +210,68 @@ class Store(Transactions):
             hint="Enroll a class to make it: `fewshot enroll LABEL FOLDER`.",
         )
 
+    # ---- the file may be moved, removed or replaced while it is open: by hand, or by a repair
+
     def _connect(self, *, write: bool) -> sa.Connection:
         try:
-            return self._engine.connect().execution_options(**{WRITES: write})
+            connection = self._engine.connect()
         except (sqlite3.Error, UnicodeDecodeError) as error:  # while the connection is set up, before `_translate`
             raise self.translated(error) from error
+        file = connection.info["file"]
+        if self._file not in (None, file):
+            try:
+                self._check_replaced(connection)
+            except BaseException:
+                connection.close()
+                raise
+        self._file = file
+        return connection.execution_options(**{WRITES: write})
+
+    def _look_before_connecting(self, *_facts: object) -> None:
+        """SQLite would make the file, and what is written into it would be in no index of anybody's."""
+        if not self._may_make:
+            self._file_here()
+
+    def _set_up_connection(self, connection: sqlite3.Connection, record: sa.pool.ConnectionPoolEntry) -> None:
+        record.info["file"] = self._file_here()
+        connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+        cursor = connection.cursor()
+        try:
+            for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+        finally:
+            cursor.close()
+
+    def _check_same_file(self, _connection: object, record: sa.pool.ConnectionPoolEntry, _proxy: object) -> None:
+        """A connection to a file that has been replaced would read what was, and write where nobody looks."""
+        if record.info["file"] != self._file_here():
+            raise sa.exc.DisconnectionError  # the pool closes it and makes another
+
+    def _file_here(self) -> tuple[int, int]:
+        """The device and number of the file that has the index's name now."""
+        try:
+            found = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise IndexMissingError(
+                f"the index at {self.folder} is gone: its {FILE_NAME} was moved or removed while it was open.",
+                hint="Put it back, and ask again; what was answered as stored before is in it.",
+            ) from None
+        except OSError as error:
+            raise IndexUnwritableError(
+                f"the index at {self.folder} cannot be looked at: {error.strerror}.", hint="Check its permissions."
+            ) from error
+        return found.st_dev, found.st_ino
+
+    def _check_replaced(self, connection: sa.Connection) -> None:
+        """Whether what has taken the place of the file that was opened can be used as that was."""
+        owner = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        connection.rollback()
+        if (owner, version) != (APPLICATION_ID, FORMAT_VERSION):
+            raise NotAnIndexError(
+                f"{self.path} was replaced while it was open, by a file that is no index of format {FORMAT_VERSION}.",
+                hint="Put an index back, or start again: one of an older format is brought to this one when opened.",
+            )
 
     def _translate(self, context: sa.engine.ExceptionContext) -> None:
         if isinstance(context.original_exception, sqlite3.IntegrityError):
@@ -247,16 +309,6 @@ class Store(Transactions):
 def entries_of(folder: Path) -> set[str]:
     """The names of what is in a folder, but for copies that are being made there."""
     return {path.name for path in folder.iterdir() if not _WORK.fullmatch(path.name)}
-
-
-def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
-    cursor = connection.cursor()
-    try:
-        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-    finally:
-        cursor.close()
 
 
 def _begin(connection: sa.Connection) -> None:
