@@ -58,9 +58,10 @@ the disk. They add photos and never replace or take away what is sound before th
 change that was killed and never counted. The damaged file stays beside the new one. Photos that cannot be saved are
 listed one by one, with the reason. A service goes on with the repaired index.
 
-An index may be moved aside and put back under a running service: what is asked meanwhile is refused (`index_missing`), and
-nothing is written that would be in no index. Move it with its `-wal` file, which holds the latest changes; a bare
-`index.sqlite` copied over one that is open is what SQLite cannot notice, and what `fewshot restore` is for.
+An index may be moved aside and put back under a running service: what is asked meanwhile is refused
+(`index_missing`), and nothing is written that would be in no index. Move it with its `-wal` file, which holds the
+latest changes; a bare `index.sqlite` copied over one that is open is what SQLite cannot notice, and what
+`fewshot restore` is for.
 
 An index made before these second copies were kept has fewer: damage to a photo's name, size or date is not noticed in
 it. A log that was cut off at the end of a change looks whole; what tells is a cache that has seen the later change.

@@ -161,8 +161,12 @@ def whitening(statistics: ClassStatistics) -> Transform:
     >>> oval = ClassStatistics(np.zeros(2, np.float32), np.diag([4.0, 1.0]).astype(np.float32), 0.0, 9, 3, power=1)
     >>> whitening(oval)(np.array([[0.6, 0.8]], np.float32)).round(3).tolist()
     [[0.30000001192092896, 0.800000011920929]]
+
+    Classes whose photos do not differ say nothing: then no direction is changed.
     """
     values, vectors = np.linalg.eigh(statistics.covariance.astype(np.float64))
+    if values.max() <= 0:
+        return Transform(statistics.mean, np.eye(statistics.dim, dtype=np.float32), statistics.power)
     scale = 1 / np.sqrt(np.maximum(values, np.finfo(np.float32).eps * values.max()))
     matrix = np.ascontiguousarray((vectors * scale) @ vectors.T, np.float32)
     return Transform(statistics.mean, matrix, statistics.power)

@@ -1,5 +1,7 @@
 """That whitening is the linear discriminant it says it is, and that statistics survive their file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,3 +166,11 @@ def test_sums_of_groups_are_those_of_a_loop(n, n_groups):
     for row, group in zip(rows, groups, strict=True):
         wanted[group] += row
     np.testing.assert_allclose(group_sums(rows, groups, n_groups), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_classes_whose_photos_do_not_differ_change_no_direction():
+    statistics = ClassStatistics(np.full(4, 0.1, np.float32), np.zeros((4, 4), np.float32), 0.0, 9, 3)
+    rows = np.eye(4, dtype=np.float32)
+    assert np.array_equal(
+        whitening(statistics)(rows), whitening(replace(statistics, covariance=np.eye(4, dtype=np.float32)))(rows)
+    )

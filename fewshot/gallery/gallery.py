@@ -536,10 +536,7 @@ class Gallery:
         """
         label = checked_label(label)
         with self._store.read() as reader:
-            class_id = reader.wanted_class_id(label)
-            photos = reader.supports_of(class_id)
-            summary = ClassSummary(label, len(photos), len(reader.ids_of("prototype", [class_id])))
-            return summary, photos, inspection.inspect_class(reader, self._neighbours, label)
+            return inspection.describe_class(reader, self._neighbours, label)
 
     def embeddings(self, n_most: int) -> tuple[int, list[Support], Float32s]:
         """The generation, enrolled photos (at most about `n_most`, evenly chosen) and their (n, dim) embeddings."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.gallery.neighbours import Neighbours
-from fewshot.records import ClassInspection, ClassView, Int64s, Support, Suspicious
+from fewshot.records import ClassInspection, ClassSummary, ClassView, Int64s, Support, Suspicious
 from fewshot.store import Reader
 
 FEW_SUPPORTS = 5
@@ -31,10 +31,21 @@ def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassIn
     Raises:
         UnknownLabelError: there is no such class.
     """
+    return describe_class(reader, neighbours, label)[2]
+
+
+def describe_class(
+    reader: Reader, neighbours: Neighbours, label: str
+) -> tuple[ClassSummary, list[Support], ClassInspection]:
+    """A class's counts, its photos in order of enrolment, and what it looks like from inside.
+
+    Raises:
+        UnknownLabelError: there is no such class.
+    """
     class_id = reader.wanted_class_id(label)
-    records = {record.support_id: record for record in reader.supports_of(class_id)}
+    photos = reader.supports_of(class_id)
     ids, vectors = reader.class_vectors(class_id)
-    own = [record.own_similarity for record in records.values() if record.own_similarity is not None]
+    own = [photo.own_similarity for photo in photos if photo.own_similarity is not None]
     nearest = neighbours.other_classes(reader, vectors, class_id, 1)
     prototypes = reader.prototypes_of(class_id)
     confusable: dict[int, float] = {}
@@ -43,14 +54,15 @@ def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassIn
             confusable[other] = max(similarity, confusable.get(other, -1.0))
     labels = reader.class_labels(confusable)
     ranked = sorted(confusable.items(), key=lambda item: -item[1])[:N_CONFUSABLE]
-    return ClassInspection(
+    found = ClassInspection(
         label=label,
-        supports=len(records),
+        supports=len(photos),
         similarity=float(np.mean(own)) if own else None,
         spread=float(np.std(own)) if own else None,
         confusable=tuple((labels[other], similarity) for other, similarity in ranked),
-        suspicious=tuple(_suspicious(reader, records, ids, nearest)),
+        suspicious=tuple(_suspicious(reader, {photo.support_id: photo for photo in photos}, ids, nearest)),
     )
+    return ClassSummary(label, len(photos), len(prototypes)), photos, found
 
 
 def class_view(reader: Reader, neighbours: Neighbours, label: str, support_ids: Sequence[int]) -> ClassView:
