@@ -19,6 +19,7 @@ import torch
 from common import data_folder, keep
 from losses import LOSSES
 
+from fewshot.memory import keep_freed_memory
 from fewshot.recipes import resolve
 from fewshot.training.backbone_phase import BackbonePhase
 from fewshot.training.batches import n_batches
@@ -42,9 +43,10 @@ def main() -> None:
     """Time, print a table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
     data = data_folder(given.data)
+    keep_freed_memory()  # as `fewshot train` does
     phases = {}
     decoded = DecodedPhotos()
     device = torch.device("cpu")
@@ -62,20 +64,20 @@ def main() -> None:
         # Another loss begins each round: what runs first after another network may find a colder cache.
         for loss in [*LOSSES[number % len(LOSSES) :], *LOSSES[: number % len(LOSSES)]]:
             rows = next(waiting[loss], None)
-            if rows is None or len(rows) < SIZE["batch_size"] - 8:
+            if rows is None:
                 waiting[loss] = phases[loss].batches(rng)
                 rows = next(waiting[loss])
             started = time.perf_counter()
             phases[loss].step(rows, rng)
             if number >= WARM_UP:
-                seconds[loss].append((time.perf_counter() - started) / len(rows))
-    n_photos = len(split.train)
+                seconds[loss].append(time.perf_counter() - started)
+    n_photos, n = len(split.train), n_batches(len(split.train), SIZE["batch_size"])
     base = np.array(seconds["cross-entropy"])
     cells = []
-    print(f"{n_photos} photos, {n_batches(n_photos, SIZE['batch_size'])} batches an epoch")
+    print(f"{n_photos} photos, {n} batches an epoch")
     for loss in LOSSES:
         ratio = float(np.median(np.array(seconds[loss]) / base))
-        cells.append({"loss": loss, "epoch_s": n_photos * median(seconds[loss]), "ratio": ratio})
+        cells.append({"loss": loss, "epoch_s": n * median(seconds[loss]), "ratio": ratio})
         print(f"{loss:14} {cells[-1]['epoch_s']:7.2f} s  {ratio:.3f} x cross-entropy")
     keep("epoch-times", {"size": SIZE, "rounds": given.rounds, "n_photos": n_photos, "cells": cells})
 

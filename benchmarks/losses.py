@@ -22,9 +22,9 @@ NORMALISATIONS = ("imagenet", "dataset")
 SIZE = {
     "backbone": "lite0",
     "image_size_px": "112",
-    "photos_per_class_max": "20",
+    "photos_per_class_max": "40",
     "batch_size": "32",
-    "epochs": "3",
+    "epochs": "4",
 }
 
 

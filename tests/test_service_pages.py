@@ -153,7 +153,12 @@ def test_a_wrong_answer_is_corrected_and_asked_again_at_once(page, url, filled, 
     card.get_by_role("button", name="Enroll it and ask again").click()
     give_token(page, word)
     card.get_by_text(re.compile("Enrolled as .magenta spot., and asked again")).wait_for()
-    assert card.get_by_role("heading", level=2).inner_text().startswith("magenta spot")
+    heading = card.get_by_role("heading", level=2)
+    assert heading.inner_text().startswith("magenta spot")
+    assert heading.evaluate("node => node === document.activeElement"), "the focus is not lost with the form"
+    said = page.locator(".ask-view > [role=status]").inner_text()
+    assert said.startswith("Enrolled as")
+    assert said.endswith("The answer: \u2068magenta spot\u2069.")
     assert [photo.file for photo in filled.supports("magenta spot")] == ["odd.png"]
     assert page.locator("#token").inner_text() == "Token set"
 
@@ -372,7 +377,7 @@ def test_a_photo_can_be_asked_and_corrected_by_keyboard_alone(page, url, filled,
     page.get_by_label("Your token").wait_for()
     page.keyboard.type(word)
     page.keyboard.press("Enter")
-    page.get_by_text(re.compile("Enrolled as .healthy., and asked again")).wait_for()
+    page.locator(".answer").get_by_text(re.compile("Enrolled as .healthy., and asked again")).wait_for()
     assert "new-rust.png" in [photo.file for photo in filled.supports("healthy")]
 
 

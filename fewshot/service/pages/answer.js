@@ -18,7 +18,7 @@ export function answerCard(prediction, file, options, onChange) {
   const id = `answer-${count}`;
   const card = h("li", { class: "card answer", "aria-labelledby": `${id}-title` });
   const photo = h("img", { alt: `Your photo ${prediction.file}`, src: URL.createObjectURL(file) });
-  const draw = (found, note = null) => {
+  const draw = (found, news = "") => {
     const [words, kind] = WORDS[found.reason];
     const readable = found.reason !== "bad_image";
     card.dataset.reason = found.reason;
@@ -26,15 +26,15 @@ export function answerCard(prediction, file, options, onChange) {
       h("div", { class: "asked" }, readable ? photo : h("div", { class: "no-photo", "aria-hidden": "true" }, "?")),
       h("div", { class: "told" },
         h("p", { class: "file muted small" }, found.file),
-        h("h2", { id: `${id}-title` }, readable ? found.answer : "no answer", " ",
+        h("h2", { id: `${id}-title`, tabIndex: -1 }, readable ? found.answer : "no answer", " ",
           h("span", { class: `badge ${kind}` }, words)),
-        note,
+        news ? h("p", { class: "fine" }, news) : null,
         why(found),
         found.reason === "unknown" ? h("p", { class: "muted small given" }, IF_NOT_UNKNOWN) : null,
         readable ? bars(found) : null,
         found.covering ? covering(found.covering) : null),
       readable && found.nearest.length ? nearest(found, photo.src) : "",
-      readable ? correction(id, found, file, options, draw, onChange) : "",
+      readable ? correction(card, id, found, file, options, draw, onChange) : "",
     );
   };
   draw(prediction);
@@ -94,7 +94,7 @@ function nearest(found, own) {
   );
 }
 
-function correction(id, found, file, options, draw, onChange) {
+function correction(card, id, found, file, options, draw, onChange) {
   const known = h("datalist", { id: `${id}-known` });
   const input = h("input", {
     id: `${id}-label`, type: "text", required: true, maxLength: 200, autocapitalize: "none", list: `${id}-known`,
@@ -127,8 +127,9 @@ function correction(id, found, file, options, draw, onChange) {
       const words = report.enrolled
         ? `Enrolled as ${isolated(report.label)}, and asked again.`
         : `It is enrolled as ${isolated(report.label)} already; asked again.`;
-      draw(again[0], h("p", { class: "fine", role: "status" }, words));
-      onChange();
+      draw(again[0], words);
+      card.querySelector("h2").focus(); // what had the focus is gone with the form
+      onChange(`${words} The answer: ${isolated(again[0].answer)}.`);
     } catch (error) {
       say.textContent = "";
       button.disabled = false;

@@ -25,6 +25,11 @@ export async function askView() {
   };
   describe(health);
 
+  const changed = (words) => {
+    live.textContent = words;
+    call("GET", "/v1/health").then(describe, told);
+  };
+
   const ask = async (files) => {
     notice("");
     const large = files.filter((file) => file.size > session.max_body_bytes);
@@ -67,7 +72,7 @@ export async function askView() {
         });
         done += part.length;
         const cards = pair(found, part, together).map(([prediction, file]) =>
-          answerCard(prediction, file, options, () => call("GET", "/v1/health").then(describe, told)));
+          answerCard(prediction, file, options, changed));
         answers.prepend(...cards);
         said.push(...found.map((each) => `${each.file}: ${each.reason === "bad_image" ? "not readable" : each.answer}`));
         live.textContent = said.length > 4 ? `${plural(said.length, "answer")}.` : said.join(". ");
