@@ -79,7 +79,7 @@ def main() -> None:
         ratio = float(np.median(np.array(seconds[loss]) / base))
         cells.append({"loss": loss, "epoch_s": n * median(seconds[loss]), "ratio": ratio})
         print(f"{loss:14} {cells[-1]['epoch_s']:7.2f} s  {ratio:.3f} x cross-entropy")
-    keep("epoch-times", {"size": SIZE, "rounds": given.rounds, "n_photos": n_photos, "cells": cells})
+    keep("epoch-times", {"size": SIZE, "rounds": given.rounds, "n_photos": n_photos, "n_batches": n, "cells": cells})
 
 
 if __name__ == "__main__":

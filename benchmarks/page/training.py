@@ -1,6 +1,5 @@
 """Losses, what an epoch costs, and the studies' recipes."""
 
-from math import ceil
 from statistics import median
 
 from page.parts import result, stamp, stamps, table
@@ -36,15 +35,14 @@ def epoch_times() -> str:
     facts = result("epoch-times")
     rows = [[row["loss"], f"{row['epoch_s']:.1f}", f"{row['ratio']:.2f} x"] for row in facts["cells"]]
     size = facts["size"]
-    n = ceil(facts["n_photos"] / size["batch_size"])
     return f"""## What an epoch costs
 
 `python benchmarks/epoch_times.py`: {facts["n_photos"]} photos at {size["image_size_px"]} px with {size["backbone"]},
 every layer trained, batches of {size["batch_size"]} ({size["photos_per_class"]} photos a class where the loss compares
 photos). One batch of each loss in turn, {facts["rounds"]} rounds; the ratio is the median over the rounds. An epoch has
-{n} batches for every loss; where the loss compares photos all of them are full, which makes {n * size["batch_size"]}
-photos of {facts["n_photos"]} and most of the difference. The plant-disease study had 1.7 to 3.2 times for such losses,
-whose pairs and triplets it embedded apart.
+{facts["n_batches"]} batches for every loss; where the loss compares photos all of them are full, which makes
+{facts["n_batches"] * size["batch_size"]} photos of {facts["n_photos"]} and most of the difference. The plant-disease
+study had 1.7 to 3.2 times for such losses, whose pairs and triplets it embedded apart.
 
 {table(["loss", "epoch, s", "against cross-entropy"], rows)}
 

@@ -526,7 +526,8 @@ class Gallery:
             else:
                 labels = [checked_label(label)]
             for each in labels:
-                yield inspection.inspect_class(reader, self._neighbours, each)
+                _, _, found = inspection.describe_class(reader, self._neighbours, each)
+                yield found
 
     def describe(self, label: str) -> tuple[ClassSummary, list[Support], ClassInspection]:
         """A class from one view of the index: its counts, its photos in order of enrolment, and its inspection.

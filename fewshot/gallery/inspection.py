@@ -25,15 +25,6 @@ _BETWEEN_WORDS = re.compile(r"[\s_\-\u2010-\u2015]+")  # spaces, underscores, hy
 N_NAMED = 3  # photos that a warning names before it counts the rest
 
 
-def inspect_class(reader: Reader, neighbours: Neighbours, label: str) -> ClassInspection:
-    """One class, from inside.
-
-    Raises:
-        UnknownLabelError: there is no such class.
-    """
-    return describe_class(reader, neighbours, label)[2]
-
-
 def describe_class(
     reader: Reader, neighbours: Neighbours, label: str
 ) -> tuple[ClassSummary, list[Support], ClassInspection]:

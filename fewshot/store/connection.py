@@ -50,8 +50,7 @@ class Store(Transactions):
         self.path = folder / FILE_NAME
         self.name = folder.name or str(folder)
         self._timeout_s = timeout_s
-        self._file: tuple[int, int] | None = None  # the device and number of the file that has been looked at
-        self._may_make = create
+        self._file: tuple[int, int] | None = None  # the device and number of the file that was opened
         if create:
             self._make_folder()
         elif not self.path.is_file():
@@ -67,7 +66,6 @@ class Store(Transactions):
         try:
             with self._connect(write=False) as connection:
                 self._check_format(connection, create)
-            self._may_make = False
         except BaseException:
             self._engine.dispose()
             raise
@@ -83,6 +81,8 @@ class Store(Transactions):
 
         Raises:
             IndexLockedError: another process has been writing for longer than the timeout.
+            IndexMissingError: the file has been moved or removed since it was opened.
+            NotAnIndexError: it has been replaced by a file that is no index of this format.
             DiskFullError: nothing of the change is kept.
         """
         with self._connect(write=True) as connection, self._attached(connection, beside), connection.begin():
@@ -166,8 +166,7 @@ class Store(Transactions):
 
     def _check_format(self, connection: sa.Connection, create: bool) -> None:
         with connection.begin():
-            owner = int(connection.exec_driver_sql("PRAGMA application_id").scalar_one())
-            version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            owner, version = _owner_and_version(connection)
             n_tables = int(connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
         if owner == 0 and n_tables == 0:  # a new file, or one whose maker was killed before its first commit
             if not create:
@@ -228,8 +227,8 @@ class Store(Transactions):
         return connection.execution_options(**{WRITES: write})
 
     def _look_before_connecting(self, *_facts: object) -> None:
-        """SQLite would make the file, and what is written into it would be in no index of anybody's."""
-        if not self._may_make:
+        """SQLite would make the file anew, and what is written into it would be in no index of anybody's."""
+        if self._file is not None:
             self._file_here()
 
     def _set_up_connection(self, connection: sqlite3.Connection, record: sa.pool.ConnectionPoolEntry) -> None:
@@ -264,10 +263,9 @@ class Store(Transactions):
 
     def _check_replaced(self, connection: sa.Connection) -> None:
         """Whether what has taken the place of the file that was opened can be used as that was."""
-        owner = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        connection.rollback()
-        if (owner, version) != (APPLICATION_ID, FORMAT_VERSION):
+        with connection.begin():
+            found = _owner_and_version(connection)
+        if found != (APPLICATION_ID, FORMAT_VERSION):
             raise NotAnIndexError(
                 f"{self.path} was replaced while it was open, by a file that is no index of format {FORMAT_VERSION}.",
                 hint="Put an index back, or start again: one of an older format is brought to this one when opened.",
@@ -309,6 +307,12 @@ class Store(Transactions):
 def entries_of(folder: Path) -> set[str]:
     """The names of what is in a folder, but for copies that are being made there."""
     return {path.name for path in folder.iterdir() if not _WORK.fullmatch(path.name)}
+
+
+def _owner_and_version(connection: sa.Connection) -> tuple[int, int]:
+    """Which program's file it is, and of which format; 0 and 0 of a new one."""
+    owner, version = (connection.exec_driver_sql(f"PRAGMA {name}") for name in ("application_id", "user_version"))
+    return int(owner.scalar_one()), int(version.scalar_one())
 
 
 def _begin(connection: sa.Connection) -> None:

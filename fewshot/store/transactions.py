@@ -31,7 +31,13 @@ class Transactions(ABC):
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
-        """One unchanging view of the index, whatever other processes write meanwhile."""
+        """One unchanging view of the index, whatever other processes write meanwhile.
+
+        Raises:
+            IndexMissingError: the index's file has been moved or removed since it was opened.
+            NotAnIndexError: it has been replaced by a file that is no index of this format.
+            DatabaseUnreachableError: the server went away.
+        """
         with self._connect(write=False) as connection, connection.begin():
             yield Reader(Place(self.name, self.place), connection)
 
@@ -41,6 +47,7 @@ class Transactions(ABC):
 
         Raises:
             IndexLockedError: another process has been writing for longer than the timeout.
+            IndexMissingError, NotAnIndexError: as `read`.
             DiskFullError: nothing of the change is kept.
             DatabaseUnreachableError: the server went away; where that was while it confirmed the change, the change
                 may have been kept.

@@ -34,8 +34,9 @@ export function answerCard(prediction, file, options, onChange) {
         readable ? bars(found) : null,
         found.covering ? covering(found.covering) : null),
       readable && found.nearest.length ? nearest(found, photo.src) : "",
-      readable ? correction(card, id, found, file, options, draw, onChange) : "",
+      readable ? correction(id, found, file, options, draw, onChange) : "",
     );
+    if (news) card.querySelector("h2").focus(); // what had the focus is gone with the form
   };
   draw(prediction);
   return card;
@@ -94,7 +95,7 @@ function nearest(found, own) {
   );
 }
 
-function correction(card, id, found, file, options, draw, onChange) {
+function correction(id, found, file, options, draw, onChange) {
   const known = h("datalist", { id: `${id}-known` });
   const input = h("input", {
     id: `${id}-label`, type: "text", required: true, maxLength: 200, autocapitalize: "none", list: `${id}-known`,
@@ -128,7 +129,6 @@ function correction(card, id, found, file, options, draw, onChange) {
         ? `Enrolled as ${isolated(report.label)}, and asked again.`
         : `It is enrolled as ${isolated(report.label)} already; asked again.`;
       draw(again[0], words);
-      card.querySelector("h2").focus(); // what had the focus is gone with the form
       onChange(`${words} The answer: ${isolated(again[0].answer)}.`);
     } catch (error) {
       say.textContent = "";
