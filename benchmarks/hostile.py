@@ -11,7 +11,6 @@ how it was said, and takes the most memory that the service and each of its deco
 
 import argparse
 import json
-import os
 import queue
 import re
 import subprocess
@@ -255,7 +254,6 @@ def cost(index: Path, photos: Path) -> dict[str, Any]:
         "seconds": {name: median(found) for name, found in seconds.items()},
         "cpu_s": {name: median(found) for name, found in cpu.items()},
         "ratio": median(guarded / plain for guarded, plain in zip(*seconds.values(), strict=True)),
-        "load_average": os.getloadavg()[0],
     }
 
 

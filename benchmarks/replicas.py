@@ -346,11 +346,9 @@ def main():
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         space = stack.enter_context(namespace())
-        before = os.getloadavg()[0]
         server = PostgresServer("max_wal_size=256MB", trusted=(f"{NETWORK}.0.0/16",))
         stack.callback(server.stop)
         result = measure(server, folder, given.seconds, space)
-    result["load_average"] = [before, os.getloadavg()[0]]
     print(json.dumps(result, indent=1))
     keep("replicas", result)
 

@@ -33,6 +33,7 @@ N_PHOTOS = 500
 N_CLIENTS = 32
 N_OVERLOAD = 256
 OVERLOAD_S = 45
+REST_S = 10  # behind the overload, before the memory is looked at
 BIG = (4000, 3000)
 N_BIG = 12
 
@@ -171,6 +172,7 @@ def overload(index: Path, folder: Path, work: Path) -> dict[str, Any]:
         status, _ = service.post(request_bytes("127.0.0.1", photo), "/v1/query")
         after_s = time.monotonic() - started
         assert status == 200, status
+        time.sleep(REST_S)
         memory_after = service.memory_mb()
         # Once more, to be killed right behind an acknowledgement.
         status, body = service.post(request_bytes("127.0.0.1", photo), "/v1/classes/under-load/supports", word)
@@ -192,6 +194,7 @@ def overload(index: Path, folder: Path, work: Path) -> dict[str, Any]:
         "lost": len(set(acknowledged) - there),
         "peak_memory_mb": peak,
         "memory_after_mb": memory_after,
+        "memory_after_s": REST_S,
         "answer_after_s": after_s,
     }
 
@@ -237,8 +240,7 @@ def main() -> None:
             ("overload", lambda: overload(index, photos, work)),
         ):
             if name in given.only.split(","):
-                before = os.getloadavg()[0]
-                part = {**measure(), "load_average": [before, os.getloadavg()[0]]}
+                part = measure()
                 print(f"{name}\n{json.dumps(part, indent=1)}", flush=True)
                 keep_part("service", name, part)
 

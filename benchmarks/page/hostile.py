@@ -1,6 +1,6 @@
 """Hostile pictures, and what guarding against them costs."""
 
-from page.parts import result, stamp, table
+from page.parts import result, stamp, table, unquiet
 
 
 def hostile() -> str:
@@ -15,12 +15,6 @@ def hostile() -> str:
     statuses = ", ".join(f"{n:,} times {status}" for status, n in service["statuses"].items())
     memory = service["memory_mb"]
     enrolled = words["guarded"]
-    busy = cost["load_average"]
-    note = (
-        f" Other work wanted {busy:.0f} processors of the machine meanwhile: seconds are too long.\n"
-        if busy > 3
-        else ""
-    )
     return f"""## Hostile input
 
 `python benchmarks/hostile.py`: {facts["pictures"]:,} pictures that are malformed, huge, nested, polyglot or lie about
@@ -46,6 +40,7 @@ that it may at 50 megapixels; the service itself {memory["service_at_rest"]:.0f}
 
 What guarding costs where photos are sound: `fewshot query` of {cost["photos"]} photos, in turn with and without, took
 {cost["ratio"]:.2f} times as long ({cost["seconds"]["guarded"]:.1f} s and {cost["seconds"]["unguarded"]:.1f} s; CPU
-{cost["cpu_s"]["guarded"]:.1f} s and {cost["cpu_s"]["unguarded"]:.1f} s; start-up included).{note}
+{cost["cpu_s"]["guarded"]:.1f} s and {cost["cpu_s"]["unguarded"]:.1f} s; start-up included).{unquiet(facts)}
+
 {stamp(facts)}
 """

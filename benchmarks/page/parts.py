@@ -64,6 +64,16 @@ def _interval(share: dict[str, float]) -> str:
     return f"{share['share']:.1f} ({share['low']:.0f}-{share['high']:.0f})"
 
 
+def unquiet(*measured: dict[str, Any]) -> str:
+    """What times are worth that were taken while other work ran, to follow a sentence; nothing of a quiet machine."""
+    busy = next((facts["machine"]["busy"] for facts in measured if "busy" in facts["machine"]), None)
+    return (
+        f" *Times of a machine that was not quiet ({busy}); ratios of pairs in turn hold, times do not.*"
+        if busy
+        else ""
+    )
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, numbers right-aligned."""
     lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]

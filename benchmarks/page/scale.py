@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from page.parts import result, stamp, table
+from page.parts import result, stamp, table, unquiet
 
 N_SUPPORTS, N_CLASSES, QUESTIONS_PER_S = 1_000_000_000, 100_000, 10_000
 DIM, FLOAT = 1280, 4
@@ -57,18 +57,16 @@ def scale() -> str:
         ["database, embeddings", "little", f"{shards} shards"]
         + [f"{index_tb:.1f} TB of HNSW in memory, {rows_tb:.1f} TB on disk"],
     ]
-    busy = max(max(part["load_average"]) for part in (serving["load"], answers, store["search"]))
+    noise = unquiet(serving["load"], answers, store["search"], replicas)
     return f"""# How far it goes
 
 Written by `make bench` from `benchmarks/results/`; do not edit by hand. A plan for {N_SUPPORTS:,} enrolled photos in
 {N_CLASSES:,} classes and {QUESTIONS_PER_S:,} questions a second. Nothing of that size was built: these are measured
-figures of small machines, multiplied. What is assumed and not measured is said.
+figures of small machines, multiplied. What is assumed and not measured is said.{noise}
 
 ## What was measured
 
 {table(["what", "figure", "in benchmarks/results/"], measured)}
-
-Other work wanted up to {busy:.0f} processors while these were taken; CPU times suffer less from that than seconds.
 
 ## The plan
 
@@ -121,7 +119,7 @@ In this order, as an index grows:
 
 
 def _machines(cores: float) -> int:
-    return max(1, -(-int(cores) // int(CORES * BUSY)))
+    return max(2, -(-int(cores) // int(CORES * BUSY)))  # one may fail
 
 
 def _outage(replicas: dict) -> str:

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from page.parts import result, stamp, stamps, table
+from page.parts import result, stamp, stamps, table, unquiet
 
 
 def service() -> str:
@@ -22,16 +22,12 @@ def service() -> str:
     failed = ", ".join(f"{n} {name}" for name, n in sorted(over["failures"].items())) or "none"
     enrolled = ", ".join(f"{n} times {status}" for status, n in sorted(over["enrolments"].items()))
     memory = ", ".join(f"{megabytes:.0f}" for megabytes in load["memory_mb"])
-    busy = max(average for part in (load, over, start) for average in part["load_average"])
-    shared = (
-        f"Other work wanted {busy:.0f} processors of the machine meanwhile: every figure in seconds is too long.\n\n"
-    )
     first, last = start["serve_s"][0], start["serve_s"][-1]
     return f"""## The service
 
 `python benchmarks/service.py`: {load["clients"]} clients ask `fewshot serve` one photo at a time for
 {load["seconds"]:.0f} s a round; before each round `fewshot query FOLDER` answers the same {load["photos"]} photos. The
-clients run on the same cores.
+clients run on the same cores.{unquiet(start, load, over)}
 
 {table(headings, rows)}
 
@@ -41,13 +37,13 @@ Answers: {statuses}. Half of them within {load["p50_s"]:.2f} s, 99 % within {loa
 Overload, {over["clients"]} clients for {over["seconds"]} s with photos of {over["megapixels"]:.0f} megapixels
 ({over["photo_mb"]:.1f} MB): {asked}; failed connections: {failed}. One client enrolled photos meanwhile ({enrolled});
 then the service was killed (SIGKILL) right behind an acknowledgement: of {over["acknowledged"]} acknowledged photos
-{over["lost"]} were lost. Memory: at most {over["peak_memory_mb"]:.0f} MB. Behind the load a photo was answered in
-{over["answer_after_s"]:.2f} s.
+{over["lost"]} were lost. Memory: at most {over["peak_memory_mb"]:.0f} MB, and {over["memory_after_mb"]:.0f} MB
+{over["memory_after_s"]} s behind it. Behind the load a photo was answered in {over["answer_after_s"]:.2f} s.
 
 From the command to the first answer: {start["median_s"]:.2f} s ({first:.2f} to {last:.2f}, {start["n"]} times);
 `fewshot query` of the same photo, in turn with it: {median(start["query_s"]):.2f} s.
 
-{shared if busy > 3 else ""}{stamps({"Load": load, "Overload": over, "First answer": start})}
+{stamps({"Load": load, "Overload": over, "First answer": start})}
 """
 
 

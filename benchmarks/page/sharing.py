@@ -1,6 +1,6 @@
 """One index for many machines: equal answers, replicas that die, search in the database."""
 
-from page.parts import result, stamp, stamps, table
+from page.parts import result, stamp, stamps, table, unquiet
 
 
 def shared_store() -> str:
@@ -20,6 +20,7 @@ def shared_store() -> str:
     headings = ["made-up embeddings", "recall of 5 by ef_search", "exact scan, ms", "HNSW, ms", "building, s"]
     headings += ["on disk, kB a vector", "HNSW of that, kB"]
     ms = found["question_ms"]
+    noise = unquiet(found, facts["search"])
     return f"""## One index in PostgreSQL
 
 `python benchmarks/shared_store.py`: the protocol's gallery ({found["supports"]} photos) in a folder, copied into a
@@ -30,14 +31,14 @@ embeddings are asked of both. *Identical*: every label, probability, similarity 
 {table(["query set", "asked", "same label", "same matches", "identical"], rows)}
 
 A question alone, beyond its embedding: {ms["folder"]:.1f} ms from the folder, {ms["postgresql"]:.1f} ms from the
-database on the same machine, whose processes spend {found["database_cpu_ms_a_question"]:.2f} ms of CPU on it.
+database on the same machine, whose processes spend {found["database_cpu_ms_a_question"]:.2f} ms of CPU on it.{noise}
 
 Search in the database, for more photos than memory holds. *Spread* is how far photos lie from their class's mean, in
 parts of the distance between classes: the larger, the less one photo's nearest stand out.
 
 {table(headings, searched)}
 
-{_shared(found, facts["search"])}{stamps({"Answers": found, "Search": facts["search"]})}
+{stamps({"Answers": found, "Search": facts["search"]})}
 """
 
 
@@ -59,6 +60,7 @@ def replicas() -> str:
     headings = ["", "what clients met", "longest without an enrolment, s", "without an answer, s"]
     headings += ["slowest request, s", "recovery"]
     operations = ", ".join(f"{name}: {n}" for name, n in facts["operations"].items())
+    noise = unquiet(facts)
     return f"""## Three services over one database
 
 `python benchmarks/replicas.py`: three `fewshot serve` over one PostgreSQL, on the same cores as two clients that enroll
@@ -74,9 +76,9 @@ services {"give" if facts["replicas_agree"] else "do NOT give"} the same answers
 {operations}.
 
 An enrolment through one service was found by the first question to another in {spread["by_the_first_question"]} of
-{spread["n"]} cases (a question took {spread["median"]:.2f} s in the middle, {spread["longest"]:.2f} s at most).
+{spread["n"]} cases (a question took {spread["median"]:.2f} s in the middle, {spread["longest"]:.2f} s at most).{noise}
 
-{_shared(facts)}{stamp(facts)}
+{stamp(facts)}
 """
 
 
@@ -89,10 +91,3 @@ def _recovery(row: dict) -> str:
     if isinstance(back, dict):
         return f"down {row['down_s']:.1f} s, answers {min(back.values()):.1f} to {max(back.values()):.1f} s behind it"
     return f"answers {back:.1f} s after its start"
-
-
-def _shared(*measured: dict) -> str:
-    busy = max(load for facts in measured for load in facts["load_average"])
-    if busy <= 6:
-        return ""
-    return f"Other work wanted {busy:.0f} processors of the machine meanwhile: every figure in seconds is too long.\n\n"
