@@ -39,6 +39,36 @@ def test_freed_memory_that_malloc_keeps_goes_back():
     library.free(pieces[-1])
 
 
+UPLOADS = """
+import mmap, sys
+from pathlib import Path
+from fewshot.memory import give_back_large_blocks
+if sys.argv[1] == "given back":
+    assert give_back_large_blocks()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+picture = bytearray(b"x") * 30_000_000
+del picture
+before = resident()
+uploads, stay = [], []
+for _ in range(100):
+    uploads.append(bytearray(b"x") * 1_400_000)
+    stay.append(bytearray(b"x") * 2_000)
+uploads.clear()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only GNU's malloc can be told what to give back")
+def test_uploads_leave_no_holes_between_what_stays():
+    def left_behind(how):
+        done = subprocess.run([sys.executable, "-c", UPLOADS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert left_behind("as it is") > 100_000_000
+    assert left_behind("given back") < 10_000_000
+
+
 BATCHES = """
 import resource, sys
 import numpy as np

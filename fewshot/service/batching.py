@@ -14,15 +14,14 @@ from fewshot.decoding.guard import Guard
 from fewshot.embedder import Embedder, Outcome
 from fewshot.errors import BusyError, IndexChangedError, MixedEmbeddingsError
 from fewshot.gallery import Gallery
-from fewshot.memory import give_back_memory
+from fewshot.memory import give_back_large_blocks, give_back_memory
 from fewshot.records import LoadedPhoto, NamedBytes, Prediction, Question
 from fewshot.service.settings import Settings, guard_of
 from fewshot.service.threads import Threads
 
 # The speed that Retry-After is reckoned with until the first batch has been measured.
 FIRST_PHOTOS_PER_S = 20.0
-# After so long without a photo, what decoding took is given back to the system: malloc would keep it, after a burst of
-# large photos about 1 GB.
+# After so long without a photo, what is left of many small blocks is given back to the system: malloc would keep it.
 IDLE_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -106,6 +105,7 @@ class Batcher:
 
     def start(self) -> None:
         """Open the engine, in the background, and begin to answer."""
+        give_back_large_blocks()
         if self._own_guard is not None:
             self._own_guard.start()
         self._worker.start()
