@@ -39,7 +39,7 @@ def scale() -> str:
         ["a question, in the database's processes", f"{database_ms:.2f} ms of CPU, 7 statements", "shared-store.json"],
         ["an embedding in the database, its indexes with it", f"{row_kb:.1f} kB", "shared-store.json"],
         ["its HNSW entry, of that", f"{index_kb:.1f} kB", "shared-store.json"],
-        [f"recall of 5 by ef_search, {searched['vectors']:,} hard vectors", recall, "shared-store.json"],
+        [f"recall of 5 by ef_search, {searched['vectors']:,} vectors hardly in classes", recall, "shared-store.json"],
         ["one search among them: exact, HNSW", f"{searched['exact_ms']:.0f} ms, {searched['hnsw_ms']:.0f} ms"]
         + ["shared-store.json"],
         ["copied into a database and compared", f"{copy_rate:,.0f} rows a second", "shared-store.json"],
