@@ -14,12 +14,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 # A trial at small sizes keeps its results elsewhere: $FEWSHOT_RESULTS.
 RESULTS = Path(os.environ.get("FEWSHOT_RESULTS") or ROOT / "benchmarks" / "results")
 FEWSHOT = Path(sys.executable).with_name("fewshot")
 KIB_MB = 1024 / 1e6  # the system counts memory in KiB; here a MB is a million bytes, as it is of files
 SAMPLE_S = 0.5
+QUIET = 0.2  # processors that the system and what waits in it may take
 
 
 def data_folder(given: str | None = None) -> Path:
@@ -113,22 +116,10 @@ def memory_mb(pid: int | str = "self", what: str = "VmRSS") -> float:
     return int(status.split(f"{what}:")[1].split()[0]) * KIB_MB
 
 
-def _busy_processors() -> float:
-    """How many processors are at work now; averages of load would still tell of what has ended."""
-    idle, total = _ticks()
-    time.sleep(SAMPLE_S)
-    idle_then, total_then = _ticks()
-    return (os.cpu_count() or 1) * (1 - (idle_then - idle) / max(total_then - total, 1))
-
-
-def _ticks() -> tuple[int, int]:
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return fields[3] + fields[4], sum(fields)
-
-
-# Before a benchmark works: what it does itself is no other work. Processes of its own are told, and do not look again.
+# How many processors are at work before a benchmark is: what it does itself is no other work, and an average of load
+# would still tell of what has ended. Processes of its own are told, and do not look again.
 if "FEWSHOT_BUSY_BEFORE" not in os.environ:
-    os.environ["FEWSHOT_BUSY_BEFORE"] = f"{_busy_processors():.2f}"
+    os.environ["FEWSHOT_BUSY_BEFORE"] = f"{sum(psutil.cpu_percent(SAMPLE_S, percpu=True)) / 100:.2f}"
 BUSY_BEFORE = float(os.environ["FEWSHOT_BUSY_BEFORE"])
 
 
@@ -140,7 +131,7 @@ def machine() -> dict[str, Any]:
     flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
     known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
     found = {"cpu": cpu, "cores": os.cpu_count(), "features": known, "python": platform.python_version()}
-    if BUSY_BEFORE > 0.2:
+    if BUSY_BEFORE > QUIET:
         found["busy"] = f"other work took {BUSY_BEFORE:.1f} processors before the start"
     return found
 

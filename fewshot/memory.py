@@ -7,7 +7,7 @@ from typing import Any
 # mallopt(3), malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _NEVER = 2**31 - 1
-LARGE_BYTES = 256 * 1024
+_LARGE_BYTES = 256 * 1024
 
 
 def give_back_memory() -> bool:
@@ -30,8 +30,7 @@ def give_back_large_blocks() -> bool:
     Source:
         mallopt(3).
     """
-    option = _function("mallopt", ctypes.c_int, ctypes.c_int)
-    return option is not None and bool(option(_M_MMAP_THRESHOLD, LARGE_BYTES))
+    return _set_options((_M_MMAP_THRESHOLD, _LARGE_BYTES))
 
 
 def keep_freed_memory() -> bool:
@@ -44,8 +43,12 @@ def keep_freed_memory() -> bool:
     Source:
         mallopt(3).
     """
-    option = _function("mallopt", ctypes.c_int, ctypes.c_int)
-    return option is not None and bool(option(_M_MMAP_MAX, 0)) and bool(option(_M_TRIM_THRESHOLD, _NEVER))
+    return _set_options((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER))
+
+
+def _set_options(*options: tuple[int, int]) -> bool:
+    mallopt = _function("mallopt", ctypes.c_int, ctypes.c_int)
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)
 
 
 @cache
