@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -634,10 +635,18 @@ def test_decoders_that_died_are_counted(client, rust):
     assert after == before + 1
 
 
-def test_the_photos_of_a_request_share_batches(gallery, leaves, tmp_path):
+def test_the_photos_of_a_request_share_batches(gallery, leaves, tmp_path, monkeypatch):
     list(gallery.enroll(class_folders(leaves(n=5))))
+    engine_type = type(gallery.embedder().open_for_many())
+    run = engine_type.run
+
+    def slow_run(*given):
+        time.sleep(0.05)  # an engine that takes no time leaves nothing to share where decoders are slow
+        return run(*given)
+
+    monkeypatch.setattr(engine_type, "run", slow_run)
     photos = sorted((tmp_path / "photos").rglob("*.png"))
     with serving(gallery, Settings(n_decoders=2)) as client:
-        client.post("/v1/query", files=files(*photos))
+        assert client.post("/v1/query", files=files(*photos)).status_code == 200
         batches = metric(client, "fewshot_batch_photos_count")["fewshot_batch_photos_count"]
     assert batches < len(photos)
